@@ -1,0 +1,321 @@
+"""From a handler and the arguments of a call to the ``Run`` that the loop works with."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from fitkit.callbacks.ema import EMA
+from fitkit.callbacks.progress_bar import ProgressBar
+from fitkit.callbacks.timer import Timer
+from fitkit.core.callback import Callback
+from fitkit.core.callback_list import CallbackList
+from fitkit.core.checks import require_count, require_number
+from fitkit.core.errors import ConfigurationError
+from fitkit.core.state import FitState
+from fitkit.core.types import BatchSource
+from fitkit.data.batches import call_model, make_split
+from fitkit.data.loaders import DataSpec, make_source, split_off_validation
+from fitkit.engine.run import EvaluationRun, FitRun, Phase
+from fitkit.engine.schedule import Schedule
+from fitkit.engine.steps import Forward, TrainStep
+from fitkit.metrics.meters import Meters
+from fitkit.runtime.device import floating_dtype, to_device
+from fitkit.runtime.precision import Precision, make_precision
+
+if TYPE_CHECKING:
+    from fitkit.nn_handler import NNHandler
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """The arguments of one call of ``fit``, checked; ``NNHandler.fit`` describes them."""
+
+    train_data: Any = None
+    epochs: int = 1
+    callbacks: tuple[Callback, ...] = ()
+    validation_data: Any = None
+    validation_split: float = 0.0
+    validate_every: int = 1
+    batch_size: int | None = None
+    shuffle: bool | None = None
+    steps_per_epoch: int | None = None
+    validation_steps: int | None = None
+    precision: str | None = None
+    gradient_accumulation_steps: int = 1
+    gradient_clipping_norm: float | None = None
+    gradient_clipping_value: float | None = None
+    ema_decay: float = 0.0
+    compile: bool = False
+    seed: int | None = None
+    progress_bar: bool = True
+    save_on_last_epoch: bool = True
+    max_steps: int | None = None
+    max_time: float | str | datetime.timedelta | None = None
+    fast_dev_run: bool = False
+    resume: Any = None
+
+    def __post_init__(self) -> None:
+        require_count("epochs", self.epochs, minimum=0)
+        for name in ("validate_every", "gradient_accumulation_steps"):
+            require_count(name, getattr(self, name))
+        for name in ("batch_size", "steps_per_epoch", "validation_steps", "max_steps"):
+            require_count(name, getattr(self, name), optional=True)
+        for name in ("gradient_clipping_norm", "gradient_clipping_value"):
+            _require_positive(name, getattr(self, name))
+        require_number("ema_decay", self.ema_decay)
+        require_number("validation_split", self.validation_split)
+        if self.seed is not None:
+            require_count("seed", self.seed, minimum=0)
+        if self.validation_split and self.validation_data is not None:
+            raise ConfigurationError(
+                "validation_split and validation_data were both given: pass one of them."
+            )
+
+    def for_fast_dev_run(self) -> FitOptions:
+        """One batch of training and one of validation, in one epoch."""
+        return replace(self, epochs=1, steps_per_epoch=1, validation_steps=1, validate_every=1)
+
+    def extra_callbacks(self, attached: Iterable[Callback]) -> list[Callback]:
+        """The callbacks that arguments stand for, as far as they are not attached already."""
+        present = list(attached)
+        extra: list[Callback] = []
+        if self.ema_decay and not _has(present, EMA):
+            extra.append(EMA(self.ema_decay))
+        if self.max_time is not None:
+            extra.append(Timer(self.max_time))
+        if self.progress_bar and not _has(present, ProgressBar):
+            extra.append(ProgressBar())
+        return extra
+
+
+def as_options(**arguments: Any) -> FitOptions:
+    """The arguments of ``fit`` as options.
+
+    Raises:
+        ConfigurationError: ``callbacks`` is not a list of callbacks, or a value is out of range.
+    """
+    callbacks = arguments.pop("callbacks")
+    if isinstance(callbacks, Callback):
+        callbacks = (callbacks,)
+    if not isinstance(callbacks, Iterable) or isinstance(callbacks, (str, bytes)):
+        raise ConfigurationError(
+            f"callbacks must be a list of Callback instances, received {callbacks!r}."
+        )
+    options = FitOptions(callbacks=tuple(callbacks), **arguments)
+    return options.for_fast_dev_run() if options.fast_dev_run else options
+
+
+def _has(callbacks: Iterable[Callback], kind: type[Callback]) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
+
+
+def _require_positive(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ConfigurationError(f"{name} must be a number above 0 or None, received {value!r}.")
+    if math.isinf(value):
+        raise ConfigurationError(f"{name} must be finite; for no clipping pass None.")
+
+
+def training_specs(handler: NNHandler, options: FitOptions) -> tuple[DataSpec, DataSpec | None]:
+    """The data to train on and the data to validate on.
+
+    Raises:
+        ConfigurationError: there is nothing to train on.
+    """
+    parts = handler.parts
+    if options.train_data is None:
+        if parts.train_data is None:
+            raise ConfigurationError(
+                "no training data: pass it to fit, or call handler.set_train_loader(...) before."
+            )
+        train = parts.train_data.override(batch_size=options.batch_size, shuffle=options.shuffle)
+    else:
+        train = DataSpec(options.train_data, options.batch_size, options.shuffle)
+    if options.validation_split:
+        return split_off_validation(train, options.validation_split)
+    if options.validation_data is not None:
+        size = None if _brings_batches(options.validation_data) else train.batch_size
+        return train, DataSpec(options.validation_data, size)
+    return train, parts.validation_data
+
+
+def _brings_batches(data: Any) -> bool:
+    """Whether a batch size would be refused: loaders and iterables of batches bring their own."""
+    return not (
+        isinstance(data, tuple) or (hasattr(data, "__getitem__") and hasattr(data, "__len__"))
+    )
+
+
+def fit_run(
+    handler: NNHandler,
+    options: FitOptions,
+    check_signals: Callable[[], None],
+    first: tuple[int, int],
+) -> FitRun:
+    """Everything that ``engine.loop.fit`` needs.
+
+    Args:
+        handler: whose parts are used.
+        options: the arguments of the call.
+        check_signals: raises what a signal asked for.
+        first: epochs and training batches done when this call began.
+    """
+    state = handler.state
+    train_spec, validation_spec = training_specs(handler, options)
+    parts = handler.parts
+    if options.compile:
+        parts.compile()
+    precision = make_precision(options.precision, parts.device)
+    schedule = Schedule(
+        parts.scheduler,
+        interval=parts.scheduler_interval,
+        monitor=parts.scheduler_monitor,
+        has_validation=validation_spec is not None,
+    )
+    forward = _forward(handler, precision, parts.train_step)
+    step = TrainStep(
+        forward,
+        parts.module,
+        parts.optimizer,
+        schedule,
+        handler.callbacks,
+        state,
+        accumulation=lambda: handler.gradient_accumulation_steps,
+        clip_norm=options.gradient_clipping_norm,
+        clip_value=options.gradient_clipping_value,
+    )
+    train = _phase(handler, train_spec, training=True, limit=options.steps_per_epoch)
+    validation = None
+    if validation_spec is not None:
+        validation = _phase(
+            handler, validation_spec, training=False, limit=options.validation_steps
+        )
+    max_steps = options.max_steps
+    return FitRun(
+        forward=_evaluation_forward(handler, precision),
+        module=parts.module,
+        averaged=lambda: _averaged(handler),
+        callbacks=handler.callbacks,
+        state=state,
+        reduce=handler.world.sum,
+        check_signals=check_signals,
+        step=step,
+        schedule=schedule,
+        train=train,
+        validation=validation,
+        validate_every=options.validate_every,
+        last_epoch=first[0] + options.epochs,
+        last_step=None if max_steps is None else first[1] + max_steps,
+        learning_rate=parts.learning_rate,
+    )
+
+
+def evaluation_run(
+    handler: NNHandler, callbacks: CallbackList, precision: str | None
+) -> EvaluationRun:
+    """Everything that ``engine.evaluation`` needs."""
+    return EvaluationRun(
+        forward=_evaluation_forward(handler, make_precision(precision, handler.device)),
+        module=handler.module,
+        averaged=lambda: _averaged(handler),
+        callbacks=callbacks,
+        state=FitState(),
+        reduce=handler.world.sum,
+        check_signals=lambda: None,
+    )
+
+
+def _averaged(handler: NNHandler) -> AbstractContextManager[None]:
+    average = handler.ema
+    return nullcontext() if average is None else average.swapped_into(handler.module)
+
+
+def _forward(
+    handler: NNHandler, precision: Precision, custom: Callable[..., Any] | None
+) -> Forward:
+    parts = handler.parts
+    state = handler.state
+    return Forward(
+        model=parts.model,
+        place=lambda batch: to_device(batch, parts.device),
+        split=make_split(parts.model_type),
+        call=call_model,
+        loss=None if parts.loss is None else parts.loss.bound(lambda: state.epoch),
+        precision=precision,
+        custom=None if custom is None else lambda batch: custom(handler, batch),
+    )
+
+
+def _evaluation_forward(handler: NNHandler, precision: Precision) -> Forward:
+    """A custom training step is used for evaluation too, unless there is something better."""
+    parts = handler.parts
+    custom = parts.evaluation_step
+    if custom is None and parts.loss is None:
+        custom = parts.train_step
+    return _forward(handler, precision, custom)
+
+
+def _phase(handler: NNHandler, spec: DataSpec, *, training: bool, limit: int | None) -> Phase:
+    return Phase(
+        _source(handler, spec, training=training),
+        Meters(handler.parts.metrics, handler.device),
+        limit,
+    )
+
+
+def _source(
+    handler: NNHandler, spec: DataSpec, *, training: bool, in_order: bool = False
+) -> BatchSource:
+    return make_source(
+        spec,
+        seed=handler.data_seed,
+        dtype=floating_dtype(handler.module),
+        training=training,
+        in_order=in_order,
+    )
+
+
+def evaluation_phase(
+    handler: NNHandler, data: Any, *, batch_size: int | None, steps: int | None, in_order: bool
+) -> Phase:
+    """One pass over ``data``, or over the validation data set before.
+
+    Raises:
+        ConfigurationError: there is no data.
+    """
+    require_count("steps", steps, optional=True)
+    if data is not None:
+        spec = DataSpec(data, batch_size)
+    elif handler.parts.validation_data is not None:
+        spec = handler.parts.validation_data.override(batch_size=batch_size, shuffle=None)
+    else:
+        raise ConfigurationError(
+            "no data to evaluate: pass it, or call handler.set_val_loader(...) before."
+        )
+    source = _source(handler, spec, training=False, in_order=in_order)
+    return Phase(source, Meters(handler.parts.metrics, handler.device), steps)
+
+
+def describe_run(
+    run: FitRun, options: FitOptions, first_epoch: int, metrics: Iterable[str], *, resumed: bool
+) -> dict[str, Any]:
+    """What callbacks read as ``params``."""
+    return {
+        "epochs": options.epochs,
+        "first_epoch": first_epoch,
+        "last_epoch": run.last_epoch,
+        "steps": run.train.num_batches,
+        "validation": run.validation is not None,
+        "validation_steps": None if run.validation is None else run.validation.num_batches,
+        "validate_every": run.validate_every,
+        "metrics": list(metrics),
+        "save_on_last_epoch": options.save_on_last_epoch,
+        "resumed": resumed,
+    }

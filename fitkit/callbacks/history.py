@@ -1,0 +1,106 @@
+"""History: every value of every epoch of a run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from fitkit.callbacks.history_plot import draw_history
+from fitkit.core.callback import Callback
+from fitkit.core.logs import Logs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NOT_A_METRIC = ("loss", "lr")
+
+
+class History(Callback):
+    """The epoch logs of the whole run, those before a restart included.
+
+    Every handler has one; ``fit`` returns it.
+
+    Attributes:
+        epoch: the epochs, from 0.
+        history: for each logged name a list of floats, as long as ``epoch``; NaN where an epoch
+            did not log the name.
+        interrupted: whether Ctrl-C ended the last ``fit``.
+    """
+
+    order = 100
+    spans_fits = True
+    state_fields: ClassVar[tuple[str, ...]] = ("epoch", "history")
+
+    def __init__(self) -> None:
+        self.epoch: list[int] = []
+        self.history: dict[str, list[float]] = {}
+        self.interrupted = False
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """Take the epoch's values."""
+        nothing = [math.nan] * len(self.epoch)
+        names = [*self.history, *(name for name in logs if name not in self.history)]
+        # new containers: a snapshot that is still being written may hold the old ones
+        self.history = {
+            name: [*self.history.get(name, nothing), logs[name] if name in logs else math.nan]
+            for name in names
+        }
+        self.epoch = [*self.epoch, epoch]
+
+    @property
+    def train_losses(self) -> list[float]:
+        """The training loss of each epoch."""
+        return list(self.history.get("loss", ()))
+
+    @property
+    def val_losses(self) -> list[float]:
+        """The validation loss of each epoch that was validated.
+
+        An epoch counts as validated if any ``val_`` value of it is a number, so that lists stay
+        aligned with each other.
+        """
+        return self._validated("val_loss")
+
+    @property
+    def train_metrics_history(self) -> dict[str, list[float]]:
+        """Every other training value by name, one per epoch; ``loss`` and ``lr`` are left out."""
+        return {
+            name: list(values)
+            for name, values in self.history.items()
+            if name not in NOT_A_METRIC and not name.startswith("val_")
+        }
+
+    @property
+    def val_metrics_history(self) -> dict[str, list[float]]:
+        """Every other validation value by its name without ``val_``, as ``val_losses``."""
+        return {
+            name.removeprefix("val_"): self._validated(name)
+            for name in self.history
+            if name.startswith("val_") and name != "val_loss"
+        }
+
+    def _validated(self, name: str) -> list[float]:
+        columns = [values for key, values in self.history.items() if key.startswith("val_")]
+        rows = zip(*columns, strict=True)
+        counts = [any(not math.isnan(value) for value in row) for row in rows]
+        return [
+            value
+            for value, is_validated in zip(self.history.get(name, ()), counts, strict=False)
+            if is_validated
+        ]
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Draw the curves: the loss and each other value in a panel, training and validation.
+
+        Args:
+            path: also write the figure there; the suffix (``.png``, ``.svg``, ``.pdf``) decides on
+                the format, the folder is made.
+
+        Returns:
+            the figure, which belongs to no window.
+
+        Raises:
+            ConfigurationError: there is nothing to draw yet, or matplotlib is not installed.
+        """
+        return draw_history(self.history, self.epoch, path)

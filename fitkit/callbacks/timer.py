@@ -1,0 +1,123 @@
+"""Timer: how long a run has trained, and when that is enough."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+import time
+from typing import Any, ClassVar
+
+from fitkit.core.callback import Callback
+from fitkit.core.errors import ConfigurationError
+from fitkit.core.logs import Logs
+
+_CLOCK = re.compile(r"(\d+):(\d{1,2}):(\d{1,2}):(\d{1,2})")
+_SECONDS_PER_UNIT = (86400, 3600, 60, 1)
+
+
+def as_seconds(duration: Any) -> float:
+    """A duration in seconds.
+
+    Args:
+        duration: a number of seconds, a ``timedelta`` or a string ``"DD:HH:MM:SS"``.
+
+    Raises:
+        ConfigurationError: it is none of these, or not above 0.
+
+    >>> as_seconds("01:00:00:30")
+    86430.0
+    """
+    seconds = math.nan
+    if isinstance(duration, datetime.timedelta):
+        seconds = duration.total_seconds()
+    elif isinstance(duration, str) and (match := _CLOCK.fullmatch(duration.strip())):
+        units = zip(match.groups(), _SECONDS_PER_UNIT, strict=True)
+        seconds = float(sum(int(count) * size for count, size in units))
+    elif isinstance(duration, (int, float)) and not isinstance(duration, bool):
+        seconds = float(duration)
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise ConfigurationError(
+            f"a duration must be a number of seconds above 0, a datetime.timedelta or a string "
+            f"'DD:HH:MM:SS', received {duration!r}."
+        )
+    return seconds
+
+
+class Timer(Callback):
+    """Measures the wall time of a run, and stops it when a duration is used up.
+
+    Time spent before a restart counts; time between the two does not. The run stops after the
+    batch in which the time is used up; a resume with a longer duration goes on.
+
+    Args:
+        duration: wall time of the run at most: seconds, a ``timedelta`` or ``"DD:HH:MM:SS"``;
+            ``None``: only measure.
+
+    Raises:
+        ConfigurationError: the duration is none of these, or not above 0.
+    """
+
+    state_fields: ClassVar[tuple[str, ...]] = ("elapsed_seconds",)
+
+    def __init__(self, duration: float | str | datetime.timedelta | None = None) -> None:
+        self.duration_seconds = None if duration is None else as_seconds(duration)
+        self.elapsed_seconds = 0.0
+        self._counted_until: float | None = None
+
+    def identity(self) -> str:
+        """The duration."""
+        return str(self.duration_seconds)
+
+    def time_elapsed(self) -> float:
+        """Seconds that the run has trained, those before a restart included."""
+        if self._counted_until is None:
+            return self.elapsed_seconds
+        return self.elapsed_seconds + time.monotonic() - self._counted_until
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the run is stopped, at least 0; ``None`` without a duration."""
+        if self.duration_seconds is None:
+            return None
+        return max(self.duration_seconds - self.time_elapsed(), 0.0)
+
+    def _count(self) -> None:
+        """Bring the saved field up to date."""
+        if self._counted_until is None:
+            return
+        now = time.monotonic()
+        self.elapsed_seconds += now - self._counted_until
+        self._counted_until = now
+
+    def _count_and_judge(self) -> None:
+        self._count()
+        if self.duration_seconds is not None and self.elapsed_seconds >= self.duration_seconds:
+            self.handler.state.stop(
+                f"Timer: the {self.duration_seconds:g} s of this run are used up", final=False
+            )
+
+    def on_train_begin(self, logs: Logs) -> None:
+        """Count from now on; a resumed run may have used its time up already."""
+        self._counted_until = time.monotonic()
+        self._count_and_judge()
+
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        """Judge."""
+        self._count_and_judge()
+
+    def on_test_batch_end(self, batch: int, logs: Logs) -> None:
+        """Keep what is saved here up to date; validation is always brought to its end."""
+        self._count()
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """Judge."""
+        self._count_and_judge()
+
+    def on_exception(self, error: BaseException) -> None:
+        """Keep what is saved here up to date."""
+        self._count()
+
+    def on_train_end(self, logs: Logs) -> None:
+        """Count no further."""
+        self._count()
+        self._counted_until = None

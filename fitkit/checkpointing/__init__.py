@@ -1,0 +1,1 @@
+"""From a state dict to disk and back: schema, durable files, names, discovery."""

@@ -1,0 +1,94 @@
+"""AutoSaver: the whole state of the handler, every n epochs."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fitkit.checkpointing import naming
+from fitkit.checkpointing.saver import Saver, SaveRequest
+from fitkit.core.errors import ConfigurationError
+from fitkit.core.logs import Logs
+
+
+class AutoSaver(Saver):
+    """Saves the whole handler every ``save_interval`` epochs.
+
+    Args:
+        save_interval: epochs between saves, from 1; ``-1``: only at the end of the last epoch, also
+            when something stopped the run early; ``None`` or ``0``: off.
+        save_path: the folder, made when the first file is written.
+        save_model_name: file name with placeholders: ``epoch`` (from 1), ``global_step`` and
+            everything in the epoch's logs; ``.pth`` is appended if it is missing.
+        overwrite_last_saved: remove the previous file of this saver once the new one is durable.
+        save_on_last_epoch: save the last epoch as well, whatever the interval.
+    """
+
+    def __init__(
+        self,
+        save_interval: int | None,
+        save_path: str | Path = ".",
+        save_model_name: str = "model_epoch{epoch:02d}",
+        overwrite_last_saved: bool = False,
+        save_on_last_epoch: bool = True,
+    ) -> None:
+        self.save_interval = _checked_interval(save_interval)
+        self.save_path = Path(save_path)
+        self.save_model_name = str(save_model_name)
+        self.overwrite_last_saved = overwrite_last_saved
+        self.save_on_last_epoch = save_on_last_epoch
+        naming.placeholders(self.save_model_name)
+
+    @property
+    def folder(self) -> Path:
+        """Where the files go."""
+        return self.save_path
+
+    def identity(self) -> str:
+        """The name of its files."""
+        return self.save_model_name
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """Save if this epoch is due."""
+        last_epoch = self.params["last_epoch"]
+        is_last = self.handler.state.stopping or epoch + 1 >= last_epoch
+        if self.save_interval != -1 and not self.params.get("save_on_last_epoch", True):
+            is_last = False
+        self.save_if_due(epoch, is_last=is_last, logs=logs)
+
+    def save_if_due(self, epoch: int, *, is_last: bool, logs: Mapping[str, float]) -> None:
+        """Ask for a save after ``epoch`` (from 0), if the interval or the last epoch says so."""
+        interval = self.save_interval
+        if not interval or self.handler.state.stopped_non_finite:
+            return
+        due = interval > 0 and (epoch + 1) % interval == 0
+        if due or (is_last and (interval == -1 or self.save_on_last_epoch)):
+            self.ask(self.file_for(epoch, logs))
+
+    def file_for(self, epoch: int, logs: Mapping[str, float]) -> Path:
+        """The file of ``epoch`` (from 0)."""
+        counters = {"epoch": epoch + 1, "global_step": self.handler.state.global_step}
+        values: Mapping[str, Any] = ChainMap(counters, logs)  # type: ignore[arg-type]
+        name = naming.format_name(self.save_model_name, values, f"_epoch{epoch + 1}")
+        return self.save_path / naming.with_extension(naming.clean_name(name))
+
+    def plan(self, request: SaveRequest) -> list[Path]:
+        """With overwriting, the previous file may go."""
+        previous = self._absolute(self.last_path)
+        obsolete = super().plan(request)
+        if self.overwrite_last_saved and previous is not None and not request.preempted:
+            obsolete.append(previous)
+        return obsolete
+
+
+def _checked_interval(interval: Any) -> int | None:
+    whole = isinstance(interval, int) and not isinstance(interval, bool) and interval >= -1
+    if interval is not None and not whole:
+        raise ConfigurationError(
+            f"the save interval must be a number of epochs from 1, -1 (only the last epoch), or "
+            f"None or 0 (off); received {interval!r}."
+        )
+    checked: int | None = interval
+    return checked

@@ -1,0 +1,97 @@
+"""Names of checkpoint files: placeholders filled in, nothing outside the folder."""
+
+from __future__ import annotations
+
+import re
+import string
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from fitkit.core.errors import ConfigurationError, listed
+
+_UNSAFE = re.compile(r'[\x00-\x1f<>:"|?*\\/]')
+
+
+def placeholders(template: str) -> list[str]:
+    """The names in braces of a template.
+
+    Raises:
+        ConfigurationError: the template is no valid format string, or reaches into values.
+
+    >>> placeholders("model_{epoch:02d}_{val_loss:.3f}.pth")
+    ['epoch', 'val_loss']
+    """
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(template)]
+    except ValueError as error:
+        raise ConfigurationError(
+            f"the file name {template!r} is not a valid format string ({error}): write placeholders "
+            f"as {{epoch:02d}} or {{val_loss:.4f}}."
+        ) from error
+    names = [field for field in fields if field is not None]
+    for name in names:
+        if not name.isidentifier():
+            raise ConfigurationError(
+                f"the placeholder {name!r} in {template!r} must be a plain name such as 'epoch' or "
+                f"a logged value."
+            )
+    return names
+
+
+def format_name(template: str, values: Mapping[str, Any], fallback_suffix: str) -> str:
+    """The template with its placeholders filled in.
+
+    A missing value, or one that does not fit its format, gives the text before the first
+    placeholder with ``fallback_suffix``, and one warning that lists the names available.
+
+    >>> format_name("m_{epoch:03d}.pth", {"epoch": 7}, "_epoch7")
+    'm_007.pth'
+    """
+    names = placeholders(template)
+    missing = sorted({name for name in names if name not in values})
+    try:
+        if not missing:
+            return template.format(**{name: values[name] for name in names})
+        problem = f"has no value for {listed(missing)}"
+    except (ValueError, TypeError) as error:
+        problem = f"cannot be filled in ({error})"
+    name = fallback_name(template, fallback_suffix)
+    warnings.warn(
+        f"the checkpoint name {template!r} {problem}; available are {listed(values)}. Saving as "
+        f"{name!r} instead.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return name
+
+
+def fallback_name(template: str, suffix: str) -> str:
+    """A simpler name: what stands before the first placeholder, then ``suffix``.
+
+    >>> fallback_name("runs/model_epoch{epoch}_{val_loss:.2f}.pth", "_epoch3")
+    'runs/model_epoch3.pth'
+    """
+    folder, slash, base = template.rpartition("/")
+    head = base.split("{")[0].rstrip("_-. ")
+    head = re.sub(r"[_\-. ]*epoch$", "", head)
+    tail = re.search(r"\.[A-Za-z]\w*$", base.rpartition("}")[2])
+    extension = tail.group() if tail else ".pth"
+    folder = folder.split("{")[0]
+    return f"{folder}{slash}{head or 'checkpoint'}{suffix}{extension}"
+
+
+def clean_name(name: str) -> str:
+    """A relative name that stays in its folder: no roots, no ``..``, no characters that break it.
+
+    >>> clean_name("../../etc/pass:wd"), clean_name("a/b.pth")
+    ('etc/pass_wd', 'a/b.pth')
+    """
+    parts = [_UNSAFE.sub("_", part).strip() for part in name.replace("\\", "/").split("/")]
+    kept = [part for part in parts if part.strip(". ")]
+    return "/".join(kept) or "checkpoint"
+
+
+def with_extension(name: str, extension: str = ".pth") -> str:
+    """The name with the extension appended if it does not end with it."""
+    return name if name.endswith(extension) else f"{name}{extension}"

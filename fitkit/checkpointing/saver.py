@@ -1,0 +1,160 @@
+"""Savers ask, the snapshot is taken once at the end of the event, and one snapshot serves them all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from fitkit.checkpointing import files
+from fitkit.core.callback import Callback
+from fitkit.core.errors import Preempted, add_note
+
+PREEMPTED_NAME = "preempted.pth"
+
+
+@dataclass(frozen=True)
+class SaveRequest:
+    """A saver's wish for one file.
+
+    Attributes:
+        saver: who asks.
+        path: the file to write.
+        weights_only: only the model's weights, as they were scored.
+        score: the monitored value that led to it, or ``None``.
+        preempted: the process is about to be ended.
+    """
+
+    saver: Saver
+    path: Path
+    weights_only: bool = False
+    score: float | None = None
+    preempted: bool = False
+
+
+class Saver(Callback):
+    """What ModelCheckpoint and AutoSaver share: asking, and remembering what was written.
+
+    Files are remembered relative to ``folder``, so that a run's folder can be moved.
+    """
+
+    order = 60
+    spans_fits = True
+    writes_files = True
+    state_fields: ClassVar[tuple[str, ...]] = ("last_path", "last_step", "preempted_path")
+
+    last_path: str | None = None
+    last_step: int = -1
+    preempted_path: str | None = None
+    saves_weights_only: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """The folder below which this saver writes."""
+        raise NotImplementedError
+
+    def ask(self, path: Path, *, score: float | None = None, preempted: bool = False) -> None:
+        """Ask for ``path`` to be written when all callbacks have heard the current event.
+
+        The same file is written at most once per step.
+        """
+        if (
+            self.last_step == self.handler.state.global_step
+            and self._absolute(self.last_path) == path
+        ):
+            return
+        self.handler.request_save(
+            SaveRequest(self, path, self.saves_weights_only, score, preempted)
+        )
+
+    def plan(self, request: SaveRequest) -> list[Path]:
+        """Become what this saver is once the file is there; the files that then may go.
+
+        It must not change containers in place: the state before is put back if the write fails.
+        """
+        name = self._relative(request.path)
+        obsolete = self._absolute(self.preempted_path)
+        self.preempted_path = name if request.preempted else None
+        if not request.preempted:
+            self.last_path = name
+            self.last_step = self.handler.state.global_step
+        return [] if obsolete is None else [obsolete]
+
+    def on_exception(self, error: BaseException) -> None:
+        """Before the process is ended, one saver writes where the run stands."""
+        if isinstance(error, Preempted) and not self.saves_weights_only:
+            if not self.handler.save_is_requested:
+                self.ask(self.folder / PREEMPTED_NAME, preempted=True)
+
+    def _relative(self, path: Path) -> str:
+        return Path(os.path.relpath(path, self.folder)).as_posix()
+
+    def _absolute(self, name: str | None) -> Path | None:
+        return None if name is None else self.folder / name
+
+
+class SaveQueue:
+    """The requests of one event, and how they become files.
+
+    Args:
+        take_snapshot: the whole state, as it is written.
+        take_weights: the model's weights as they were scored.
+        announce: told each path once it is durable.
+    """
+
+    def __init__(
+        self,
+        take_snapshot: Callable[[], dict[str, Any]],
+        take_weights: Callable[[], dict[str, Any]],
+        announce: Callable[[Path], None],
+    ) -> None:
+        self._take_snapshot = take_snapshot
+        self._take_weights = take_weights
+        self._announce = announce
+        self._requests: list[SaveRequest] = []
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def add(self, request: SaveRequest) -> None:
+        """Take a request; ``settle`` answers it."""
+        self._requests.append(request)
+
+    def settle(self) -> None:
+        """Write what was asked for, then let obsolete files go, then tell everybody.
+
+        Raises:
+            SaveError: a file could not be written; the savers are as they were before they asked.
+        """
+        if not self._requests:
+            return
+        requests, self._requests = self._requests, []
+        before = [(request.saver, request.saver.state_dict()) for request in requests]
+        try:
+            obsolete = [path for request in requests for path in request.saver.plan(request)]
+            written = self._write(requests)
+        except BaseException as error:
+            for saver, state in reversed(before):
+                saver.load_state_dict(state)
+            add_note(error, "the savers' own state is as it was before this save")
+            raise
+        for path in obsolete:
+            if path not in written:
+                files.remove(path)
+        for path in written:
+            self._announce(path)
+
+    def _write(self, requests: list[SaveRequest]) -> list[Path]:
+        """Each content is serialized once; further names of it are links or copies."""
+        written: list[Path] = []
+        for weights_only, take in ((False, self._take_snapshot), (True, self._take_weights)):
+            same = dict.fromkeys(r.path for r in requests if r.weights_only == weights_only)
+            paths = [path for path in same if path not in written]
+            if paths:
+                files.write(take(), paths[0])
+                for path in paths[1:]:
+                    files.duplicate(paths[0], path)
+            written += paths
+        return written

@@ -1,0 +1,250 @@
+"""CallbackList: who hears what, in which order, and whose state is whose."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from fitkit.core.callback import Callback
+from fitkit.core.errors import CheckpointError, ConfigurationError, add_note, listed
+from fitkit.core.event import Event
+
+__all__ = ["CallbackList", "Event"]
+
+
+Hook = Callable[..., None]
+
+
+class CallbackList:
+    """Callbacks in the order in which they hear events.
+
+    A table of the hooks that are really overridden is built once, so an event that nobody listens
+    to costs one lookup.
+    """
+
+    def __init__(self, callbacks: Iterable[Callback] = ()) -> None:
+        self._callbacks: list[Callback] = []
+        self._restored: set[int] = set()
+        self._run = object()
+        self._departed: list[dict[str, Any]] = []
+        self.unclaimed: dict[str, dict[str, Any]] = {}
+        self._after_event: Callable[[], None] | None = None
+        self._table: dict[Event, tuple[tuple[Callback, Hook], ...]] = {}
+        self._rebuild()
+        for callback in callbacks:
+            self.add(callback)
+
+    def __iter__(self) -> Iterator[Callback]:
+        return iter(tuple(self._callbacks))
+
+    def __len__(self) -> int:
+        return len(self._callbacks)
+
+    def __contains__(self, callback: object) -> bool:
+        return any(callback is known for known in self._callbacks)
+
+    def __getitem__(self, index: int) -> Callback:
+        return self._callbacks[index]
+
+    def add(self, callback: Callback) -> None:
+        """Add a callback; a state in a loaded checkpoint that is plainly its own is given to it.
+
+        Raises:
+            ConfigurationError: it is not a ``Callback`` instance, or is already here.
+        """
+        if isinstance(callback, type) and issubclass(callback, Callback):
+            name = callback.__name__
+            raise ConfigurationError(
+                f"expected a Callback instance, received the class {name}: write {name}(...)."
+            )
+        if not isinstance(callback, Callback):
+            raise ConfigurationError(
+                f"expected a fitkit Callback, received {type(callback).__name__}: subclass "
+                f"fitkit.Callback, or use LambdaCallback for plain functions."
+            )
+        if callback in self:
+            raise ConfigurationError(f"callback {callback.name!r} was already added: add it once.")
+        self._callbacks.append(callback)
+        self._rebuild()
+        try:
+            self._claim_exact(callback)
+        except BaseException:
+            self.remove(callback)
+            raise
+
+    def remove(self, callback: Callback) -> None:
+        """Remove a callback.
+
+        Raises:
+            ConfigurationError: it is not here.
+        """
+        if callback not in self:
+            raise ConfigurationError(
+                f"callback {getattr(callback, 'name', callback)!r} is not attached; attached are "
+                f"{listed(known.name for known in self._callbacks)}."
+            )
+        self._callbacks = [known for known in self._callbacks if known is not callback]
+        self._restored.discard(id(callback))
+        self._rebuild()
+
+    def depart(self, callbacks: Iterable[Callback]) -> None:
+        """Remove the callbacks of one call of ``fit``; what they knew stays part of the state."""
+        for callback in callbacks:
+            self.remove(callback)
+            if entry := _entry(callback):
+                self._departed.append(entry)
+
+    def _rebuild(self) -> None:
+        self._callbacks.sort(key=lambda callback: callback.order)
+        self._table = {
+            event: tuple(
+                (callback, getattr(callback, event.value))
+                for callback in self._callbacks
+                if _overrides(callback, event)
+            )
+            for event in Event
+        }
+
+    def bind(
+        self, handler: Any, params: Mapping[str, Any], after_event: Callable[[], None] | None
+    ) -> None:
+        """Introduce the callbacks to the handler that runs them.
+
+        Args:
+            handler: what ``callback.handler`` will be.
+            params: what ``callback.params`` will be.
+            after_event: called each time all callbacks have heard an event.
+        """
+        for callback in self._callbacks:
+            callback.handler = handler
+            callback.params = params
+        self._after_event = after_event
+        self._rebuild()
+
+    def listens(self, event: Event) -> bool:
+        """Whether any callback overrides the hook of ``event``."""
+        return bool(self._table[event])
+
+    def fire(self, event: Event, *args: Any) -> None:
+        """Let every callback that overrides the hook hear ``event``, in order."""
+        hooks = self._table[event]
+        if not hooks:
+            return
+        for callback, hook in hooks:
+            try:
+                hook(*args)
+            except BaseException as error:
+                add_note(error, f"raised by callback {callback.name!r} in {event.value}")
+                raise
+        if self._after_event is not None:
+            self._after_event()
+
+    def fire_to_all(self, event: Event, *args: Any) -> list[BaseException]:
+        """As ``fire``, but an error in one hook keeps no other callback from hearing the event."""
+        errors: list[BaseException] = []
+        for callback, hook in self._table[event]:
+            try:
+                hook(*args)
+            except BaseException as error:  # noqa: BLE001  all must hear it; the caller raises
+                add_note(error, f"raised by callback {callback.name!r} in {event.value}")
+                errors.append(error)
+        if self._after_event is not None:
+            try:
+                self._after_event()
+            except BaseException as error:  # noqa: BLE001  as above
+                errors.append(error)
+        return errors
+
+    def begin(self) -> None:
+        """Before the first hook of a ``fit``: give waiting states to their owners, reset the rest.
+
+        States for which no owner is attached are named in one warning and kept.
+        """
+        for callback in self._callbacks:
+            callback.remember_initial_state()
+        self._claim_by_name()
+        for callback in self._callbacks:
+            goes_on = callback.spans_fits and callback.run is self._run
+            if id(callback) not in self._restored and not goes_on:
+                callback.reset()
+            callback.run = self._run
+        self._departed = []
+        self._restored.clear()
+        if self.unclaimed:
+            warnings.warn(
+                f"the checkpoint holds the state of callbacks that are not attached: "
+                f"{listed(self.unclaimed)}. They are kept and saved again; attach the callbacks to "
+                f"go on with them.",
+                stacklevel=2,
+            )
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """The states of the callbacks, of those that departed, and of those that nobody claimed."""
+        states: dict[str, dict[str, Any]] = {}
+        for callback in self._callbacks:
+            if entry := _entry(callback):
+                states[_free_key(callback.name, states)] = entry
+        for kept in (*self._departed, *self.unclaimed.values()):
+            states[_free_key(kept["name"], states)] = kept
+        return states
+
+    def load_state_dict(self, states: Mapping[str, dict[str, Any]]) -> None:
+        """Keep states until their owners are known; those attached already are looked at now."""
+        self.unclaimed = {key: dict(entry) for key, entry in states.items()}
+        self._restored.clear()
+        for callback in self._callbacks:
+            self._claim_exact(callback)
+
+    def _claim_exact(self, callback: Callback) -> None:
+        for key, entry in self.unclaimed.items():
+            if entry["name"] == callback.name and entry["identity"] == callback.identity():
+                self._give(key, callback)
+                return
+
+    def _claim_by_name(self) -> None:
+        """States whose configuration has changed go to the callbacks of their name, in order."""
+        for callback in self._callbacks:
+            if id(callback) not in self._restored:
+                self._claim_exact(callback)
+        for callback in self._callbacks:
+            same_name = (key for key, e in self.unclaimed.items() if e["name"] == callback.name)
+            key = next(same_name, None)
+            if key is not None and id(callback) not in self._restored:
+                self._give(key, callback)
+
+    def _give(self, key: str, callback: Callback) -> None:
+        callback.remember_initial_state()
+        try:
+            callback.load_state_dict(self.unclaimed[key]["state"])
+        except BaseException as error:
+            add_note(error, f"raised while the state of callback {callback.name!r} was restored")
+            raise
+        del self.unclaimed[key]
+        self._restored.add(id(callback))
+
+
+def _overrides(callback: Callback, event: Event) -> bool:
+    """Whether the hook is more than the no-op of the base class, on the class or the instance."""
+    hook = getattr(callback, event.value)
+    return getattr(hook, "__func__", hook) is not getattr(Callback, event.value)
+
+
+def _entry(callback: Callback) -> dict[str, Any] | None:
+    """A callback's state with whose it is; ``None`` if it keeps none."""
+    state: object = callback.state_dict()
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"state_dict of callback {callback.name!r} must return a dict, received "
+            f"{type(state).__name__}: return {{}} if there is nothing to keep."
+        )
+    if not state:
+        return None
+    return {"name": callback.name, "identity": callback.identity(), "state": state}
+
+
+def _free_key(name: str, taken: Mapping[str, Any]) -> str:
+    key, number = name, 2
+    while key in taken:
+        key, number = f"{name}_{number}", number + 1
+    return key

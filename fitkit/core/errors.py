@@ -1,0 +1,79 @@
+"""The few kinds of error that fitkit raises, and how their sentences are made.
+
+Every message says what was expected, what was received, and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FitkitError(Exception):
+    """The parent of every error that fitkit raises on purpose."""
+
+
+class ConfigurationError(FitkitError, ValueError):
+    """An argument, a missing part, or a combination of them that cannot work."""
+
+
+class DataError(FitkitError, ValueError):
+    """Data that cannot be turned into batches, or a batch that cannot be used."""
+
+
+class MonitorError(ConfigurationError):
+    """A monitored name or mode that cannot be resolved against the logs."""
+
+
+class CheckpointError(FitkitError, RuntimeError):
+    """A checkpoint that cannot be used as asked."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """A checkpoint path that does not exist."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A file that is truncated, altered, or no checkpoint at all."""
+
+
+class UnsafeCheckpointError(DamagedCheckpointError):
+    """A file that holds something other than tensors and plain types."""
+
+
+class SaveError(CheckpointError, OSError):
+    """A checkpoint that could not be written; every earlier file is as it was."""
+
+
+class Preempted(SystemExit):
+    """The process was asked to end (SIGTERM); its exit code is 128 plus the signal's number."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(128 + signal_number)
+        self.signal_number = signal_number
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Attach a line to an error, as ``BaseException.add_note`` does from Python 3.11 on."""
+    notes = list(getattr(error, "__notes__", ()))
+    if note not in notes:
+        error.__notes__ = [*notes, note]  # type: ignore[attr-defined]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that offers the closest known name, or an empty string.
+
+    >>> did_you_mean("val_los", ["loss", "val_loss"])
+    " Did you mean 'val_loss'?"
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as they stand in a sentence: sorted, quoted, ``none`` if there are none.
+
+    >>> listed({"b", "a"})
+    "'a', 'b'"
+    """
+    return ", ".join(repr(name) for name in sorted(names)) or "none"

@@ -1,0 +1,146 @@
+"""Monitor: which of two values is better. The only place that decides it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fitkit.core.checks import require_number
+from fitkit.core.errors import MonitorError, did_you_mean, listed
+
+# fmt: off
+_LOWER_IS_BETTER = frozenset(
+    (
+        "loss", "losses", "error", "errors", "err", "mse", "mae", "rmse", "mape", "msle", "nll",
+        "bpd", "bpc", "crossentropy", "entropy", "perplexity", "ppl", "wer", "cer", "fid", "kl",
+        "brier", "ece", "hinge", "deviation", "distance", "regret",
+    )
+)
+_HIGHER_IS_BETTER = frozenset(
+    (
+        "acc", "accuracy", "auc", "auroc", "auprc", "roc", "precision", "recall", "sensitivity",
+        "specificity", "f1", "f2", "fbeta", "fmeasure", "iou", "miou", "jaccard", "dice", "map",
+        "ap", "bleu", "rouge", "meteor", "r2", "r2score", "score", "psnr", "ssim", "kappa", "mcc",
+        "correlation", "pearson", "spearman", "reward", "return", "top1", "top5", "topk",
+        "similarity", "likelihood",
+    )
+)
+# fmt: on
+_PREFIXES = ("val_", "train_", "test_")
+
+
+def resolve_mode(name: str, mode: str) -> str:
+    """``"min"`` or ``"max"`` for a monitored name.
+
+    ``"auto"`` knows loss-like names and error measures (min) and accuracy-like scores (max), with
+    or without ``val_``; the last word of the name that is known decides, and a ``neg`` or
+    ``negative`` in it turns the decision around.
+
+    Raises:
+        MonitorError: the mode is unknown, or ``"auto"`` does not know the name.
+
+    >>> resolve_mode("val_top_5_accuracy", "auto"), resolve_mode("rmse", "auto")
+    ('max', 'min')
+    """
+    if mode in ("min", "max"):
+        return mode
+    if mode != "auto":
+        suggestion = did_you_mean(mode, ["auto", "min", "max"]) if isinstance(mode, str) else ""
+        raise MonitorError(f"mode must be 'auto', 'min' or 'max', received {mode!r}.{suggestion}")
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    lower, higher = ("max", "min") if {"neg", "negative"} & set(words) else ("min", "max")
+    for word in reversed(words):
+        if word in _LOWER_IS_BETTER or word.endswith(("loss", "error")):
+            return lower
+        if word in _HIGHER_IS_BETTER or word.endswith(("accuracy", "score")):
+            return higher
+    raise MonitorError(
+        f"mode='auto' does not know whether a higher or a lower {name!r} is better: pass "
+        f"mode='min' or mode='max'."
+    )
+
+
+class Monitor:
+    """A monitored name with its comparison.
+
+    Args:
+        name: name in the epoch logs, e.g. ``"val_loss"``.
+        mode: ``"min"``, ``"max"`` or ``"auto"`` (by name).
+        min_delta: how much a value must exceed the best one by, at least 0, in the value's units.
+
+    >>> Monitor("val_loss").is_better(0.4, than=0.5), Monitor("accuracy").is_better(0.4, than=0.5)
+    (True, False)
+    """
+
+    def __init__(self, name: str, mode: str = "auto", min_delta: float = 0.0) -> None:
+        if not isinstance(name, str) or not name:
+            raise MonitorError(
+                f"monitor must be the name of a logged value such as 'val_loss', received {name!r}."
+            )
+        require_number("min_delta", min_delta)
+        self.name = name
+        self.mode = resolve_mode(name, mode)
+        self.min_delta = abs(float(min_delta))
+
+    def is_better(self, value: float, than: float | None) -> bool:
+        """Whether ``value`` strictly beats ``than`` (``None``: there is no best yet).
+
+        A value that is not finite is never better.
+        """
+        if not math.isfinite(value):
+            return False
+        if than is None:
+            return True
+        if self.mode == "min":
+            return value < than - self.min_delta
+        return value > than + self.min_delta
+
+    def sort_key(self, value: float) -> float:
+        """A key that sorts values from best to worst."""
+        return value if self.mode == "min" else -value
+
+    def read(
+        self, logs: Mapping[str, float], params: Mapping[str, Any], owner: str
+    ) -> float | None:
+        """The fresh value at an epoch's end, or ``None`` while validation has yet to bring it.
+
+        Raises:
+            MonitorError: the name is not in the logs and cannot appear later.
+        """
+        if self.name in logs:
+            return logs[self.name]
+        validated = any(name.startswith("val_") for name in logs)
+        if self.name.startswith("val_") and params.get("validation", False) and not validated:
+            return None
+        raise MonitorError(self.not_logged(logs, owner))
+
+    def check_possible(self, params: Mapping[str, Any], owner: str) -> None:
+        """Fail before the first batch where the name can never appear.
+
+        Raises:
+            MonitorError: a ``val_`` name in a fit without validation data.
+        """
+        if self.name.startswith("val_") and params.get("validation") is False:
+            raise MonitorError(
+                f"{owner} monitors {self.name!r}, but this fit has no validation: pass "
+                f"validation_data= or validation_split=, call set_val_loader, or monitor another "
+                f"of {listed(['loss', *params.get('metrics', ())])}."
+            )
+
+    def not_logged(self, logs: Mapping[str, float], owner: str) -> str:
+        """The sentence for a name that the logs do not hold."""
+        return (
+            f"{owner} monitors {self.name!r}, which is not logged; logged are {listed(logs)}."
+            + did_you_mean(self.name, logs)
+            + ("" if _has_known_prefix(self.name) else _offer_validation(self.name, logs))
+        )
+
+
+def _has_known_prefix(name: str) -> bool:
+    return name.startswith(_PREFIXES)
+
+
+def _offer_validation(name: str, logs: Mapping[str, float]) -> str:
+    return f" Did you mean 'val_{name}'?" if f"val_{name}" in logs else ""

@@ -1,0 +1,67 @@
+"""Nested containers of values: tuples, lists, named tuples and mappings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+
+def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The same nesting with every leaf (whatever is no container) replaced by its image.
+
+    A ``PackedSequence`` is a leaf: its parts belong on different devices.
+    """
+    if isinstance(tree, PackedSequence):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        mapped = {key: map_leaves(function, value) for key, value in tree.items()}
+        return mapped if type(tree) is dict else _rebuild_mapping(tree, mapped)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_leaves(function, value) for value in tree))
+    if isinstance(tree, (tuple, list)):
+        return type(tree)([map_leaves(function, value) for value in tree])
+    return function(tree)
+
+
+def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """The same nesting with every tensor replaced by ``function(tensor)``; other leaves stay."""
+    return map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def _rebuild_mapping(tree: Mapping[Any, Any], mapped: dict[Any, Any]) -> Any:
+    try:
+        return type(tree)(mapped)  # type: ignore[call-arg]  # a Mapping need not take one
+    except TypeError:
+        return mapped
+
+
+def iterate_leaves(tree: Any) -> Iterator[Any]:
+    """Every leaf of a nesting, in order."""
+    if isinstance(tree, PackedSequence):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from iterate_leaves(value)
+    elif isinstance(tree, (tuple, list)):
+        for value in tree:
+            yield from iterate_leaves(value)
+    else:
+        yield tree
+
+
+def iterate_tensors(tree: Any) -> Iterator[Tensor]:
+    """Every tensor of a nesting, in order."""
+    return (leaf for leaf in iterate_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def leading_size(tree: Any) -> int | None:
+    """The number of samples in a batch: the first dimension of the first tensor that has one."""
+    for leaf in iterate_leaves(tree):
+        if isinstance(leaf, PackedSequence):
+            return int(leaf.batch_sizes[0])
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            return int(leaf.shape[0])
+    return None

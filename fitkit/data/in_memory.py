@@ -1,0 +1,150 @@
+"""Tensors and arrays in memory, fetched a batch at a time by indexing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from fitkit.core.errors import DataError
+from fitkit.core.tree import iterate_leaves, map_leaves, map_tensors
+from fitkit.data.batches import TARGET_KEYS
+from fitkit.data.order import epoch_order
+
+
+class InMemorySource:
+    """Batches of tensors that share their first dimension.
+
+    Args:
+        tensors: a nesting of tensors, each of shape ``(samples, ...)``.
+        batch_size: samples per batch; the last batch may be short.
+        shuffle: a new order each pass, a function of ``(seed, epoch)``.
+        seed: the seed of that order.
+        drop_last: leave out a short last batch.
+    """
+
+    def __init__(
+        self,
+        tensors: Any,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        self._tensors = tensors
+        self._batch_size = batch_size
+        self._shuffle = shuffle
+        self._seed = seed
+        self.num_samples = common_length(tensors)
+        full, rest = divmod(self.num_samples, batch_size)
+        self._num_batches = full if drop_last or not rest else full + 1
+
+    @property
+    def num_batches(self) -> int | None:
+        """Batches of one pass."""
+        return self._num_batches
+
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The batches of pass ``epoch`` from batch ``start`` on, each a copy of its samples."""
+        order = epoch_order(self.num_samples, self._seed, epoch) if self._shuffle else None
+        for number in range(start, self._num_batches):
+            samples = slice(number * self._batch_size, (number + 1) * self._batch_size)
+            yield self._batch(samples if order is None else order[samples])
+
+    def _batch(self, samples: slice | Tensor) -> Any:
+        if isinstance(samples, slice):
+            # a view would let a model that works in place change the user's data
+            return map_tensors(lambda tensor: tensor[samples].clone(), self._tensors)
+        return map_tensors(lambda tensor: tensor[samples.to(tensor.device)], self._tensors)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the order is a function of the seed and the epoch."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to take over."""
+
+
+def common_length(arrays: Any) -> int:
+    """The first dimension that all arrays of a nesting share.
+
+    Raises:
+        DataError: they do not share one.
+    """
+    shapes = [tuple(leaf.shape) for leaf in iterate_leaves(arrays)]
+    sizes = {shape[0] if shape else None for shape in shapes}
+    size = sizes.pop() if len(sizes) == 1 else None
+    if size is None:
+        raise DataError(
+            f"arrays in memory must have the same first dimension, the number of samples; received "
+            f"the shapes {', '.join(map(str, shapes)) or 'of no array at all'}. Cut them to the "
+            f"same length."
+        )
+    return int(size)
+
+
+def is_in_memory(data: Any) -> bool:
+    """Whether ``data`` is an array, or a tuple or mapping of nothing but arrays."""
+    if isinstance(data, (Tensor, np.ndarray)):
+        return True
+    if isinstance(data, tuple):
+        return bool(data) and all(is_in_memory(value) for value in data)
+    if isinstance(data, Mapping):
+        return bool(data) and all(is_in_memory(value) for value in data.values())
+    return False
+
+
+def as_tensors(data: Any, dtype: torch.dtype) -> Any:
+    """Arrays as tensors; tensors stay as they are.
+
+    NumPy's floats become ``dtype`` and its signed integers int64, as models and losses want them;
+    unsigned bytes stay (images), except as labels: the second of a pair, or a mapping's targets.
+    """
+    if isinstance(data, tuple) and not hasattr(data, "_fields") and len(data) == 2:
+        return (_convert(data[0], dtype), _convert(data[1], dtype, labels=True))
+    if isinstance(data, Mapping):
+        return {
+            key: _convert(value, dtype, labels=key in TARGET_KEYS) for key, value in data.items()
+        }
+    return _convert(data, dtype)
+
+
+def _convert(data: Any, dtype: torch.dtype, *, labels: bool = False) -> Any:
+    return map_leaves(
+        lambda leaf: leaf if isinstance(leaf, Tensor) else _tensor_of(leaf, dtype, labels=labels),
+        data,
+    )
+
+
+def _tensor_of(array: np.ndarray[Any, Any], dtype: torch.dtype, *, labels: bool) -> Tensor:
+    kind = array.dtype.kind
+    if kind not in "biufc":
+        raise DataError(
+            f"an array of numbers was expected, received dtype {array.dtype}: encode it as numbers."
+        )
+    if (kind == "u" and (labels or array.dtype.itemsize > 1)) or kind == "i":
+        native = array.astype(np.int64, order="C", copy=False)
+    elif kind == "f":
+        # torch knows no longer floats, and no foreign byte order
+        kept = np.float64 if array.dtype.itemsize > 8 else array.dtype.type
+        native = array.astype(kept, order="C", copy=False)
+    else:
+        native = np.require(array, dtype=array.dtype.type, requirements=["C"])
+    # torch warns about memory that must not be written to
+    tensor = torch.from_numpy(native if native.flags.writeable else native.copy())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def tensors_of(dataset: Dataset[Any]) -> Any | None:
+    """The tensors behind a dataset that is nothing but tensors, else ``None``."""
+    return dataset.tensors if type(dataset) is TensorDataset else None
+
+
+def take(data: Any, index: slice) -> Any:
+    """The samples ``index`` of in-memory data."""
+    return map_leaves(lambda array: array[index], data)

@@ -1,0 +1,186 @@
+"""make_source: from anything a user may pass as data to a source of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    SequentialSampler,
+)
+
+from fitkit.core.checks import require_count
+from fitkit.core.errors import ConfigurationError, DataError
+from fitkit.core.types import BatchSource, Stateful
+from fitkit.data.batches import describe
+from fitkit.data.fetching import is_map_style, require_length
+from fitkit.data.in_memory import (
+    InMemorySource,
+    as_tensors,
+    is_in_memory,
+    tensors_of,
+)
+from fitkit.data.iterables import IterableSource, StatefulSource
+from fitkit.data.map_style import MapStyleSource
+from fitkit.data.order import EpochSampler
+from fitkit.data.spec import DataSpec, split_off_validation
+
+__all__ = ["DEFAULT_BATCH_SIZE", "DataSpec", "make_source", "split_off_validation"]
+
+DEFAULT_BATCH_SIZE = 32
+
+# Arguments of a DataLoader that decide which samples are read, and in which order.
+_ORDERING = ("sampler", "batch_sampler", "drop_last", "generator")
+
+
+def make_source(
+    spec: DataSpec, *, seed: int, dtype: torch.dtype, training: bool, in_order: bool = False
+) -> BatchSource:
+    """The source of batches for ``spec``.
+
+    Args:
+        spec: the data and how to read it.
+        seed: the seed from which order and augmentation derive.
+        dtype: what floating NumPy arrays are converted to.
+        training: whether data is shuffled where nobody said.
+        in_order: read in the data set's order, whatever a loader's sampler says, and all of it.
+
+    Raises:
+        DataError: the data is of no kind that can be read.
+        ConfigurationError: the settings do not fit the kind of data.
+    """
+    require_count("batch_size", spec.batch_size, optional=True)
+    data = spec.data
+    if in_order and not isinstance(data, DataLoader):
+        kept = {k: v for k, v in spec.loader_kwargs.items() if k not in _ORDERING}
+        spec = replace(spec, shuffle=None, loader_kwargs=kept)
+        training = False
+    if isinstance(data, DataLoader):
+        _refuse_settings(spec, "a DataLoader, which brings its own batches")
+        return _loader_source(_sequential(data) if in_order else data, seed)
+    if is_in_memory(data):
+        return _array_source(spec, as_tensors(data, dtype), seed=seed, training=training)
+    if isinstance(data, IterableDataset):
+        if spec.shuffle:
+            raise ConfigurationError(
+                "an IterableDataset decides its own order, but shuffle=True was passed: pass "
+                "shuffle=None, and shuffle inside it."
+            )
+        size = DEFAULT_BATCH_SIZE if spec.batch_size is None else spec.batch_size
+        loader = DataLoader(data, batch_size=size, **spec.loader_kwargs)
+        return IterableSource(loader, seed)
+    if is_map_style(data):
+        return _dataset_source(spec, seed=seed, training=training)
+    if isinstance(data, Iterable) and not isinstance(data, (str, bytes, Mapping)):
+        _refuse_mixture(data)
+        _refuse_settings(spec, "an iterable of batches")
+        return _iterable_source(data, seed)
+    raise DataError(
+        f"data must be arrays or tensors, a Dataset, a DataLoader or an iterable of batches; "
+        f"received {describe(data)}."
+    )
+
+
+def _array_source(spec: DataSpec, tensors: Any, *, seed: int, training: bool) -> BatchSource:
+    unknown = set(spec.loader_kwargs) - {"drop_last", "pin_memory", "num_workers"}
+    if unknown:
+        raise ConfigurationError(
+            f"data in memory is fetched without a DataLoader, so it takes no "
+            f"{', '.join(sorted(unknown))}: pass a Dataset for that."
+        )
+    return InMemorySource(
+        tensors,
+        DEFAULT_BATCH_SIZE if spec.batch_size is None else spec.batch_size,
+        shuffle=training if spec.shuffle is None else spec.shuffle,
+        seed=seed,
+        drop_last=bool(spec.loader_kwargs.get("drop_last", False)),
+    )
+
+
+def _dataset_source(spec: DataSpec, *, seed: int, training: bool) -> BatchSource:
+    kwargs = dict(spec.loader_kwargs)
+    tensors = tensors_of(spec.data)
+    if tensors is not None and not set(kwargs) - {"drop_last"}:
+        return _array_source(spec, tensors, seed=seed, training=training)
+    _refuse_contradictions(spec)
+    length = require_length(spec.data)
+    shuffle = training if spec.shuffle is None else spec.shuffle
+    if kwargs.get("batch_sampler") is None:
+        kwargs["batch_size"] = DEFAULT_BATCH_SIZE if spec.batch_size is None else spec.batch_size
+        if kwargs.get("generator") is not None:
+            kwargs["shuffle"] = shuffle and kwargs.get("sampler") is None
+        elif kwargs.get("sampler") is None and shuffle:
+            kwargs["sampler"] = EpochSampler(length, seed)
+    return MapStyleSource(DataLoader(spec.data, **kwargs), seed)
+
+
+def _loader_source(loader: DataLoader[Any], seed: int) -> BatchSource:
+    if type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset):
+        return MapStyleSource(loader, seed)
+    return _iterable_source(loader, seed)
+
+
+def _iterable_source(batches: Iterable[Any], seed: int) -> BatchSource:
+    is_stateful = isinstance(batches, Stateful)
+    return StatefulSource(batches, seed) if is_stateful else IterableSource(batches, seed)
+
+
+def _sequential(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A loader over all samples of the same data set, in its order."""
+    in_order = type(loader.sampler) is SequentialSampler and not loader.drop_last
+    has_own_batches = loader.batch_sampler is not None and loader.batch_size is None
+    if isinstance(loader.dataset, IterableDataset) or (in_order and not has_own_batches):
+        return loader
+    order: dict[str, Any] = {"batch_size": loader.batch_size}
+    if has_own_batches:
+        order = {"batch_size": getattr(loader.batch_sampler, "batch_size", DEFAULT_BATCH_SIZE)}
+    elif type(loader.sampler) is BatchSampler:
+        size = loader.sampler.batch_size
+        everything = range(require_length(loader.dataset))
+        order["sampler"] = BatchSampler(everything, size, drop_last=False)
+    return DataLoader(
+        loader.dataset,
+        **order,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context if loader.num_workers else None,
+    )
+
+
+def _refuse_contradictions(spec: DataSpec) -> None:
+    """Fail where a setting would be overruled by a sampler without a word."""
+    for name in ("sampler", "batch_sampler"):
+        given = ["shuffle"] if spec.shuffle else []
+        if name == "batch_sampler" and spec.batch_size is not None:
+            given.append("batch_size")
+        if spec.loader_kwargs.get(name) is not None and given:
+            raise ConfigurationError(
+                f"{name} decides what {' and '.join(given)} would decide: pass only one of them."
+            )
+
+
+def _refuse_mixture(data: Any) -> None:
+    """Fail for ``(array, list)``, which is no iterable of batches but was not made of arrays."""
+    if isinstance(data, tuple) and 0 < sum(map(is_in_memory, data)) < len(data):
+        raise DataError(
+            f"a tuple as data must hold arrays or tensors only, received "
+            f"{', '.join(map(describe, data))}: convert all of them to tensors; for an iterable of "
+            f"batches pass a list."
+        )
+
+
+def _refuse_settings(spec: DataSpec, kind: str) -> None:
+    given = [name for name in ("batch_size", "shuffle") if getattr(spec, name) is not None]
+    given += sorted(spec.loader_kwargs)
+    if given:
+        raise ConfigurationError(
+            f"{' and '.join(given)} cannot be set for {kind}: set it where the batches are made, "
+            f"or pass the Dataset itself."
+        )

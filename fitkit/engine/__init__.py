@@ -1,0 +1,1 @@
+"""The loop. It knows events, not callbacks; parts reach it as arguments."""

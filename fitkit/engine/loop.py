@@ -1,0 +1,141 @@
+"""The loop: fit, one epoch, one pass. Everything else is a callback."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from fitkit.core.callback_list import Event
+from fitkit.core.errors import DataError, add_note
+from fitkit.core.logs import EMPTY_LOGS, Logs
+from fitkit.core.state import Phase as EpochPhase
+from fitkit.engine.evaluation import evaluate
+from fitkit.engine.run import FitRun, Phase
+
+
+def fit(run: FitRun) -> None:
+    """Train until the call is complete or somebody stops it; the final hooks run in any case.
+
+    Raises:
+        BaseException: the first error, after ``on_exception`` and ``on_train_end`` of every
+            callback; later ones are attached to it as notes.
+    """
+    errors: list[BaseException] = []
+    try:
+        run.callbacks.fire(Event.TRAIN_BEGIN, EMPTY_LOGS)
+        while not _is_complete(run):
+            run_epoch(run)
+    except BaseException as error:
+        errors.append(error)
+        errors += run.callbacks.fire_to_all(Event.EXCEPTION, error)
+    errors += run.callbacks.fire_to_all(Event.TRAIN_END, _epoch_logs(run))
+    if errors:
+        for later in errors[1:]:
+            add_note(errors[0], f"then {type(later).__name__}: {later}")
+        raise errors[0]
+
+
+def _is_complete(run: FitRun) -> bool:
+    """Whether nothing is left to do; an epoch that has begun is always brought to its end."""
+    state = run.state
+    if state.phase is not EpochPhase.BEGIN:
+        return False
+    return state.epoch >= run.last_epoch or _must_stop(run)
+
+
+def _steps_are_used_up(run: FitRun) -> bool:
+    return run.last_step is not None and run.state.global_step >= run.last_step
+
+
+def _must_stop(run: FitRun) -> bool:
+    return run.state.stopping or _steps_are_used_up(run)
+
+
+def run_epoch(run: FitRun) -> None:
+    """One epoch from wherever it stands: begin, train, validate, end."""
+    state = run.state
+    if state.phase is EpochPhase.BEGIN:
+        state.epoch_logs = {}
+        state.contributed = {}
+        state.enter(EpochPhase.TRAIN)
+        run.train.meters.reset()
+        run.callbacks.fire(Event.EPOCH_BEGIN, state.epoch, EMPTY_LOGS)
+    if state.phase is EpochPhase.TRAIN:
+        train_pass(run)
+    if state.phase is not EpochPhase.END:
+        validation_pass(run)
+    end_epoch(run)
+
+
+def train_pass(run: FitRun) -> None:
+    """The rest of the epoch's training batches."""
+    state, callbacks = run.state, run.callbacks
+    listens_to_ends = callbacks.listens(Event.TRAIN_BATCH_END)
+    num_batches = run.train.num_batches
+    for batch in remaining(run.train, state.epoch, state.batch):
+        if _must_stop(run):  # asked for by a hook of the epoch's beginning, or before a restart
+            break
+        index = state.batch
+        callbacks.fire(Event.TRAIN_BATCH_BEGIN, index, EMPTY_LOGS)
+        state.mid_step = True
+        output, num_samples = run.step(batch, is_last=index + 1 == num_batches)
+        values = run.train.meters.update(output, num_samples)
+        state.mid_step = False
+        state.advance_batch(num_samples)
+        if _steps_are_used_up(run):
+            state.stop(f"max_steps: {run.last_step} training batches are done", final=False)
+        if listens_to_ends:
+            callbacks.fire(Event.TRAIN_BATCH_END, index, Logs(values))
+        run.check_signals()
+        if _must_stop(run):
+            break
+    if state.batch == 0:
+        raise DataError(
+            "the training data yields no batch: check that it is not empty, that drop_last does not "
+            "drop all of it, and that a generator is not used up by an earlier epoch."
+        )
+    run.step.finish()
+    state.epoch_logs = run.train.meters.compute(run.reduce)
+    state.enter(EpochPhase.VALIDATE)
+
+
+def remaining(phase: Phase, epoch: int, start: int) -> Iterator[Any]:
+    """The batches of a pass from ``start`` on, up to its limit; none is fetched in vain."""
+    stop = None if phase.limit is None else max(phase.limit - start, 0)
+    return islice(phase.source.iterate(epoch, start), stop)
+
+
+def validation_pass(run: FitRun) -> None:
+    """The rest of the validation, if this epoch has one."""
+    state = run.state
+    is_due = (state.epoch + 1) % run.validate_every == 0
+    if run.validation is not None and (is_due or state.phase is EpochPhase.TEST):
+        evaluate(run, run.validation, lambda values: _record_validation(run, values))
+    else:
+        state.enter(EpochPhase.END)
+
+
+def _record_validation(run: FitRun, values: dict[str, float]) -> None:
+    run.state.epoch_logs.update({f"val_{name}": value for name, value in values.items()})
+    run.state.enter(EpochPhase.END)
+
+
+def end_epoch(run: FitRun) -> None:
+    """Schedules first, then progress, then the hooks, so that a save goes on with the next epoch."""
+    state = run.state
+    learning_rate = run.learning_rate()
+    if learning_rate is not None:
+        state.epoch_logs["lr"] = learning_rate
+    logs = _epoch_logs(run)
+    run.schedule.after_epoch(logs)
+    epoch = state.epoch
+    state.advance_epoch()
+    run.callbacks.fire(Event.EPOCH_END, epoch, logs)
+    run.check_signals()
+
+
+def _epoch_logs(run: FitRun) -> Logs:
+    """The epoch's values and what callbacks contributed, seen live."""
+    return Logs(ChainMap(run.state.contributed, run.state.epoch_logs))

@@ -1,0 +1,269 @@
+"""What a step is: a batch becomes a loss, a loss gradients, and full windows optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fitkit.core.callback_list import CallbackList, Event
+from fitkit.core.errors import CheckpointError, ConfigurationError, DataError, add_note, listed
+from fitkit.core.logs import EMPTY_LOGS
+from fitkit.core.state import FitState
+from fitkit.core.tree import iterate_tensors, leading_size
+from fitkit.core.types import StepOutput
+
+if TYPE_CHECKING:
+    from fitkit.engine.schedule import Schedule
+    from fitkit.runtime.precision import Precision
+
+
+@dataclass
+class Forward:
+    """From a batch to its loss, in training and in evaluation alike.
+
+    Attributes:
+        model: the model as it is called.
+        place: moves a batch to the device.
+        split: a batch as ``(inputs, targets)``.
+        call: the model on inputs.
+        loss: ``(outputs, targets) -> loss``, or for score-based models ``(model, *inputs)``.
+        precision: the context of the computation.
+        custom: takes the place of everything after ``place``.
+    """
+
+    model: nn.Module
+    place: Callable[[Any], Any]
+    split: Callable[[Any], tuple[Any, Any]]
+    call: Callable[[nn.Module, Any], Any]
+    loss: Callable[..., Any] | None
+    precision: Precision
+    custom: Callable[[Any], Any] | None = None
+
+    def __call__(self, batch: Any) -> tuple[StepOutput, int]:
+        """The step's output and the number of samples in the batch."""
+        batch = self.place(batch)
+        try:
+            with self.precision.forward():
+                output = self._compute(batch)
+        except Exception as error:
+            add_note(error, f"raised by the step on a batch of {_shapes(batch)}")
+            raise
+        _require_scalar(output.loss)
+        num_samples = output.num_samples
+        if num_samples is None:
+            num_samples = leading_size(batch)
+        return output, 1 if num_samples is None else num_samples
+
+    def _compute(self, batch: Any) -> StepOutput:
+        if self.custom is not None:
+            return as_step_output(self.custom(batch))
+        inputs, targets = self.split(batch)
+        if self.loss is None:
+            raise ConfigurationError("no loss function is set: call set_loss_fn.")
+        if targets is None:
+            parts = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+            return StepOutput(self.loss(self.model, *parts))
+        outputs = self.call(self.model, inputs)
+        return StepOutput(self.loss(outputs, targets), outputs, targets)
+
+
+def as_step_output(result: Any) -> StepOutput:
+    """What a custom step returned, as a ``StepOutput``.
+
+    Raises:
+        DataError: it is neither a loss, a ``StepOutput``, nor a dict of its fields.
+    """
+    if isinstance(result, StepOutput):
+        return result
+    if isinstance(result, Tensor):
+        return StepOutput(result)
+    if isinstance(result, Mapping):
+        known = set(StepOutput.__dataclass_fields__)
+        unknown = set(result) - known
+        if "loss" in result and not unknown:
+            return StepOutput(**result)
+        raise DataError(
+            f"a step's dict needs 'loss' and may have {listed(known - {'loss'})}; received "
+            f"{listed(map(str, result))}. Put further values to log under 'logs'."
+        )
+    raise DataError(
+        f"a training step must return the loss (a scalar tensor), a StepOutput or a dict of its "
+        f"fields, received {type(result).__name__}."
+    )
+
+
+def _require_scalar(loss: Any) -> None:
+    if isinstance(loss, Tensor) and loss.ndim == 0:
+        return
+    received = (
+        f"a tensor of shape {tuple(loss.shape)}"
+        if isinstance(loss, Tensor)
+        else f"a {type(loss).__name__}"
+    )
+    raise DataError(
+        f"the loss must be a scalar tensor, received {received}: reduce it to its mean over the "
+        f"batch, for instance with .mean()."
+    )
+
+
+def _shapes(batch: Any) -> str:
+    tensors = [f"{t.dtype} {tuple(t.shape)}".replace("torch.", "") for t in iterate_tensors(batch)]
+    return ", ".join(tensors) or type(batch).__name__
+
+
+class TrainStep:
+    """A training step: forward, backward, and an optimizer step when the window is full.
+
+    A window is ``accumulation`` batches whose gradients are added. Each batch is weighted by its
+    samples, so that a window equals one large batch, also when the last one of an epoch is short.
+
+    Args:
+        forward: from a batch to its loss.
+        optimizer: the optimizer, or ``None`` where a custom step brings its own.
+        schedule: the learning-rate schedule.
+        callbacks: who hears of optimizer steps.
+        state: the run's counters.
+        accumulation: batches per window, at least 1; read anew at each window.
+        clip_norm: largest total 2-norm of the gradients, or ``None``.
+        clip_value: largest absolute value of a gradient, or ``None``.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        module: nn.Module,
+        optimizer: Optimizer | None,
+        schedule: Schedule,
+        callbacks: CallbackList,
+        state: FitState,
+        *,
+        accumulation: Callable[[], int],
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+    ) -> None:
+        self._forward = forward
+        self._module = module
+        self._optimizer = optimizer
+        self._precision = forward.precision
+        self._schedule = schedule
+        self._callbacks = callbacks
+        self._state = state
+        self._accumulation = accumulation
+        self._clip_norm = clip_norm
+        self._clip_value = clip_value
+        self._close_window()
+
+    def __call__(self, batch: Any, *, is_last: bool) -> tuple[StepOutput, int]:
+        """Train on one batch; the epoch's last one closes the window even when it is short."""
+        output, num_samples = self._forward(batch)
+        if not output.backward:
+            self._count_step()
+            return output, num_samples
+        size = self._accumulation()
+        if size == 1:
+            self._backward(output.loss)
+            self._take_step()
+            return output, num_samples
+        if self._batches == 0:
+            self._expected = size * num_samples
+        self._backward(output.loss * (num_samples / self._expected))
+        self._batches += 1
+        self._samples += num_samples
+        if self._batches >= size or is_last:
+            self._take_step()
+        return output, num_samples
+
+    def finish(self) -> None:
+        """Step on what a window holds that no further batch will fill."""
+        if self._batches:
+            self._take_step()
+
+    def _backward(self, loss: Tensor) -> None:
+        if self._optimizer is None:
+            raise ConfigurationError("no optimizer is set: call set_optimizer.")
+        if not loss.requires_grad:
+            raise DataError(
+                "the loss does not depend on any parameter that requires a gradient: check that the "
+                "model is used, that its parameters are not all frozen, and that nothing detaches "
+                "the loss."
+            )
+        self._precision.backward(loss)
+
+    def _take_step(self) -> None:
+        optimizer = self._optimizer
+        if optimizer is None:
+            return
+        self._precision.unscale(optimizer)
+        if self._samples != self._expected:
+            self._scale_gradients(self._expected / self._samples)
+        self._callbacks.fire(Event.OPTIMIZER_STEP_BEGIN, self._state.optimizer_steps, EMPTY_LOGS)
+        self._clip()
+        if self._precision.step(optimizer):
+            self._count_step()
+        optimizer.zero_grad(set_to_none=True)
+        self._close_window()
+
+    def _count_step(self) -> None:
+        """An optimizer step was taken, here or by a custom step."""
+        step = self._state.optimizer_steps
+        self._state.optimizer_steps = step + 1
+        self._schedule.after_optimizer_step()
+        self._callbacks.fire(Event.OPTIMIZER_STEP_END, step, EMPTY_LOGS)
+
+    def _clip(self) -> None:
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._module.parameters(), self._clip_norm)
+        if self._clip_value is not None:
+            nn.utils.clip_grad_value_(self._module.parameters(), self._clip_value)
+
+    def _scale_gradients(self, factor: float) -> None:
+        for parameter in self._module.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
+    def _close_window(self) -> None:
+        self._batches = 0
+        self._samples = 0
+        self._expected = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The open window: its counts and the gradients added so far; empty between windows."""
+        if not self._batches:
+            return {}
+        gradients = {
+            name: parameter.grad
+            for name, parameter in self._module.named_parameters()
+            if parameter.grad is not None
+        }
+        return {
+            "batches": self._batches,
+            "samples": self._samples,
+            "expected": self._expected,
+            "gradients": gradients,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over an open window.
+
+        Raises:
+            CheckpointError: its gradients do not fit the model.
+        """
+        self._close_window()
+        parameters = dict(self._module.named_parameters())
+        for parameter in parameters.values():
+            parameter.grad = None
+        if not state_dict:
+            return
+        for name, gradient in state_dict["gradients"].items():
+            if name not in parameters or parameters[name].shape != gradient.shape:
+                raise CheckpointError(f"the saved gradient of {name!r} does not fit this model.")
+        for name, gradient in state_dict["gradients"].items():
+            parameters[name].grad = torch.empty_like(parameters[name]).copy_(gradient)
+        self._batches = state_dict["batches"]
+        self._samples = state_dict["samples"]
+        self._expected = state_dict["expected"]

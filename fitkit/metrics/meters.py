@@ -1,0 +1,277 @@
+"""Meters: the loss and the metrics of one phase, added up on the device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fitkit.core.errors import CheckpointError, DataError, listed
+from fitkit.core.logs import Deferred
+from fitkit.core.types import StepOutput
+from fitkit.metrics.metric import Metric, as_scalar
+from fitkit.metrics.stateful import StatefulMetric, accumulates
+
+# Values wait in a list and are added in one operation when so many have come: a step then costs an
+# append, not an addition on the device. Saving keeps the list as it is, so that the order of
+# additions, and with it the last bit, does not depend on when a checkpoint was made.
+FOLD_AFTER = 64
+
+
+class WeightedMean:
+    """The mean of values weighted by samples, added in float64."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._total: Tensor | None = None
+        self._weight = 0
+        self._waiting: list[tuple[Any, int]] = []
+
+    def add(self, value: Any, weight: int) -> None:
+        """Add one value (a number or a scalar tensor) with its weight in samples."""
+        self._waiting.append((value, weight))
+        if len(self._waiting) >= FOLD_AFTER:
+            self._total, self._weight = self._folded()
+            self._waiting = []
+
+    def _folded(self) -> tuple[Tensor | None, int]:
+        if not self._waiting:
+            return self._total, self._weight
+        values = self._stacked()
+        weights = torch.tensor([weight for _, weight in self._waiting], dtype=torch.float64)
+        total = (values * weights.to(values.device, non_blocking=True)).sum()
+        if self._total is not None:
+            total = total + self._total
+        return total, self._weight + sum(weight for _, weight in self._waiting)
+
+    def _stacked(self) -> Tensor:
+        values = [value for value, _ in self._waiting]
+        if all(isinstance(value, Tensor) for value in values):
+            return torch.stack(values).to(torch.float64)
+        return torch.tensor([float(value) for value in values], dtype=torch.float64)
+
+    def sums(self) -> tuple[Tensor, int]:
+        """The weighted sum (float64 scalar) and the weight, without changing anything."""
+        total, weight = self._folded()
+        return (torch.zeros((), dtype=torch.float64) if total is None else total), weight
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sum, and the values that wait to be added."""
+        return {
+            "total": self._total,
+            "weight": self._weight,
+            "waiting": self._stacked() if self._waiting else None,
+            "weights": [weight for _, weight in self._waiting],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over sums."""
+        self._total = state_dict["total"]
+        self._weight = state_dict["weight"]
+        waiting = state_dict["waiting"]
+        values = [] if waiting is None else list(waiting.unbind())
+        self._waiting = list(zip(values, state_dict["weights"], strict=True))
+
+
+class MetricSums:
+    """The summed statistics of one ``Metric``."""
+
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
+        self._sums: Tensor | None = None
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._sums = None
+
+    def add(self, statistics: Tensor) -> None:
+        """Add the statistics of one batch."""
+        statistics = statistics.detach().to(torch.float64)
+        self._sums = statistics if self._sums is None else self._sums + statistics
+
+    @property
+    def sums(self) -> Tensor | None:
+        """The sums, float64 of shape ``(statistics,)``; ``None`` if nothing was added."""
+        return self._sums
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums."""
+        return {"sums": self._sums}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over sums."""
+        self._sums = state_dict["sums"]
+
+
+Meter = WeightedMean | MetricSums | StatefulMetric
+
+
+class Meters:
+    """The loss and the metrics of one phase.
+
+    Args:
+        metrics: by name: a function ``(outputs, targets) -> mean over the batch``, a ``Metric``, or
+            an object with ``update``, ``compute`` and ``reset`` (torchmetrics), which is copied.
+        device: where outputs will be.
+    """
+
+    def __init__(self, metrics: Mapping[str, Any], device: torch.device) -> None:
+        self._device = device
+        self._loss = WeightedMean()
+        self._functions: dict[str, Callable[[Any, Any], Any]] = {}
+        self._meters: dict[str, Meter] = {}
+        for name, metric in metrics.items():
+            if isinstance(metric, Metric):
+                self._meters[name] = MetricSums(metric)
+            elif accumulates(metric):
+                self._meters[name] = StatefulMetric(name, copy.deepcopy(metric), device)
+            else:
+                self._functions[name] = metric
+                self._meters[name] = WeightedMean()
+        self._order = list(metrics)
+        self._extra: dict[str, WeightedMean] = {}
+
+    def reset(self) -> None:
+        """Begin a new phase."""
+        for meter in (self._loss, *self._meters.values()):
+            meter.reset()
+        self._extra.clear()
+
+    @torch.no_grad()
+    def update(self, output: StepOutput, num_samples: int) -> dict[str, Any]:
+        """Add one batch of ``num_samples`` samples.
+
+        Returns:
+            the batch's own values by name, as tensors or ``Deferred``: for the batch logs.
+        """
+        loss = output.loss.detach()
+        self._loss.add(loss, num_samples)
+        batch: dict[str, Any] = {"loss": loss}
+        if output.outputs is not None:
+            for name in self._order:
+                self._update_one(name, output, num_samples, batch)
+        for name, value in output.logs.items():
+            scalar = as_scalar(name, value)
+            self._extra_mean(name).add(scalar, num_samples)
+            batch[name] = scalar
+        return batch
+
+    def _update_one(
+        self, name: str, output: StepOutput, num_samples: int, batch: dict[str, Any]
+    ) -> None:
+        meter = self._meters[name]
+        if isinstance(meter, WeightedMean):
+            value = as_scalar(name, self._functions[name](output.outputs, output.targets))
+            meter.add(value, num_samples)
+            batch[name] = value
+        elif isinstance(meter, MetricSums):
+            metric, statistics = meter.metric, meter.metric.update(output.outputs, output.targets)
+            if not isinstance(statistics, Tensor) or statistics.ndim != 1:
+                raise DataError(
+                    f"update of metric {name!r} must return a tensor of shape (statistics,), "
+                    f"received {type(statistics).__name__}."
+                )
+            meter.add(statistics)
+            batch[name] = Deferred(lambda: metric.compute(statistics.to(torch.float64)))
+        else:
+            meter.update(output.outputs, output.targets)
+
+    def _extra_mean(self, name: str) -> WeightedMean:
+        if name in self._meters or name == "loss":
+            raise DataError(
+                f"the training step logs {name!r}, which is also the name of the loss or a metric: "
+                f"choose another name."
+            )
+        return self._extra.setdefault(name, WeightedMean())
+
+    def compute(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
+        """The values over everything added, read from the device in one go.
+
+        Args:
+            reduce: sums a float64 vector over the processes; called once, whatever the data.
+        """
+        parts: list[Tensor] = []
+        for meter in self._additive().values():
+            parts.append(self._statistics(meter))
+        packed = torch.cat(parts)
+        packed = (packed if reduce is None else reduce(packed)).cpu()
+        values: dict[str, float] = {}
+        offset = 0
+        for (name, meter), part in zip(self._additive().items(), parts, strict=True):
+            sums = packed[offset : offset + len(part)]
+            offset += len(part)
+            if len(part):
+                values[name] = _value(meter, sums)
+        for stateful in self._meters.values():
+            if isinstance(stateful, StatefulMetric):
+                values.update(stateful.compute())
+        return {name: values[name] for name in self._columns(values)}
+
+    def running(self) -> dict[str, float]:
+        """The values so far, for showing; metrics that accumulate by themselves are left out."""
+        values = {}
+        for name, meter in self._additive().items():
+            sums = self._statistics(meter)
+            if len(sums):
+                values[name] = _value(meter, sums.cpu())
+        return values
+
+    def _additive(self) -> dict[str, WeightedMean | MetricSums]:
+        additive: dict[str, WeightedMean | MetricSums] = {"loss": self._loss}
+        for name, meter in self._meters.items():
+            if not isinstance(meter, StatefulMetric):
+                additive[name] = meter
+        return {**additive, **self._extra}
+
+    def _statistics(self, meter: WeightedMean | MetricSums) -> Tensor:
+        if isinstance(meter, MetricSums):
+            sums = meter.sums
+            return (
+                torch.zeros(0, dtype=torch.float64, device=self._device) if sums is None else sums
+            )
+        total, weight = meter.sums()
+        return torch.stack([total.to(self._device), total.new_tensor(weight).to(self._device)])
+
+    def _columns(self, values: Mapping[str, float]) -> list[str]:
+        """Names in the order in which the metrics were added, the loss first."""
+        first = ["loss", *(name for name in self._order if name in values)]
+        return first + [name for name in values if name not in first]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything added so far."""
+        return {
+            "loss": self._loss.state_dict(),
+            "metrics": {name: meter.state_dict() for name, meter in self._meters.items()},
+            "extra": {name: meter.state_dict() for name, meter in self._extra.items()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what was added.
+
+        Raises:
+            CheckpointError: the metrics are not those that were saved.
+        """
+        saved = state_dict["metrics"]
+        if set(saved) != set(self._meters):
+            raise CheckpointError(
+                f"the checkpoint was made in the middle of an epoch with the metrics "
+                f"{listed(saved)}, this run has {listed(self._meters)}: resume with the same "
+                f"metrics, or from a checkpoint at the end of an epoch."
+            )
+        self._loss.load_state_dict(state_dict["loss"])
+        for name, meter in self._meters.items():
+            meter.load_state_dict(saved[name])
+        for name, state in state_dict["extra"].items():
+            self._extra_mean(name).load_state_dict(state)
+
+
+def _value(meter: WeightedMean | MetricSums, sums: Tensor) -> float:
+    if isinstance(meter, MetricSums):
+        return float(meter.metric.compute(sums))
+    return float(sums[0] / sums[1])

@@ -1,0 +1,108 @@
+"""The metrics that most programs need."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fitkit.core.checks import require_count, require_number
+from fitkit.core.errors import DataError
+from fitkit.metrics.metric import MeanMetric, Metric
+
+
+class Accuracy(MeanMetric):
+    """The share of right answers, in ``[0, 1]``.
+
+    Outputs of shape ``(batch, classes, ...)`` are scores of classes with targets ``(batch, ...)``
+    of class indices (or one-hot of the outputs' shape); outputs of the targets' own shape are
+    scores of a binary answer.
+
+    Args:
+        threshold: what a binary score must exceed for "yes": 0.0 for logits, 0.5 for probabilities.
+
+    >>> float(Accuracy().compute(Accuracy().update(torch.eye(3), torch.tensor([0, 1, 1]))))
+    0.6666666666666666
+    """
+
+    def __init__(self, threshold: float = 0.0) -> None:
+        require_number("threshold", threshold)
+        self.threshold = threshold
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """1 where the answer is right."""
+        if outputs.ndim == targets.ndim + 1 and outputs.shape[1] > 1:
+            return outputs.argmax(dim=1) == targets
+        if outputs.shape == targets.shape and outputs.ndim > 1 and outputs.shape[1] > 1:
+            return outputs.argmax(dim=1) == targets.argmax(dim=1)
+        if outputs.numel() == targets.numel():
+            return (outputs > self.threshold).reshape(targets.shape) == (targets > 0.5)
+        raise DataError(
+            f"Accuracy needs outputs (batch, classes, ...) with targets (batch, ...), or both of one "
+            f"shape; received {tuple(outputs.shape)} and {tuple(targets.shape)}."
+        )
+
+
+class TopKAccuracy(MeanMetric):
+    """The share of samples whose class is among the ``k`` highest scores, in ``[0, 1]``.
+
+    Args:
+        k: at least 1 and at most the number of classes. Outputs are ``(batch, classes)``, targets
+            ``(batch,)`` class indices.
+    """
+
+    def __init__(self, k: int = 5) -> None:
+        require_count("k", k)
+        self.k = k
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """1 where the class is among the first ``k``."""
+        if outputs.ndim != 2 or targets.shape != outputs.shape[:1] or outputs.shape[1] < self.k:
+            raise DataError(
+                f"TopKAccuracy(k={self.k}) needs outputs (batch, classes) with at least {self.k} "
+                f"classes and targets (batch,); received {tuple(outputs.shape)} and "
+                f"{tuple(targets.shape)}."
+            )
+        best = outputs.topk(self.k, dim=1).indices
+        return (best == targets.unsqueeze(1)).any(dim=1)
+
+
+class MeanSquaredError(MeanMetric):
+    """The mean of squared differences, in the targets' units squared."""
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The squared differences."""
+        return _difference("MeanSquaredError", outputs, targets).square()
+
+
+class MeanAbsoluteError(MeanMetric):
+    """The mean of absolute differences, in the targets' units."""
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The absolute differences."""
+        return _difference("MeanAbsoluteError", outputs, targets).abs()
+
+
+class R2Score(Metric):
+    """The coefficient of determination over all elements: 1 is perfect, 0 is the targets' mean."""
+
+    def update(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Residuals squared, targets, targets squared, and their number."""
+        residuals = _difference("R2Score", outputs, targets)
+        targets = targets.to(torch.float64)
+        count = targets.new_tensor(targets.numel())
+        return torch.stack([residuals.square().sum(), targets.sum(), targets.square().sum(), count])
+
+    def compute(self, sums: Tensor) -> Tensor:
+        """One minus the residual share of the variance."""
+        residual, total, squares, count = sums
+        variance: Tensor = squares - total * total / count
+        return 1.0 - residual / variance
+
+
+def _difference(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
+    if outputs.numel() != targets.numel():
+        raise DataError(
+            f"{name} needs outputs and targets of one shape, received {tuple(outputs.shape)} and "
+            f"{tuple(targets.shape)}."
+        )
+    return outputs.to(torch.float64).reshape(targets.shape) - targets.to(torch.float64)

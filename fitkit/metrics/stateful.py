@@ -1,0 +1,88 @@
+"""Metrics that accumulate by themselves, as torchmetrics' do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fitkit.core.errors import ConfigurationError
+from fitkit.core.logs import as_float
+from fitkit.core.tree import map_tensors
+
+
+def accumulates(metric: Any) -> bool:
+    """Whether ``metric`` has the ``update``, ``compute`` and ``reset`` of a stateful metric."""
+    return not isinstance(metric, type) and all(
+        callable(getattr(metric, name, None)) for name in ("update", "compute", "reset")
+    )
+
+
+class StatefulMetric:
+    """One accumulation (training or validation) of a metric that keeps its own sums.
+
+    Args:
+        name: its column; a metric that computes several values gives ``name_key`` for each.
+        metric: the metric, used by this accumulation alone.
+        device: where outputs will be.
+    """
+
+    def __init__(self, name: str, metric: Any, device: torch.device) -> None:
+        self.name = name
+        self._metric: Any = metric.to(device) if isinstance(metric, nn.Module) else metric
+        self._updated = False
+        if callable(getattr(metric, "persistent", None)):
+            metric.persistent(mode=True)  # torchmetrics: its sums then are in its state_dict
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._metric.reset()
+        self._updated = False
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Add one batch."""
+        self._metric.update(outputs, targets)
+        self._updated = True
+
+    def compute(self) -> dict[str, float]:
+        """Its value, or each of its values, over what was added; nothing if nothing was."""
+        if not self._updated:
+            return {}
+        value = self._metric.compute()
+        if isinstance(value, Mapping):
+            return {f"{self.name}_{key}": as_float(str(key), item) for key, item in value.items()}
+        return {self.name: as_float(self.name, value)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its sums, copied."""
+        state: Any = {}
+        if callable(getattr(self._metric, "state_dict", None)):
+            state = map_tensors(_copy, dict(self._metric.state_dict()))
+        return {"updated": self._updated, "state": state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over its sums."""
+        self.reset()
+        if state_dict["updated"]:
+            if not callable(getattr(self._metric, "load_state_dict", None)):
+                raise ConfigurationError(
+                    f"metric {self.name!r} has no load_state_dict, so an epoch cannot be resumed in "
+                    f"its middle: give {type(self._metric).__name__} state_dict and "
+                    f"load_state_dict, or make it a fitkit.Metric."
+                )
+            self._metric.load_state_dict(state_dict["state"])
+            _mark_updated(self._metric)
+        self._updated = state_dict["updated"]
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
+
+
+def _mark_updated(metric: Any) -> None:
+    """Torchmetrics counts its updates outside its state, and warns when there were none."""
+    if hasattr(metric, "_update_count"):
+        metric._update_count = max(1, metric._update_count)  # noqa: SLF001 - it has no public form
+        metric._computed = None  # noqa: SLF001

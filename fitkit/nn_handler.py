@@ -1,0 +1,692 @@
+"""NNHandler: holds the parts and gives every verb a line or two of delegation."""
+
+from __future__ import annotations
+
+import datetime
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from fitkit import snapshot
+from fitkit.assembly import as_options, evaluation_phase, evaluation_run
+from fitkit.callbacks.history import History
+from fitkit.checkpointing import loading, saving
+from fitkit.checkpointing.autosaver import AutoSaver
+from fitkit.checkpointing.references import resolve
+from fitkit.checkpointing.saver import SaveQueue, SaveRequest
+from fitkit.core import types
+from fitkit.core.callback import Callback
+from fitkit.core.callback_list import CallbackList, Event
+from fitkit.core.checks import require_count
+from fitkit.core.errors import ConfigurationError
+from fitkit.core.logs import EMPTY_LOGS
+from fitkit.core.state import FitState
+from fitkit.core.tree import map_tensors
+from fitkit.data.batches import split_inputs
+from fitkit.data.loaders import DataSpec
+from fitkit.engine import evaluation
+from fitkit.fitting import Unfinished, run_fit
+from fitkit.metrics.metric import require_metric
+from fitkit.parts import ParameterGroups, Parts
+from fitkit.runtime.averaging import WeightAverage
+from fitkit.runtime.device import resolve_device
+from fitkit.runtime.logger import make_logger
+from fitkit.runtime.rng import IsolatedStreams, draw_seed
+from fitkit.runtime.world import find_world
+
+
+class NNHandler:
+    """A model with everything it takes to train it, and the state that makes training resumable.
+
+    Args:
+        model_class: a ``torch.nn.Module`` subclass, built with ``model_kwargs``; or a ready module.
+        device: where to train; ``None``: the accelerator if there is one, else the CPU.
+        logger_mode: ``LoggingMode`` or its value: where the handler's log lines go; ``None``: to
+            the ``"fitkit"`` logger of the ``logging`` module.
+        logger_filename: the file of the FILE and BOTH modes.
+        logger_level: the lowest level that is logged.
+        save_model_code: keep the source of the model's class in checkpoints, for reading.
+        model_type: ``ModelType`` or its value: how a batch becomes a loss.
+        use_distributed: ``None``: as the launcher's environment says; ``False``: one process.
+        seed: makes the model's initial weights and everything ``fit`` draws a function of it;
+            ``None``: torch's global generator decides.
+        **model_kwargs: arguments of ``model_class``.
+
+    Raises:
+        ConfigurationError: an argument cannot be used.
+
+    >>> handler = NNHandler(nn.Linear, in_features=2, out_features=1, model_type="regression", seed=0)
+    >>> handler.set_optimizer(torch.optim.SGD, lr=0.1)
+    >>> handler.set_loss_fn(nn.MSELoss())
+    >>> history = handler.fit((torch.randn(8, 2), torch.zeros(8, 1)), epochs=2, progress_bar=False)
+    >>> sorted(history.history), history.epoch
+    (['loss', 'lr'], [0, 1])
+    """
+
+    LoggingMode: ClassVar[type[types.LoggingMode]] = types.LoggingMode
+    ModelType: ClassVar[type[types.ModelType]] = types.ModelType
+
+    def __init__(
+        self,
+        model_class: type[nn.Module] | nn.Module,
+        device: torch.device | str | None = None,
+        logger_mode: types.LoggingMode | str | None = None,
+        logger_filename: str = "NNHandler.log",
+        logger_level: int = logging.INFO,
+        save_model_code: bool = False,
+        model_type: types.ModelType | str = types.ModelType.CLASSIFICATION,
+        use_distributed: bool | None = None,
+        seed: int | None = None,
+        **model_kwargs: Any,
+    ) -> None:
+        mode = None if logger_mode is None else types.LoggingMode.parse(logger_mode)
+        self._logger = make_logger(mode, logger_filename, logger_level)
+        self._world = find_world(use_distributed)
+        if seed is not None:
+            require_count("seed", seed, minimum=0)
+        self._seed, self._data_seed = seed, seed
+        kind = types.ModelType.parse(model_type)
+        where = resolve_device(device)
+        if seed is None:
+            self.parts = Parts(model_class, model_kwargs, kind, where)
+        else:  # a seed given here must not disturb the program's own random streams
+            with IsolatedStreams(seed):
+                self.parts = Parts(model_class, model_kwargs, kind, where)
+        self._model_code = _source_of(self.module) if save_model_code else None
+        self._callbacks = CallbackList()
+        self._history = History()
+        self._callbacks.add(self._history)
+        self._state = FitState()
+        self._ema: WeightAverage | None = None
+        self._saves = SaveQueue(
+            lambda: snapshot.take(self), self.scored_weights, self._announce_save
+        )
+        self.unfinished = Unfinished()
+        self.calls_made = 0
+        self.gradient_accumulation_steps = 1
+
+    # ---- setting up -----------------------------------------------------------------------------
+
+    def set_optimizer(
+        self, cls: type[Optimizer], *, params: ParameterGroups | None = None, **kwargs: Any
+    ) -> None:
+        """Optimize the model with ``cls(parameters, **kwargs)``.
+
+        Args:
+            cls: an optimizer class.
+            params: a function from the module to parameters or parameter groups; default: all.
+            **kwargs: arguments of the class, such as ``lr``.
+        """
+        self.parts.set_optimizer(cls, kwargs, params)
+        self._give_scheduler_its_state()
+
+    def set_scheduler(
+        self,
+        cls: type[LRScheduler],
+        *,
+        interval: str = "epoch",
+        monitor: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Schedule the learning rate with ``cls(optimizer, **kwargs)``.
+
+        Args:
+            cls: a class of ``torch.optim.lr_scheduler``.
+            interval: step it after each ``"epoch"``, or each optimizer ``"step"``.
+            monitor: what ``ReduceLROnPlateau`` watches; default: ``val_loss``, or ``loss`` where
+                there is no validation.
+            **kwargs: arguments of the class without the optimizer.
+        """
+        self.parts.set_scheduler(cls, kwargs, interval, monitor)
+        self._give_scheduler_its_state()
+
+    def _give_scheduler_its_state(self) -> None:
+        if self.scheduler is not None and self.unfinished.scheduler is not None:
+            self.scheduler.load_state_dict(self.unfinished.scheduler)
+            self.unfinished.scheduler = None
+
+    def set_loss_fn(
+        self, fn: Callable[..., Any], pass_epoch_to_loss: bool = False, **kwargs: Any
+    ) -> None:
+        """Use ``fn(outputs, targets, **kwargs)``, a scalar mean over the batch, as the loss.
+
+        Args:
+            fn: a function or module; a class is built with ``kwargs`` instead. Score-based models
+                call it as ``fn(model, *inputs)``.
+            pass_epoch_to_loss: also pass ``epoch=``, from 0.
+            **kwargs: further arguments of each call.
+        """
+        self.parts.set_loss(fn, pass_epoch_to_loss, kwargs)
+
+    def set_train_loader(self, dataset: Any, **loader_kwargs: Any) -> None:
+        """Train on ``dataset`` (anything that ``fit`` takes) where ``fit`` is given no data.
+
+        Args:
+            dataset: a data set, arrays, a DataLoader or an iterable of batches.
+            **loader_kwargs: ``batch_size`` (32), ``shuffle`` (yes), or ``global_batch_size``, and
+                other arguments of ``torch.utils.data.DataLoader``.
+        """
+        self.parts.train_data = self._data_spec(dataset, loader_kwargs)
+
+    def set_val_loader(self, dataset: Any, **loader_kwargs: Any) -> None:
+        """Validate on ``dataset``; as ``set_train_loader``, but in order unless told otherwise."""
+        self.parts.validation_data = self._data_spec(dataset, loader_kwargs)
+
+    def _data_spec(self, dataset: Any, loader_kwargs: dict[str, Any]) -> DataSpec:
+        batch_size = loader_kwargs.pop("batch_size", None)
+        whole = loader_kwargs.pop("global_batch_size", None)
+        require_count("global_batch_size", whole, optional=True)
+        if batch_size is not None and whole is not None:
+            raise ConfigurationError("batch_size and global_batch_size were both given: pass one.")
+        shuffle = loader_kwargs.pop("shuffle", None)
+        size = batch_size if whole is None else whole // self._world.size
+        return DataSpec(dataset, size, shuffle, loader_kwargs)
+
+    def add_metric(self, name: str, metric: Any) -> None:
+        """Log ``metric`` as ``name``, and as ``val_name`` in validation.
+
+        Args:
+            name: its column.
+            metric: a function ``(outputs, targets) -> mean over the batch``, a ``fitkit.Metric``,
+                or a torchmetrics ``Metric``.
+        """
+        self.parts.metrics[name] = require_metric(name, metric, taken=self.parts.metrics)
+
+    def add_callback(self, callback: Callback) -> None:
+        """Attach a callback for all calls to come."""
+        self._callbacks.add(callback)
+
+    def remove_callback(self, callback: Callback) -> None:
+        """Detach a callback."""
+        self._callbacks.remove(callback)
+
+    def auto_save(
+        self,
+        interval: int | None,
+        save_path: str | Path = ".",
+        name: str = "model_epoch{epoch:02d}",
+        overwrite: bool = False,
+    ) -> None:
+        """Save the whole handler every ``interval`` epochs; a second call replaces the first.
+
+        Args:
+            interval: epochs between saves; ``-1``: only at the last epoch; ``None`` or 0: never.
+            save_path: the folder.
+            name: file name with placeholders, as in ``AutoSaver``.
+            overwrite: keep only the newest file.
+        """
+        saver = AutoSaver(interval, save_path, name, overwrite)
+        if self.auto_saver is not None:
+            self._callbacks.remove(self.auto_saver)
+        if interval:
+            self._callbacks.add(saver)
+
+    def set_train_step(
+        self, fn: Callable[..., Any], evaluation_step: Callable[..., Any] | None = None
+    ) -> None:
+        """Train with ``fn(handler, batch)`` in place of model, loss function and metrics.
+
+        Args:
+            fn: returns the loss, a ``StepOutput`` or a dict of its fields. Gradients and optimizer
+                steps follow as ever, unless it returns ``backward=False``.
+            evaluation_step: the same for evaluation; default: the loss function if one is set, else
+                ``fn``.
+        """
+        for step in (fn, evaluation_step):
+            if step is not None and not callable(step):
+                raise ConfigurationError(
+                    f"a training step must be a function (handler, batch) -> loss, received {step!r}."
+                )
+        self.parts.train_step, self.parts.evaluation_step = fn, evaluation_step
+
+    # ---- training, evaluating, predicting -------------------------------------------------------
+
+    def fit(
+        self,
+        train_data: Any = None,
+        *,
+        epochs: int = 1,
+        callbacks: Iterable[Callback] = (),
+        validation_data: Any = None,
+        validation_split: float = 0.0,
+        validate_every: int = 1,
+        batch_size: int | None = None,
+        shuffle: bool | None = None,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        precision: str | None = None,
+        use_amp: bool = False,
+        gradient_accumulation_steps: int = 1,
+        gradient_clipping_norm: float | None = None,
+        gradient_clipping_value: float | None = None,
+        ema_decay: float = 0.0,
+        compile: bool = False,  # noqa: A002 - the name that torch users know
+        seed: int | None = None,
+        progress_bar: bool = True,
+        save_on_last_epoch: bool = True,
+        max_steps: int | None = None,
+        max_time: float | str | datetime.timedelta | None = None,
+        fast_dev_run: bool = False,
+        resume: str | Path | bool | None = None,
+    ) -> History:
+        """Train.
+
+        Args:
+            train_data: a Dataset, a DataLoader, an iterable of batches, or ``(x, y)`` of tensors or
+                arrays; ``None``: the loader set before.
+            epochs: epochs that this call trains; a second call goes on from the first.
+            callbacks: attached for this call.
+            validation_data: as ``train_data``; ``None``: the loader set before, if any.
+            validation_split: the share of the training data, its end, to validate on instead.
+            validate_every: epochs between validations.
+            batch_size: samples per batch and process where fitkit makes the batches; default 32.
+            shuffle: whether to shuffle where fitkit makes the batches; default: yes.
+            steps_per_epoch: training batches per epoch; ``None``: all there are.
+            validation_steps: validation batches; ``None``: all there are.
+            precision: ``"fp32"``, ``"bf16"``, or ``"fp16"`` with loss scaling.
+            use_amp: the older spelling of ``precision="fp16"``.
+            gradient_accumulation_steps: batches whose gradients make one optimizer step.
+            gradient_clipping_norm: largest total 2-norm of the gradients.
+            gradient_clipping_value: largest absolute value of a gradient.
+            ema_decay: above 0: evaluate, predict and keep an average of the weights (``EMA``).
+            compile: run the model through ``torch.compile``.
+            seed: as in the constructor, from this call on.
+            progress_bar: show one.
+            save_on_last_epoch: ``auto_save`` also saves the last epoch.
+            max_steps: training batches that this call trains at most.
+            max_time: wall time of the whole run at most: seconds, a timedelta or "DD:HH:MM:SS".
+            fast_dev_run: try one batch of training and validation, and leave everything as it was.
+            resume: a file; a folder (its newest whole checkpoint, a fresh start if it has none);
+                ``True`` (where this call's own savers write); ``None`` (no). The interrupted call
+                itself goes on.
+
+        Returns:
+            the history of the whole run; after Ctrl-C with ``interrupted=True``.
+
+        Raises:
+            FitkitError: something is missing or does not fit.
+            SystemExit: with code 143 after SIGTERM, once a saver has saved.
+        """
+        arguments = {**locals()}
+        del arguments["self"], arguments["use_amp"]
+        if use_amp:
+            if precision not in (None, "fp16"):
+                raise ConfigurationError(
+                    f"use_amp=True means precision='fp16', but precision={precision!r}: pass one."
+                )
+            arguments["precision"] = "fp16"
+        return run_fit(self, as_options(**arguments))
+
+    def train(self, epochs: int, validate_every: int = 1, **options: Any) -> History:
+        """``fit`` on the loaders set before; ``options`` are those of ``fit``."""
+        return self.fit(epochs=epochs, validate_every=validate_every, **options)
+
+    def evaluate(
+        self,
+        data: Any = None,
+        *,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        precision: str | None = None,
+        callbacks: Iterable[Callback] = (),
+    ) -> dict[str, float]:
+        """The loss and metrics over ``data``, each sample counted once.
+
+        Args:
+            data: as in ``fit``; ``None``: the validation loader set before.
+            batch_size: samples per batch where fitkit makes the batches; default 32.
+            steps: batches at most.
+            precision: as in ``fit``.
+            callbacks: attached for this call.
+        """
+        values: dict[str, float] = {}
+        run = evaluation_run(self, self._for_one_call(callbacks), precision)
+        phase = evaluation_phase(self, data, batch_size=batch_size, steps=steps, in_order=False)
+        evaluation.evaluate(run, phase, values.update)
+        return values
+
+    def predict(
+        self,
+        data: Any,
+        *,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        precision: str | None = None,
+        callbacks: Iterable[Callback] = (),
+    ) -> Any:
+        """The model's outputs on ``data``, in the data's order, joined along the first dimension.
+
+        Args:
+            data: inputs, or inputs with targets, in any form that ``fit`` takes; the sampler of a
+                DataLoader over a map-style data set is not used, so that order is the data set's.
+            batch_size: samples per batch where fitkit makes the batches; default 32.
+            steps: batches at most.
+            precision: as in ``fit``.
+            callbacks: attached for this call.
+
+        Returns:
+            tensors on the CPU, nested as the model's outputs.
+        """
+        run = evaluation_run(self, self._for_one_call(callbacks), precision)
+        phase = evaluation_phase(self, data, batch_size=batch_size, steps=steps, in_order=True)
+        return evaluation.predict(run, phase, split_inputs)
+
+    def _for_one_call(self, callbacks: Iterable[Callback]) -> CallbackList:
+        """The handler's callbacks and those of one evaluation."""
+        if self.unfinished.run is not None and not callbacks:
+            return self._callbacks
+        listeners = CallbackList([*self._callbacks, *callbacks])
+        for callback in callbacks:
+            callback.handler = self
+        for callback in self._callbacks:
+            callback.handler = self
+        return listeners
+
+    # ---- saving and loading ---------------------------------------------------------------------
+
+    def get_state_dict(self) -> dict[str, Any]:
+        """The whole state, as ``save`` writes it; tensors are copies."""
+        state: dict[str, Any] = map_tensors(_copy, snapshot.take(self))
+        return state
+
+    def save(self, path: str | Path) -> None:
+        """Write the whole state to ``path`` at once; on return the file is whole and durable.
+
+        Raises:
+            SaveError: it could not be written; an earlier file of that name is as it was.
+        """
+        self._world.on_main(lambda: saving.save_single_file(self, snapshot.take(self), path))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: torch.device | str | None = None,
+        *,
+        model_class: type[nn.Module] | nn.Module | None = None,
+        strict_load: bool = True,
+        skip_optimizer: bool = False,
+        skip_scheduler: bool = False,
+        skip_history: bool = False,
+        skip_callbacks: bool = False,
+        skip_sampler_sde: bool = False,
+        skip_ema: bool = False,
+    ) -> NNHandler:
+        """A handler as it was saved; the next ``fit`` goes on from there.
+
+        Data, and a loss function that is not one of torch's modules, must be set again. Nothing
+        that is stored in the file is executed.
+
+        Args:
+            path: a full checkpoint.
+            device: as in the constructor; it need not be the one that was saved.
+            model_class: the class or a ready module, where the one named in the file is not
+                imported or its arguments could not be stored.
+            strict_load: whether names of weights must match exactly.
+            skip_optimizer: leave out the optimizer, and with it the scheduler.
+            skip_scheduler: leave out the scheduler.
+            skip_history: leave out the history.
+            skip_callbacks: leave out the callbacks' states.
+            skip_sampler_sde: leave out sampler and SDE.
+            skip_ema: leave out the averaged weights.
+
+        Raises:
+            CheckpointError: the file cannot be used; the sentence says why.
+        """
+        state = loading.read_state(path)
+        remedy = "pass model_class="
+        model = model_class or resolve(state["model_class"], nn.Module, remedy)
+        kwargs = snapshot.build_kwargs(state, "model") if isinstance(model, type) else {}
+        handler = cls(model, device, model_type=state["model_type"], **kwargs)
+        handler._model_code = state["model_code"]
+        skips = snapshot.Skips(
+            skip_optimizer,
+            skip_scheduler,
+            skip_history,
+            skip_callbacks,
+            skip_sampler_sde,
+            skip_ema,
+        )
+        snapshot.rebuild_parts(handler, state, skips)
+        snapshot.restore(handler, state, strict=strict_load, skips=skips)
+        handler.calls_made = handler.state.call
+        return handler
+
+    @classmethod
+    def initialize_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path,
+        model_class: type[nn.Module] | nn.Module,
+        model_type: types.ModelType | str | None = None,
+        device: torch.device | str | None = None,
+        strict_load: bool = True,
+        **model_kwargs: Any,
+    ) -> NNHandler:
+        """A new handler with only the weights of a checkpoint, or of a bare state dict.
+
+        Of a checkpoint with averaged weights (EMA) it takes those, as they were scored.
+
+        Raises:
+            CheckpointError: the file cannot be used, or its weights do not fit.
+        """
+        weights = loading.read_weights(checkpoint_path)
+        kind = types.ModelType.CLASSIFICATION if model_type is None else model_type
+        handler = cls(model_class, device, model_type=kind, **model_kwargs)
+        snapshot.check_weights(handler.module, weights, strict=strict_load)
+        handler.module.load_state_dict(weights, strict=strict_load)
+        return handler
+
+    # ---- what callbacks use ---------------------------------------------------------------------
+
+    def log(self, name: str, value: Any) -> None:
+        """Contribute a value to the logs of the epoch; ``Callback.log`` calls it.
+
+        Raises:
+            ConfigurationError: the name is taken by the loss or a metric.
+        """
+        taken = {"loss", "lr", *self.parts.metrics, *self._state.epoch_logs}
+        if not isinstance(name, str) or not name or name in taken:
+            raise ConfigurationError(
+                f"a callback cannot log {name!r}: choose a non-empty name that is not logged "
+                f"already."
+            )
+        self._state.contributed[name] = value.detach() if isinstance(value, Tensor) else value
+
+    def running_logs(self) -> dict[str, float]:
+        """The means of the epoch's training batches so far; reading them waits for the device."""
+        run = self.unfinished.run
+        return {} if run is None else run.train.meters.running()
+
+    def request_save(self, request: SaveRequest) -> None:
+        """Take a saver's request; it is answered when all callbacks have heard the event."""
+        self._saves.add(request)
+
+    @property
+    def save_is_requested(self) -> bool:
+        """Whether a saver has asked already."""
+        return len(self._saves) > 0
+
+    def settle_saves(self) -> None:
+        """Write what savers have asked for."""
+        self._saves.settle()
+
+    def _announce_save(self, path: Path) -> None:
+        self._logger.info("saved %s", path)
+        self._callbacks.fire(Event.CHECKPOINT_SAVED, str(path), EMPTY_LOGS)
+
+    def start_averaging(self, decay: float) -> None:
+        """Average the weights from now on, or go on with what was averaged, with this decay."""
+        average = WeightAverage(self.module, decay)
+        if self._ema is not None:
+            average.load_state_dict(self._ema.state_dict())
+        self._ema = average
+
+    def drop_average(self) -> None:
+        """Forget the averaged weights."""
+        self._ema = None
+
+    def training_weights(self) -> dict[str, Any]:
+        """The model's own weights, also while averaged ones are swapped in; live tensors."""
+        if self._ema is None:
+            return self.module.state_dict()
+        return self._ema.own_weights(self.module)
+
+    def scored_weights(self) -> dict[str, Any]:
+        """Copies of the weights that evaluation uses: the averaged ones if there are any."""
+        weights = self.module.state_dict() if self._ema is None else self._ema.weights()
+        copies: dict[str, Any] = map_tensors(_copy, weights)
+        return copies
+
+    def restore_weights(self, weights: Mapping[str, Any]) -> None:
+        """Make ``weights`` the model's, and the averaged ones too."""
+        self.module.load_state_dict(weights)
+        if self._ema is not None:
+            self._ema.load_weights(dict(weights))
+
+    def count_call(self, *, new: bool) -> None:
+        """A call of ``fit`` begins: a new one, or one that a checkpoint goes on with."""
+        if new:
+            self._state.begin_call()
+        self.calls_made += 1
+
+    def adopt_seeds(self, seed: int | None, data_seed: int | None) -> None:
+        """Go on with the seeds of a checkpoint, or of an argument."""
+        self._seed, self._data_seed = seed, data_seed
+
+    # ---- read-only ------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> nn.Module:
+        """The model as it is called, with its wrappers."""
+        return self.parts.model
+
+    @property
+    def module(self) -> nn.Module:
+        """The model without wrappers."""
+        return self.parts.module
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer, once set."""
+        return self.parts.optimizer
+
+    @property
+    def scheduler(self) -> LRScheduler | None:
+        """The scheduler, once it and the optimizer are set."""
+        return self.parts.scheduler
+
+    @property
+    def callbacks(self) -> CallbackList:
+        """The callbacks, in the order in which they run."""
+        return self._callbacks
+
+    @property
+    def auto_saver(self) -> AutoSaver | None:
+        """The saver that ``auto_save`` attached."""
+        return next((c for c in self._callbacks if isinstance(c, AutoSaver)), None)
+
+    @property
+    def history(self) -> History:
+        """Every epoch of the run."""
+        return self._history
+
+    @property
+    def state(self) -> FitState:
+        """Where the run stands."""
+        return self._state
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.parts.device
+
+    @property
+    def world(self) -> Any:
+        """The processes of the run."""
+        return self._world
+
+    @property
+    def logger(self) -> logging.Logger:
+        """The handler's own logger."""
+        return self._logger
+
+    @property
+    def ema(self) -> WeightAverage | None:
+        """The averaged weights, if there are any."""
+        return self._ema
+
+    @property
+    def model_code(self) -> str | None:
+        """The source of the model's class, if it was kept."""
+        return self._model_code
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that was given."""
+        return self._seed
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of the samples' order and augmentation; drawn at first need if none was given."""
+        if self._data_seed is None:
+            self._data_seed = draw_seed()
+        return self._data_seed
+
+    @property
+    def train_losses(self) -> list[float]:
+        """The training loss of each epoch."""
+        return self._history.train_losses
+
+    @property
+    def val_losses(self) -> list[float]:
+        """The validation loss of each epoch that validated."""
+        return self._history.val_losses
+
+    @property
+    def train_metrics_history(self) -> dict[str, list[float]]:
+        """Each metric over the epochs, in training."""
+        return self._history.train_metrics_history
+
+    @property
+    def val_metrics_history(self) -> dict[str, list[float]]:
+        """Each metric over the epochs that validated, in validation."""
+        return self._history.val_metrics_history
+
+    @property
+    def stop_training(self) -> bool:
+        """Whether training is to end after the current batch; may be set by anyone."""
+        return self._state.stopping
+
+    @stop_training.setter
+    def stop_training(self, stop: bool) -> None:
+        if stop:
+            self._state.stop("stop_training was set")
+        else:
+            self._state.clear_stop()
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
+
+
+def _source_of(module: nn.Module) -> str | None:
+    try:
+        return inspect.getsource(type(module))
+    except (OSError, TypeError):
+        warnings.warn(
+            f"the source of {type(module).__name__} cannot be found (it was defined in a REPL, or "
+            f"built at run time), so checkpoints will not hold it.",
+            stacklevel=3,
+        )
+        return None
+
+
+loading.provide_handler_class(NNHandler)

@@ -1,0 +1,1 @@
+"""The machine: processes, devices, precision, random streams, signals."""

@@ -1,0 +1,175 @@
+"""WeightAverage: an exponential moving average of a model's weights, and the swap with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fitkit.core.errors import CheckpointError, ConfigurationError, listed
+
+
+class WeightAverage:
+    """The exponential moving average of a module's parameters and persistent buffers.
+
+    ``average = decay * average + (1 - decay) * value`` once per optimizer step, starting from the
+    first step's weights (Polyak and Juditsky 1992, doi:10.1137/0330046, in its exponential form).
+    Averages of 16-bit floats are kept in 32 bits, where small steps are not rounded away; buffers
+    that are not floating (counters, masks) are copied.
+
+    Args:
+        module: the module to average, without wrappers.
+        decay: in ``(0, 1)``; 0.999 remembers about the last thousand steps.
+
+    Raises:
+        ConfigurationError: the decay is out of range.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        require_decay(decay)
+        self.decay = float(decay)
+        self._own: list[dict[str, Tensor]] = []  # the module's own values while swapped out
+        self._num_averaged = 0
+        saved = set(module.state_dict(keep_vars=True))
+        # other buffers are caches, which a module may rebuild in another shape at any time
+        self._buffers = {name for name, _ in module.named_buffers() if name in saved}
+        values = self._values(module)
+        self._average = {name: _accumulator(value) for name, value in values.items()}
+        self._names = _names_of_all(module, values)
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Move the average by one optimizer step of ``module``."""
+        values = self._values(module)
+        moving, targets = [], []
+        for name, average in self._average.items():
+            if self._num_averaged and _moves(average):
+                moving.append(average)
+                targets.append(values[name].to(average.dtype))
+            else:
+                average.copy_(values[name])
+        if moving:
+            torch._foreach_lerp_(moving, targets, 1.0 - self.decay)
+        self._num_averaged += 1
+
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged state dict, with the module's own names; tensors are live, not copies."""
+        return {name: self._average[kept] for name, kept in self._names.items()}
+
+    @torch.no_grad()
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Make ``weights`` the average.
+
+        Raises:
+            CheckpointError: they do not fit the module; nothing was changed.
+        """
+        own = self.weights()
+        wrong = [
+            f"{name}: expected shape {tuple(own[name].shape)}, found {tuple(weights[name].shape)}"
+            for name in own.keys() & weights.keys()
+            if own[name].shape != weights[name].shape
+        ]
+        if wrong or own.keys() != weights.keys():
+            raise CheckpointError(
+                f"the averaged weights in the checkpoint do not fit this model: missing "
+                f"{listed(own.keys() - weights.keys())}, unknown "
+                f"{listed(weights.keys() - own.keys())}, of another shape "
+                f"{'; '.join(sorted(wrong)) or 'none'}. Build the model as it was when they were "
+                f"saved, or pass skip_ema=True to NNHandler.load."
+            )
+        for name, average in own.items():
+            average.copy_(weights[name])
+
+    @contextmanager
+    def swapped_into(self, module: nn.Module) -> Iterator[None]:
+        """Inside ``with`` the module has the averaged weights; its own are always put back."""
+        values = self._values(module)
+        self._own.append({name: value.detach().clone() for name, value in values.items()})
+        try:
+            _copy(self._average, values)
+            yield
+        finally:
+            _copy(self._own.pop(), self._values(module))
+
+    def own_weights(self, module: nn.Module) -> dict[str, Any]:
+        """The module's state dict with its own weights, also while the average is swapped in."""
+        weights: dict[str, Any] = module.state_dict()
+        for name in weights.keys() & (self._own[0].keys() if self._own else set()):
+            weights[name] = self._own[0][name]
+        return weights
+
+    def _values(self, module: nn.Module) -> dict[str, Tensor]:
+        """Parameters and persistent buffers, each tensor once."""
+        buffers = {name: b for name, b in module.named_buffers() if name in self._buffers}
+        return {**dict(module.named_parameters()), **buffers}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averaged weights, steps averaged and decay."""
+        return {
+            "weights": self.weights(),
+            "num_averaged": self._num_averaged,
+            "decay": self.decay,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over an average; the decay stays the constructor's.
+
+        Raises:
+            CheckpointError: keys are missing, or the averaged weights do not fit the module.
+        """
+        missing = {"weights", "num_averaged"} - set(state_dict)
+        if missing:
+            raise CheckpointError(
+                f"the weight average in the checkpoint lacks {listed(missing)}: pass skip_ema=True "
+                f"to NNHandler.load to go without it."
+            )
+        self.load_weights(state_dict["weights"])
+        self._num_averaged = int(state_dict["num_averaged"])
+
+
+def saved_decay(state_dict: dict[str, Any]) -> float:
+    """The decay that an average was saved with; 0.999 where the file does not say."""
+    decay = float(state_dict.get("decay", 0.999))
+    return decay if math.isfinite(decay) and 0.0 < decay < 1.0 else 0.999
+
+
+def _names_of_all(module: nn.Module, values: dict[str, Tensor]) -> dict[str, str]:
+    """Every name of the state dict, tied ones included, with the name its tensor is kept under."""
+    kept = {id(tensor): name for name, tensor in values.items()}
+    everything = (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    )
+    return {name: kept[id(tensor)] for name, tensor in everything if id(tensor) in kept}
+
+
+def _moves(average: Tensor) -> bool:
+    return average.is_floating_point() or average.is_complex()
+
+
+def _accumulator(tensor: Tensor) -> Tensor:
+    is_short = tensor.dtype in (torch.float16, torch.bfloat16)
+    return tensor.detach().to(torch.float32 if is_short else tensor.dtype, copy=True)
+
+
+@torch.no_grad()
+def _copy(source: dict[str, Tensor], destination: dict[str, Tensor]) -> None:
+    for name, tensor in destination.items():
+        tensor.copy_(source[name])
+
+
+def require_decay(decay: Any) -> None:
+    """Fail unless ``decay`` is a number in ``(0, 1)``.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0.0 < decay < 1.0:
+        raise ConfigurationError(
+            f"the decay of a weight average must lie in (0, 1), received {decay!r}; for no "
+            f"averaging use ema_decay=0.0."
+        )

@@ -1,0 +1,67 @@
+"""Where tensors live."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fitkit.core.errors import ConfigurationError
+from fitkit.core.tree import map_leaves
+
+
+def resolve_device(device: torch.device | str | int | None) -> torch.device:
+    """The device that is meant; ``None`` is the accelerator if there is one, else the CPU.
+
+    Raises:
+        ConfigurationError: torch does not know the device, or this machine does not have it.
+    """
+    if device is None:
+        if not torch.accelerator.is_available():
+            return torch.device("cpu")
+        kind = torch.accelerator.current_accelerator()
+        return torch.device("cpu" if kind is None else kind)
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigurationError(
+            f"device must be a torch.device or a name such as 'cpu' or 'cuda:0', received "
+            f"{device!r}: {str(error).splitlines()[0]}"
+        ) from error
+    if resolved.type in ("cuda", "mps", "xpu"):
+        kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        if kind is None or kind.type != resolved.type:
+            raise ConfigurationError(
+                f"device {str(resolved)!r} is not available on this machine: pass device='cpu', or "
+                f"device=None to take what there is."
+            )
+        if resolved.index is not None and resolved.index >= torch.accelerator.device_count():
+            raise ConfigurationError(
+                f"device {str(resolved)!r} does not exist: this machine has "
+                f"{torch.accelerator.device_count()} of that kind."
+            )
+    return resolved
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on ``device``; copies from pinned memory do not wait.
+
+    Other leaves that know how to move (``leaf.to(device)``: packed sequences, graphs) are moved
+    too; what has no ``to`` stays as it is.
+    """
+    return map_leaves(lambda leaf: _move(leaf, device), batch)
+
+
+def _move(leaf: Any, device: torch.device) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf if leaf.device == device else leaf.to(device, non_blocking=True)
+    return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
+
+
+def floating_dtype(module: nn.Module) -> torch.dtype:
+    """The floating type of the module's parameters; torch's default if it has none."""
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            return parameter.dtype
+    return torch.get_default_dtype()

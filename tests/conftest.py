@@ -1,0 +1,87 @@
+"""Fixtures that every test shares, above all the check that a test leaves nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+_WATCHED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+_GRACE_SECONDS = 5.0
+
+
+def _children() -> set[int]:
+    """Process ids of the children of this process, zombies included, as /proc has them."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # the name in parentheses may itself hold spaces and parentheses
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) == os.getpid():
+            found.add(int(stat.parent.name))
+    return found
+
+
+def _ours(environment: Mapping[str, str]) -> dict[str, str]:
+    # pytest and torch's compiler, once imported, set variables of their own
+    foreign = ("PYTEST_", "TORCHINDUCTOR_")
+    return {name: value for name, value in environment.items() if not name.startswith(foreign)}
+
+
+def _leftovers(threads: set[threading.Thread], children: set[int]) -> list[str]:
+    # fetching the active ones also reaps those that have ended
+    left = [f"process {child.name}" for child in multiprocessing.active_children()]
+    left += [f"child {pid}" for pid in _children() - children]
+    left += [f"thread {one.name}" for one in threading.enumerate() if one not in threads]
+    return left
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_behind():
+    """No thread, child process, environment variable, process group or signal handler is left."""
+    multiprocessing.active_children()
+    threads, children = set(threading.enumerate()), _children()
+    environment = dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in _WATCHED_SIGNALS}
+    yield
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while left := _leftovers(threads, children):
+        gc.collect()
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    assert not left, f"the test left behind: {left}"
+    assert _ours(os.environ) == _ours(environment), "the test changed the environment"
+    assert not torch.distributed.is_initialized(), "the test left a process group"
+    for number, handler in handlers.items():
+        assert signal.getsignal(number) is handler, f"the test changed the handler of {number!r}"
+
+
+@pytest.fixture(autouse=True)
+def _fixed_streams():
+    """Every test begins with the same random streams."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def draw():
+    """Draws once from each host stream; two equal draws mean equal streams."""
+
+    def _draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    return _draw

@@ -1,0 +1,359 @@
+import pytest
+
+from fitkit.core.callback import Callback
+from fitkit.core.callback_list import CallbackList, Event
+from fitkit.core.errors import CheckpointError, ConfigurationError
+
+
+class Counter(Callback):
+    state_fields = ("count",)
+
+    def __init__(self, identity="", order=0, heard=None, fails=None):
+        self.count = 0
+        self.order = order
+        self._identity = identity
+        self._heard = heard
+        self._fails = fails
+
+    def identity(self):
+        return self._identity
+
+    def on_epoch_end(self, epoch, logs):
+        self.count += 1
+        if self._heard is not None:
+            self._heard.append(self._identity)
+        if self._fails is not None:
+            raise self._fails
+
+
+def states_of(callbacks):
+    return [callback.count for callback in callbacks]
+
+
+# ---- membership
+
+
+def test_callbacks_run_by_order_then_as_added():
+    heard = []
+    callbacks = CallbackList(
+        Counter(identity, order, heard) for identity, order in [("c", 100), ("a", 0), ("b", 0)]
+    )
+    callbacks.add(Counter("first", -1, heard))
+    callbacks.fire(Event.EPOCH_END, 0, {})
+    assert heard == ["first", "a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (Counter, r"received the class Counter: write Counter\(\.\.\.\)"),
+        (print, "received builtin_function_or_method: subclass fitkit.Callback"),
+        (None, "received NoneType"),
+    ],
+)
+def test_what_is_no_callback_is_refused(wrong, message):
+    callbacks = CallbackList()
+    with pytest.raises(ConfigurationError, match=message):
+        callbacks.add(wrong)
+    assert len(callbacks) == 0
+
+
+def test_adding_twice_is_refused_but_equal_callbacks_are_two():
+    class Equal(Counter):
+        def __eq__(self, other):
+            return True
+
+        __hash__ = None
+
+    one = Equal()
+    callbacks = CallbackList([one, Equal()])
+    with pytest.raises(ConfigurationError, match="'Equal' was already added: add it once"):
+        callbacks.add(one)
+    assert len(callbacks) == 2
+
+
+def test_removing():
+    one, two = Counter(), Counter()
+    callbacks = CallbackList([one])
+    with pytest.raises(ConfigurationError, match="'Counter' is not attached; attached are 'Counte"):
+        callbacks.remove(two)
+    callbacks.remove(one)
+    callbacks.fire(Event.EPOCH_END, 0, {})
+    assert one.count == 0
+    assert one not in callbacks
+    with pytest.raises(ConfigurationError, match="attached are none"):
+        callbacks.remove("Counter")
+
+
+def test_iterating_is_safe_while_the_list_changes():
+    callbacks = CallbackList([Counter(), Counter()])
+    for callback in callbacks:
+        callbacks.remove(callback)
+    assert len(callbacks) == 0
+
+
+# ---- events
+
+
+def test_listens_only_to_what_is_overridden():
+    callbacks = CallbackList([Counter()])
+    assert [event for event in Event if callbacks.listens(event)] == [Event.EPOCH_END]
+
+
+def test_a_hook_set_on_the_instance_is_heard():
+    callback, heard = Callback(), []
+    callback.on_train_begin = heard.append
+    callbacks = CallbackList([callback])
+    callbacks.fire(Event.TRAIN_BEGIN, "logs")
+    assert heard == ["logs"]
+
+
+def test_a_hook_set_after_adding_is_heard_from_the_next_fit():
+    callback, heard = Callback(), []
+    callbacks = CallbackList([callback])
+    callback.on_train_begin = heard.append
+    callbacks.bind(None, {}, None)
+    callbacks.fire(Event.TRAIN_BEGIN, "logs")
+    assert heard == ["logs"]
+
+
+def test_bind_introduces_the_handler_and_the_call():
+    callback, handler, params = Callback(), object(), {"epochs": 1}
+    CallbackList([callback]).bind(handler, params, None)
+    assert callback.handler is handler
+    assert callback.params is params
+
+
+def test_after_event_runs_once_after_all_have_heard():
+    heard = []
+    callbacks = CallbackList([Counter("a", 0, heard), Counter("b", 0, heard)])
+    callbacks.bind(None, {}, lambda: heard.append("after"))
+    callbacks.fire(Event.EPOCH_END, 0, {})
+    callbacks.fire(Event.EPOCH_BEGIN, 0, {})  # nobody listens, so nobody can have asked
+    assert heard == ["a", "b", "after"]
+
+
+def test_an_error_names_callback_and_event_and_stops_the_event():
+    heard, error = [], KeyboardInterrupt()
+    callbacks = CallbackList([Counter("a", 0, heard, error), Counter("b", 0, heard)])
+    callbacks.bind(None, {}, lambda: heard.append("after"))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        callbacks.fire(Event.EPOCH_END, 0, {})
+    assert caught.value is error
+    assert error.__notes__ == ["raised by callback 'Counter' in on_epoch_end"]
+    assert heard == ["a"]
+
+
+def test_fire_to_all_reaches_all_and_gives_every_error():
+    heard, first, second = [], ValueError("one"), SystemExit(2)
+    callbacks = CallbackList(
+        [Counter("a", 0, heard, first), Counter("b", 0, heard), Counter("c", 0, heard, second)]
+    )
+    assert callbacks.fire_to_all(Event.EPOCH_END, 0, {}) == [first, second]
+    assert heard == ["a", "b", "c"]
+    assert first.__notes__ == ["raised by callback 'Counter' in on_epoch_end"]
+
+
+def test_fire_to_all_gives_the_error_of_what_follows_the_event():
+    error = OSError("disk full")
+
+    def fail():
+        raise error
+
+    callbacks = CallbackList([Counter()])
+    callbacks.bind(None, {}, fail)
+    assert callbacks.fire_to_all(Event.EPOCH_END, 0, {}) == [error]
+
+
+# ---- state
+
+
+def run_of(*callbacks):
+    attached = CallbackList(callbacks)
+    attached.begin()
+    return attached
+
+
+def saved(*counts_and_identities):
+    callbacks = []
+    for count, identity in counts_and_identities:
+        callbacks.append(Counter(identity))
+        callbacks[-1].count = count
+    return CallbackList(callbacks).state_dict()
+
+
+def test_states_of_callbacks_of_one_name_have_keys_of_their_own():
+    states = saved((1, "a"), (2, "b"), (3, ""))
+    assert list(states) == ["Counter", "Counter_2", "Counter_3"]
+    assert states["Counter_2"] == {"name": "Counter", "identity": "b", "state": {"count": 2}}
+
+
+def test_a_name_that_looks_like_a_numbered_key_takes_no_other_state():
+    odd = Counter()
+    odd.name = "Counter_2"
+    odd.count = 9
+    plain = [Counter(), Counter()]
+    states = CallbackList([odd, *plain]).state_dict()
+    assert len(states) == 3
+    assert states["Counter_2"]["state"] == {"count": 9}
+
+
+def test_callbacks_without_state_are_not_in_it():
+    assert CallbackList([Callback()]).state_dict() == {}
+
+
+def test_a_state_that_is_no_dict_is_an_error():
+    class Wrong(Callback):
+        def state_dict(self):
+            return [1]
+
+    with pytest.raises(CheckpointError, match="'Wrong' must return a dict, received list"):
+        CallbackList([Wrong()]).state_dict()
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize("attached_first", [True, False])
+def test_states_follow_identity_whatever_the_order(order, attached_first):
+    states = saved((1, "a"), (2, "b"))
+    callbacks = [Counter(identity) for identity in order]
+    attached = CallbackList(callbacks if attached_first else ())
+    attached.load_state_dict(states)
+    if not attached_first:
+        for callback in callbacks:
+            attached.add(callback)
+    attached.begin()
+    assert {c.identity(): c.count for c in callbacks} == {"a": 1, "b": 2}
+    assert attached.unclaimed == {}
+
+
+def test_callbacks_alike_in_all_get_states_in_order():
+    callbacks = [Counter(), Counter(), Counter()]
+    attached = CallbackList(callbacks)
+    attached.load_state_dict(saved((1, ""), (2, ""), (3, "")))
+    attached.begin()
+    assert states_of(callbacks) == [1, 2, 3]
+
+
+def test_a_changed_configuration_still_finds_its_state_by_name():
+    exact, changed = Counter("b"), Counter("new")
+    attached = CallbackList([changed, exact])
+    attached.load_state_dict(saved((1, "a"), (2, "b")))
+    assert (changed.count, exact.count) == (0, 2)
+    attached.begin()
+    assert (changed.count, exact.count) == (1, 2)
+
+
+def test_an_exact_match_that_comes_later_is_not_robbed():
+    attached = CallbackList()
+    attached.load_state_dict(saved((1, "a")))
+    late_but_right = Counter("a")
+    attached.add(Counter("other"))
+    attached.add(late_but_right)
+    attached.begin()
+    assert late_but_right.count == 1
+
+
+def test_states_without_owner_are_named_kept_and_saved_again():
+    attached = CallbackList([Callback()])
+    states = saved((1, "a"))
+    attached.load_state_dict(states)
+    with pytest.warns(UserWarning, match="not attached: 'Counter'"):
+        attached.begin()
+    assert attached.state_dict() == states
+    late = Counter("a")
+    attached.add(late)
+    assert late.count == 1
+    attached.begin()  # no warning, and no reset of what was restored
+    assert late.count == 1
+
+
+def test_loading_does_not_change_what_it_was_given():
+    states = saved((1, "a"), (2, "b"))
+    before = {key: dict(entry) for key, entry in states.items()}
+    run_of(Counter("a")).load_state_dict(states)
+    assert states == before
+
+
+def test_begin_resets_what_was_not_restored():
+    restored, fresh = Counter("a"), Counter("b")
+    attached = run_of(restored, fresh)
+    restored.count = fresh.count = 5
+    attached.load_state_dict(saved((3, "a")))
+    attached.begin()
+    assert (restored.count, fresh.count) == (3, 0)
+    attached.begin()
+    assert (restored.count, fresh.count) == (0, 0)
+
+
+def test_a_callback_that_spans_fits_goes_on_in_its_own_run_only():
+    class Whole(Counter):
+        spans_fits = True
+
+    callback = Whole()
+    attached = run_of(callback)
+    callback.count = 4
+    attached.begin()
+    assert callback.count == 4
+    attached.remove(callback)
+    run_of(callback)
+    assert callback.count == 0
+
+
+def test_a_state_that_does_not_fit_names_the_callback():
+    states = saved((1, "a"))
+    states["Counter"]["state"] = {"other": 1}
+    attached = CallbackList([Counter("a")])
+    with pytest.raises(CheckpointError, match="missing 'count', unknown 'other'") as caught:
+        attached.load_state_dict(states)
+    assert "state of callback 'Counter'" in caught.value.__notes__[0]
+
+
+def test_a_callback_whose_state_does_not_fit_is_not_added():
+    states = saved((1, "a"))
+    states["Counter"]["state"] = {"other": 1}
+    attached = CallbackList()
+    attached.load_state_dict(states)
+    with pytest.raises(CheckpointError):
+        attached.add(Counter("a"))
+    assert len(attached) == 0
+    assert list(attached.unclaimed) == ["Counter"]
+
+
+def test_a_removed_callback_forgets_that_it_was_restored():
+    callback = Counter("a")
+    attached = CallbackList([callback])
+    attached.load_state_dict(saved((3, "a")))
+    attached.remove(callback)
+    attached.add(callback)
+    attached.begin()
+    assert callback.count == 0
+
+
+def test_what_departed_callbacks_knew_stays_in_the_state_until_the_next_fit():
+    staying, leaving = Counter("stays"), Counter("leaves")
+    attached = run_of(staying, leaving)
+    staying.count, leaving.count = 1, 2
+    attached.depart([leaving])
+    entries = attached.state_dict().values()
+    assert [(e["identity"], e["state"]["count"]) for e in entries] == [("stays", 1), ("leaves", 2)]
+    staying.count = 7  # of the same name: its own state must not be kept as it was
+    assert sorted(e["state"]["count"] for e in attached.state_dict().values()) == [2, 7]
+    attached.begin()
+    assert len(attached.state_dict()) == 1
+
+
+def test_departing_twice_loses_nothing():
+    one, two = Counter("one"), Counter("two")
+    attached = run_of(one, two)
+    attached.depart([one])
+    attached.depart([two])
+    assert {e["identity"] for e in attached.state_dict().values()} == {"one", "two"}
+
+
+def test_departing_does_not_double_what_nobody_claimed():
+    attached = CallbackList([Counter("a"), Counter("b")])
+    attached.load_state_dict(saved((1, "a"), (2, "b"), (3, "c")))
+    with pytest.warns(UserWarning, match="not attached"):
+        attached.begin()
+    attached.depart(list(attached))
+    assert sorted(e["state"]["count"] for e in attached.state_dict().values()) == [1, 2, 3]

@@ -1,0 +1,105 @@
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fitkit.core.errors import CheckpointError
+from fitkit.core.state import FitState, Phase
+
+
+def test_progress_of_two_epochs():
+    state = FitState()
+    state.begin_call()
+    places = [state.place()]
+    for _ in range(2):
+        state.enter(Phase.TRAIN)
+        places.append(state.place())
+        for size in (4, 3):
+            state.advance_batch(size)
+            places.append(state.place())
+        state.enter(Phase.VALIDATE)
+        places.append(state.place())
+        state.enter(Phase.END)
+        places.append(state.place())
+        state.advance_epoch()
+        places.append(state.place())
+    assert places == sorted(set(places)), "a later place must be greater"
+    assert (state.epoch, state.batch, state.global_step, state.samples_seen) == (2, 0, 4, 14)
+    assert state.phase is Phase.BEGIN
+
+
+def test_a_further_call_begins_where_the_first_ended():
+    state = FitState()
+    state.begin_call()
+    state.advance_batch(1)
+    state.advance_epoch()
+    state.stop("enough")
+    before = state.place()
+    state.begin_call()
+    assert (state.call, state.first_epoch, state.first_step) == (2, 1, 1)
+    assert not state.stopping
+    assert state.place() > before
+
+
+def test_the_first_reason_to_stop_is_kept_and_non_finite_is_not_forgotten():
+    state = FitState()
+    assert not state.stopping
+    state.stop("first")
+    state.stop("second", non_finite=True)
+    state.stop("third")
+    assert state.stopping
+    assert state.stop_reason == "first"
+    assert state.stopped_non_finite
+    state.clear_stop()
+    assert (state.stop_reason, state.stopped_non_finite) == (None, False)
+
+
+def test_a_stop_that_is_final_outweighs_one_that_is_not():
+    state = FitState()
+    state.stop("the limit", final=False)
+    assert not state.stop_is_final
+    state.clear_stop()
+    state.stop("patience")
+    state.stop("the limit", final=False)
+    assert state.stop_is_final
+
+
+@given(st.integers(0, 9), st.sampled_from(list(Phase)), st.none() | st.text(max_size=5))
+def test_state_round_trip_through_plain_types(number, phase, reason):
+    state = FitState()
+    state.epoch, state.batch, state.global_step = number, number + 1, number + 2
+    state.phase, state.stop_reason = phase, reason
+    state.epoch_logs = {"loss": 0.5}
+    state.contributed = {"x": torch.tensor(2.0)}
+    saved = json.loads(json.dumps(state.state_dict()))
+    other = FitState()
+    other.load_state_dict(saved)
+    assert other.state_dict() == state.state_dict()
+    assert other.phase is phase
+    other.epoch_logs["loss"] = 1.0
+    assert saved["epoch_logs"] == {"loss": 0.5}
+
+
+def test_every_plain_attribute_is_saved():
+    state = FitState()
+    assert set(vars(state)) == set(state.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("epoch"), "missing 'epoch', unknown none"),
+        (lambda s: s.update(new=1), "missing none, unknown 'new'"),
+        (lambda s: s.update(phase="lunch"), "its phase must be one of 'begin', .* received 'lunch'"),
+    ],
+)
+def test_a_state_that_does_not_fit_changes_nothing(change, message):
+    saved = FitState().state_dict()
+    saved["global_step"] = 7
+    change(saved)
+    state = FitState()
+    with pytest.raises(CheckpointError, match=message):
+        state.load_state_dict(saved)
+    assert state.state_dict() == FitState().state_dict()

@@ -1,0 +1,66 @@
+from collections import Counter, OrderedDict, UserDict, defaultdict, namedtuple
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_sequence
+
+from fitkit.core.tree import iterate_leaves, iterate_tensors, leading_size, map_leaves, map_tensors
+
+Pair = namedtuple("Pair", "first second")
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        torch.ones(2),
+        [torch.ones(2)],
+        (torch.ones(2), "text", None),
+        Pair(torch.ones(2), [1]),
+        {"a": torch.ones(2), "b": {"c": (torch.ones(1),)}},
+        OrderedDict(a=torch.ones(2)),
+        UserDict(a=torch.ones(2)),
+        [],
+        {},
+    ],
+)
+def test_the_nesting_stays_and_the_original_is_untouched(tree):
+    mapped = map_tensors(lambda tensor: tensor * 3, tree)
+    assert type(mapped) is type(tree)
+    assert [t.tolist() for t in iterate_tensors(mapped)] == [
+        (t * 3).tolist() for t in iterate_tensors(tree)
+    ]
+    assert all((tensor == 1).all() for tensor in iterate_tensors(tree))
+
+
+def test_a_mapping_that_takes_no_mapping_becomes_a_dict():
+    tree = defaultdict(list, a=torch.ones(1))
+    assert map_tensors(torch.neg, tree) == {"a": torch.tensor([-1.0])}
+    assert map_tensors(torch.neg, Counter(a=2)) == {"a": 2}
+
+
+def test_other_leaves_are_seen_by_map_leaves_only():
+    tree = ("text", [1, None])
+    assert map_tensors(lambda _: 0, tree) == tree
+    assert map_leaves(lambda leaf: (leaf,), tree) == (("text",), [(1,), (None,)])
+    assert list(iterate_leaves(tree)) == ["text", 1, None]
+
+
+def test_a_packed_sequence_is_one_leaf():
+    packed = pack_sequence([torch.ones(3), torch.ones(2)])
+    assert list(iterate_leaves([packed])) == [packed]
+    assert map_leaves(lambda leaf: leaf, packed) is packed
+    assert leading_size((packed, torch.zeros(9))) == 2
+
+
+@pytest.mark.parametrize(
+    ("tree", "size"),
+    [
+        (torch.zeros(3, 2), 3),
+        ((torch.tensor(1.0), {"x": torch.zeros(0, 2)}), 0),
+        (("text", torch.tensor(1.0)), None),
+        (None, None),
+        ([], None),
+    ],
+)
+def test_leading_size(tree, size):
+    assert leading_size(tree) == size

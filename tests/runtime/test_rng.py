@@ -1,0 +1,148 @@
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fitkit.runtime import rng
+from fitkit.runtime.rng import IsolatedStreams
+
+
+def draw():
+    return random.random(), random.gauss(0, 1), np.random.randn(), float(torch.randn(()))
+
+
+keys = st.lists(st.integers() | st.text(), min_size=1, max_size=4).map(tuple)
+
+
+@given(keys, keys)
+def test_seeds_are_functions_of_the_whole_key(one, other):
+    assert 0 <= rng.derive_seed(*one) < 2**63
+    assert (rng.derive_seed(*one) == rng.derive_seed(*other)) == (one == other)
+
+
+def test_seeds_do_not_depend_on_the_process():
+    code = "from fitkit.runtime.rng import derive_seed; print(derive_seed(3, 'order', 1))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert int(found.stdout) == rng.derive_seed(3, "order", 1)
+
+
+def test_a_drawn_seed_is_decided_by_torch_and_a_fresh_one_is_not():
+    torch.manual_seed(1)
+    drawn, fresh = rng.draw_seed(), rng.fresh_seed()
+    torch.manual_seed(1)
+    assert rng.draw_seed() == drawn
+    assert rng.fresh_seed() != fresh
+    assert rng.draw_seed() != drawn
+
+
+def test_a_default_device_does_not_matter():
+    torch.manual_seed(1)
+    drawn = rng.draw_seed()
+    torch.manual_seed(1)
+    with torch.device("meta"):
+        assert rng.draw_seed() == drawn
+
+
+@pytest.mark.parametrize("seed", [0, 2**32, 2**63 - 1])
+@pytest.mark.parametrize("seed_all", [rng.seed_streams, rng.seed_host_streams])
+def test_seeding_decides_every_stream(seed, seed_all):
+    seed_all(seed)
+    first = draw()
+    later = draw()
+    seed_all(seed)
+    again = draw()
+    assert first == again
+    assert all(one != other for one, other in zip(first, later, strict=True))
+
+
+def test_capture_and_restore_through_a_file(tmp_path):
+    draw()
+    np.random.randn()  # leaves the second of a pair of normal numbers waiting
+    random.gauss(0, 1)
+    state = rng.capture_streams()
+    torch.save(state, tmp_path / "state.pt")
+    expected = [draw() for _ in range(3)]
+    rng.seed_streams(99)
+    rng.restore_streams(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert [draw() for _ in range(3)] == expected
+
+
+def test_what_was_captured_does_not_move_with_the_streams():
+    state = rng.capture_streams()
+    expected = draw()
+    np.random.rand(2000)
+    torch.rand(2000)
+    rng.restore_streams(state)
+    assert draw() == expected
+    rng.restore_streams(state)
+    assert draw() == expected
+
+
+def test_devices_that_are_not_here_are_left_out():
+    state = {**rng.capture_streams(), "devices": [torch.zeros(16, dtype=torch.uint8)] * 9}
+    if not torch.cuda.is_available():
+        rng.restore_streams(state)
+
+
+def test_isolated_streams_depend_on_the_seed_alone_and_disturb_nobody():
+    expected_outside = [draw() for _ in range(2)]
+    rng.seed_streams(5)
+    with IsolatedStreams(7):
+        inside = draw(), draw()
+    rng.seed_streams(0)
+    draw_outside = []
+    rng.restore_streams(_streams_at_start())
+    streams = IsolatedStreams(7)
+    with streams:
+        first = draw()
+    draw_outside.append(draw())
+    with streams:
+        second = draw()
+    draw_outside.append(draw())
+    assert (first, second) == inside
+    assert draw_outside == expected_outside
+
+
+def _streams_at_start():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    return rng.capture_streams()
+
+
+def test_isolated_streams_are_left_also_on_errors_and_go_on_after():
+    before = rng.capture_streams()
+    streams = IsolatedStreams(1)
+    with pytest.raises(ZeroDivisionError), streams:
+        first = draw()
+        raise ZeroDivisionError
+    outside = draw()
+    rng.restore_streams(before)
+    assert outside == draw()
+    with streams:
+        assert draw() != first
+
+
+def test_the_position_of_isolated_streams_is_saved():
+    streams, other = IsolatedStreams(1), IsolatedStreams(2)
+    assert streams.state_dict() == {}
+    with streams:
+        draw()
+    saved = streams.state_dict()
+    with streams:
+        expected = draw()
+    other.load_state_dict(saved)
+    with other:
+        assert draw() == expected
+    other.load_state_dict({})  # before the first draw: from its own seed
+    with other:
+        from_own_seed = draw()
+    with IsolatedStreams(2):
+        assert draw() == from_own_seed
