@@ -5,11 +5,25 @@
 'NNHandler'
 """
 
+from fitkit.callbacks.console_logger import ConsoleLogger
+from fitkit.callbacks.csv_logger import CSVLogger
+from fitkit.callbacks.early_stopping import EarlyStopping
 from fitkit.callbacks.ema import EMA
+from fitkit.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
+from fitkit.callbacks.history import History
+from fitkit.callbacks.json_lines_logger import JSONLinesLogger
+from fitkit.callbacks.lambda_callback import LambdaCallback
+from fitkit.callbacks.learning_rate_monitor import LearningRateMonitor
+from fitkit.callbacks.learning_rate_scheduler import LearningRateScheduler
+from fitkit.callbacks.progress_bar import ProgressBar
+from fitkit.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from fitkit.callbacks.saving import ModelCheckpoint
+from fitkit.callbacks.terminate_on_nan import TerminateOnNaN
+from fitkit.callbacks.throughput_monitor import ThroughputMonitor
+from fitkit.callbacks.timer import Timer
 from fitkit.checkpointing.autosaver import AutoSaver
 from fitkit.core.callback import Callback
-from fitkit.core.callback_list import CallbackList, Event
+from fitkit.core.callback_list import CallbackList
 from fitkit.core.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -22,6 +36,7 @@ from fitkit.core.errors import (
     SaveError,
     UnsafeCheckpointError,
 )
+from fitkit.core.event import Event
 from fitkit.core.logs import Logs
 from fitkit.core.monitor import Monitor
 from fitkit.core.state import FitState
@@ -36,3 +51,51 @@ from fitkit.metrics.standard import (
 )
 from fitkit.nn_handler import NNHandler
 from fitkit.version import __version__
+
+__all__ = [
+    "EMA",
+    "Accuracy",
+    "AutoSaver",
+    "CSVLogger",
+    "Callback",
+    "CallbackList",
+    "CheckpointError",
+    "CheckpointNotFoundError",
+    "ConfigurationError",
+    "ConsoleLogger",
+    "DamagedCheckpointError",
+    "DataError",
+    "EarlyStopping",
+    "Event",
+    "FitState",
+    "FitkitError",
+    "GradientAccumulationScheduler",
+    "History",
+    "JSONLinesLogger",
+    "LambdaCallback",
+    "LearningRateMonitor",
+    "LearningRateScheduler",
+    "LoggingMode",
+    "Logs",
+    "MeanAbsoluteError",
+    "MeanMetric",
+    "MeanSquaredError",
+    "Metric",
+    "ModelCheckpoint",
+    "ModelType",
+    "Monitor",
+    "MonitorError",
+    "NNHandler",
+    "Preempted",
+    "ProgressBar",
+    "R2Score",
+    "ReduceLROnPlateau",
+    "SaveError",
+    "StepOutput",
+    "TerminateOnNaN",
+    "ThroughputMonitor",
+    "Timer",
+    "TopKAccuracy",
+    "UnsafeCheckpointError",
+    "__version__",
+]

@@ -214,6 +214,7 @@ def fit_run(
         last_epoch=first[0] + options.epochs,
         last_step=None if max_steps is None else first[1] + max_steps,
         learning_rate=parts.learning_rate,
+        recover=lambda: None,
     )
 
 

@@ -37,6 +37,7 @@ class Unfinished:
         run: the run under way, or ``None``.
         loaded: whether a checkpoint was loaded that the next ``fit`` has to go on from.
         scheduler: the state of a scheduler that is yet to be set.
+        unheard: an event that some callbacks have yet to hear.
     """
 
     KEYS = ("progress", "loader", "scaler_state_dict", "rng")
@@ -45,6 +46,7 @@ class Unfinished:
         self.run: FitRun | None = None
         self.loaded = False
         self.scheduler: dict[str, Any] | None = None
+        self.unheard: dict[str, Any] | None = None
         self._kept: dict[str, Any] = {}
 
     def describe(self, state: FitState) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -58,6 +60,7 @@ class Unfinished:
     def load(self, saved: dict[str, Any]) -> None:
         """Keep what a checkpoint holds for the next ``fit``."""
         self._kept = saved
+        self.unheard = saved["progress"].get("unheard")
         self.loaded = True
 
     def begin(self, run: FitRun) -> None:
@@ -149,6 +152,7 @@ def _fit_attached(handler: NNHandler, options: FitOptions) -> History:
     first_step = state.first_step if goes_on else state.global_step
     with SignalWatch() as watch:
         run = fit_run(handler, options, lambda: _raise_signal(watch), (first_epoch, first_step))
+        run.recover = lambda: _finish_what_was_under_way(handler, goes_on=goes_on)
         params = describe_run(run, options, first_epoch, handler.parts.metrics, resumed=resumed)
         handler.callbacks.bind(handler, params, handler.settle_saves)
         handler.callbacks.begin()
@@ -173,6 +177,17 @@ def _train(handler: NNHandler, run: FitRun, *, resumed: bool, reseed: bool) -> H
     if run.state.stop_reason is not None:
         handler.logger.info("training was stopped: %s", run.state.stop_reason)
     return handler.history
+
+
+def _finish_what_was_under_way(handler: NNHandler, *, goes_on: bool) -> None:
+    """Let everybody hear the event in which the checkpoint was made, and write its other files."""
+    unheard, handler.unfinished.unheard = handler.unfinished.unheard, None
+    if unheard is not None:
+        handler.callbacks.finish_event(unheard)
+    for saver in handler.callbacks:
+        if isinstance(saver, Saver):
+            saver.ask_again() if goes_on else saver.finish(())
+    handler.settle_saves()
 
 
 def _enter_streams(handler: NNHandler, *, resumed: bool, reseed: bool) -> dict[str, Any] | None:

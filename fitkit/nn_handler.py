@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fitkit import snapshot
 from fitkit.assembly import as_options, evaluation_phase, evaluation_run
 from fitkit.callbacks.history import History
-from fitkit.checkpointing import loading, saving
+from fitkit.checkpointing import discovery, loading, saving
 from fitkit.checkpointing.autosaver import AutoSaver
 from fitkit.checkpointing.references import resolve
 from fitkit.checkpointing.saver import SaveQueue, SaveRequest
@@ -63,7 +63,7 @@ class NNHandler:
     Raises:
         ConfigurationError: an argument cannot be used.
 
-    >>> handler = NNHandler(nn.Linear, in_features=2, out_features=1, model_type="regression", seed=0)
+    >>> handler = NNHandler(nn.Linear, in_features=2, out_features=1, seed=0)
     >>> handler.set_optimizer(torch.optim.SGD, lr=0.1)
     >>> handler.set_loss_fn(nn.MSELoss())
     >>> history = handler.fit((torch.randn(8, 2), torch.zeros(8, 1)), epochs=2, progress_bar=False)
@@ -104,10 +104,14 @@ class NNHandler:
         self._callbacks = CallbackList()
         self._history = History()
         self._callbacks.add(self._history)
-        self._state = FitState()
+        self._callbacks.adopt(self._history)
+        self._state = FitState(vars(self.module))
         self._ema: WeightAverage | None = None
         self._saves = SaveQueue(
-            lambda: snapshot.take(self), self.scored_weights, self._announce_save
+            lambda: snapshot.take(self),
+            self.scored_weights,
+            lambda path: discovery.is_at(path, self._state.place()),
+            self._announce_save,
         )
         self.unfinished = Unfinished()
         self.calls_made = 0
@@ -243,7 +247,8 @@ class NNHandler:
         for step in (fn, evaluation_step):
             if step is not None and not callable(step):
                 raise ConfigurationError(
-                    f"a training step must be a function (handler, batch) -> loss, received {step!r}."
+                    f"a training step must be a function (handler, batch) -> loss, received "
+                    f"{step!r}."
                 )
         self.parts.train_step, self.parts.evaluation_step = fn, evaluation_step
 
@@ -492,7 +497,14 @@ class NNHandler:
         Raises:
             ConfigurationError: the name is taken by the loss or a metric.
         """
-        taken = {"loss", "lr", *self.parts.metrics, *self._state.epoch_logs}
+        values = {"loss", *self.parts.metrics}
+        taken = {
+            "lr",
+            "epoch",
+            *values,
+            *(f"val_{value}" for value in values),
+            *self._state.epoch_logs,
+        }
         if not isinstance(name, str) or not name or name in taken:
             raise ConfigurationError(
                 f"a callback cannot log {name!r}: choose a non-empty name that is not logged "
@@ -635,7 +647,7 @@ class NNHandler:
 
     @property
     def data_seed(self) -> int:
-        """The seed of the samples' order and augmentation; drawn at first need if none was given."""
+        """The seed of order and augmentation; drawn at first need if none was given."""
         if self._data_seed is None:
             self._data_seed = draw_seed()
         return self._data_seed

@@ -39,7 +39,7 @@ class Described:
             names = [name for name in inspect.signature(self.cls).parameters if name != "params"]
             wrong = [name for name in self.kwargs if name not in names]
             raise ConfigurationError(
-                f"{self.cls.__name__} cannot be built with {listed(self.kwargs) or 'no arguments'}: "
+                f"{self.cls.__name__} cannot be built with the arguments {listed(self.kwargs)}: "
                 f"{error}. It takes {listed(names)}."
                 + (did_you_mean(wrong[0], names) if wrong else "")
             ) from error
@@ -136,8 +136,8 @@ class Parts:
         if not (isinstance(cls, type) and issubclass(cls, LRScheduler)):
             raise ConfigurationError(
                 f"set_scheduler expects a scheduler class such as "
-                f"torch.optim.lr_scheduler.CosineAnnealingLR, received {_kind(cls)}: pass the class "
-                f"and its arguments without the optimizer."
+                f"torch.optim.lr_scheduler.CosineAnnealingLR, received {_kind(cls)}: pass the "
+                f"class and its arguments without the optimizer."
             )
         check_interval(cls, interval, monitor)
         self.scheduler_spec = Described(cls, dict(kwargs))
@@ -150,7 +150,7 @@ class Parts:
             self.scheduler = self.scheduler_spec.build(self.optimizer)
 
     def set_loss(self, function: Any, pass_epoch: bool, kwargs: Mapping[str, Any]) -> None:
-        """Remember the loss function; a class is built with ``kwargs``, a function called with them."""
+        """Remember the loss; a class is built with ``kwargs``, a function called with them."""
         if isinstance(function, type):
             function, kwargs = Described(function, kwargs).build(), {}
         if not callable(function):

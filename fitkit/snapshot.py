@@ -40,7 +40,7 @@ class Skips:
 
 
 def take(handler: NNHandler) -> dict[str, Any]:
-    """The handler's state: tensors (live, not copies) and plain types, by the keys of ``schema``."""
+    """The state by the keys of ``schema``: tensors (live, not copies) and plain types."""
     parts = handler.parts
     progress, loader, scaler = handler.unfinished.describe(handler.state)
     state: dict[str, Any] = {
@@ -158,8 +158,8 @@ def rebuild_parts(handler: NNHandler, state: Mapping[str, Any], skips: Skips) ->
 def _rebuild_scheduler(handler: NNHandler, state: Mapping[str, Any]) -> None:
     if state["scheduler_kwargs"] is None:
         warnings.warn(
-            f"the arguments of the scheduler {state['scheduler_class']!r} could not be stored: call "
-            f"set_scheduler before going on; its state is kept for it.",
+            f"the arguments of the scheduler {state['scheduler_class']!r} could not be stored: "
+            f"call set_scheduler before going on; its state is kept for it.",
             stacklevel=2,
         )
         return
@@ -221,7 +221,10 @@ def _apply(handler: NNHandler, state: dict[str, Any], *, strict: bool, skips: Sk
     handler.unfinished.load(from_plain({key: state[key] for key in handler.unfinished.KEYS}))
     handler.adopt_seeds(state["seed"], state.get("data_seed"))
     if not skips.callbacks:
-        handler.callbacks.load_state_dict(from_plain(state["callback_states"]))
+        states = from_plain(state["callback_states"])
+        if skips.history:
+            states = {key: e for key, e in states.items() if e["name"] != handler.history.name}
+        handler.callbacks.load_state_dict(states)
 
 
 def check_weights(module: nn.Module, weights: Mapping[str, Any], *, strict: bool) -> None:

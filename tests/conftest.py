@@ -17,7 +17,7 @@ import pytest
 import torch
 
 _WATCHED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-_GRACE_SECONDS = 5.0
+_GRACE_SECONDS = 10.0
 
 
 def _children() -> set[int]:
@@ -57,11 +57,9 @@ def _leaves_nothing_behind():
     handlers = {number: signal.getsignal(number) for number in _WATCHED_SIGNALS}
     yield
     deadline = time.monotonic() + _GRACE_SECONDS
-    while left := _leftovers(threads, children):
-        gc.collect()
-        if time.monotonic() > deadline:
-            break
+    while (left := _leftovers(threads, children)) and time.monotonic() < deadline:
         time.sleep(0.01)
+        gc.collect()
     assert not left, f"the test left behind: {left}"
     assert _ours(os.environ) == _ours(environment), "the test changed the environment"
     assert not torch.distributed.is_initialized(), "the test left a process group"

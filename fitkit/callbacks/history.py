@@ -43,8 +43,7 @@ class History(Callback):
         names = [*self.history, *(name for name in logs if name not in self.history)]
         # new containers: a snapshot that is still being written may hold the old ones
         self.history = {
-            name: [*self.history.get(name, nothing), logs[name] if name in logs else math.nan]
-            for name in names
+            name: [*self.history.get(name, nothing), logs.get(name, math.nan)] for name in names
         }
         self.epoch = [*self.epoch, epoch]
 

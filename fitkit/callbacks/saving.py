@@ -167,9 +167,9 @@ class ModelCheckpoint(Saver):
         judge = self._judge
         if judge is None or score is None or not math.isfinite(score):
             return False
-        if self.initial_value_threshold is not None:
-            if not judge.is_better(score, self.initial_value_threshold):
-                return False
+        threshold = self.initial_value_threshold
+        if threshold is not None and not judge.is_better(score, threshold):
+            return False
         if self.save_best_only:
             return judge.is_better(score, self.best)
         if self.max_to_keep is None or len(self.kept) < self.max_to_keep:
@@ -185,11 +185,11 @@ class ModelCheckpoint(Saver):
         values: Mapping[str, Any] = ChainMap({**counters, "global_step": step}, logs)  # type: ignore[arg-type]
         return Path(naming.format_name(self.filepath, values, suffix))
 
-    def plan(self, request: SaveRequest) -> list[Path]:
+    def plan(self, request: SaveRequest) -> None:
         """The new best, and the files kept; what no longer belongs to them may go."""
-        obsolete = super().plan(request)
+        super().plan(request)
         if request.preempted:
-            return obsolete
+            return
         self.is_due = False
         name = self._relative(request.path)
         score, judge = request.score, self._judge
@@ -198,20 +198,19 @@ class ModelCheckpoint(Saver):
         self.kept = [entry for entry in self.kept if entry[0] != name] + [[name, score]]
         if self.max_to_keep is None:
             self.kept = self.kept[-1:]
-            return obsolete
+            return
         while len(self.kept) > self.max_to_keep:
             gone = self.kept[0]
             if judge is not None:
                 gone = max(self.kept, key=lambda entry: judge.sort_key(entry[1]))
             self.kept = [entry for entry in self.kept if entry is not gone]
-            obsolete.append(self.folder / gone[0])
-        return obsolete
+            self._drop(gone[0])
 
 
 def _checked_path(filepath: Any) -> str:
     if not isinstance(filepath, (str, Path)) or not str(filepath):
         raise ConfigurationError(
-            f"filepath must be a path such as 'checkpoints/{{epoch:03d}}.pth', received {filepath!r}."
+            f"filepath must be a path such as 'runs/{{epoch:03d}}.pth', received {filepath!r}."
         )
     naming.placeholders(str(filepath))
     return str(filepath)

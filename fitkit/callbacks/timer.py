@@ -91,7 +91,9 @@ class Timer(Callback):
 
     def _count_and_judge(self) -> None:
         self._count()
-        if self.duration_seconds is not None and self.elapsed_seconds >= self.duration_seconds:
+        if self.duration_seconds is None or self.elapsed_seconds < self.duration_seconds:
+            return
+        if self.handler.state.epoch < self.params.get("last_epoch", math.inf):
             self.handler.state.stop(
                 f"Timer: the {self.duration_seconds:g} s of this run are used up", final=False
             )

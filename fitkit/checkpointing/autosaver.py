@@ -74,13 +74,11 @@ class AutoSaver(Saver):
         name = naming.format_name(self.save_model_name, values, f"_epoch{epoch + 1}")
         return self.save_path / naming.with_extension(naming.clean_name(name))
 
-    def plan(self, request: SaveRequest) -> list[Path]:
+    def plan(self, request: SaveRequest) -> None:
         """With overwriting, the previous file may go."""
-        previous = self._absolute(self.last_path)
-        obsolete = super().plan(request)
-        if self.overwrite_last_saved and previous is not None and not request.preempted:
-            obsolete.append(previous)
-        return obsolete
+        if self.overwrite_last_saved and not request.preempted:
+            self._drop(self.last_path)
+        super().plan(request)
 
 
 def _checked_interval(interval: Any) -> int | None:

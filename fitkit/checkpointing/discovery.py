@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fitkit.checkpointing import files, schema
+from fitkit.checkpointing import files, schema, temporary
 from fitkit.core.errors import CheckpointError
 
 
@@ -35,16 +35,27 @@ def newest(folders: Iterable[Path]) -> Found:
     found = Found()
     for path in _candidates(folders):
         try:
-            state = files.read(path, mmap=True)
-            if not schema.is_full(state):
-                continue
-            place = schema.place(schema.validate(state, path))
+            place = _place_of(path)
         except CheckpointError as error:
             found.passed_over.append(str(error))
             continue
-        if found.place is None or place > found.place:
+        if place is not None and (found.place is None or place > found.place):
             found.path, found.place = path, place
     return found
+
+
+def is_at(path: Path, place: tuple[int, int, int, int]) -> bool:
+    """Whether ``path`` is a whole checkpoint that was made at ``place``."""
+    try:
+        return _place_of(path) == place
+    except CheckpointError:
+        return False
+
+
+def _place_of(path: Path) -> tuple[int, int, int, int] | None:
+    """The place of a full checkpoint; ``None`` for weights and other files that are whole."""
+    state = files.read(path, mmap=True)
+    return schema.place(schema.validate(state, path)) if schema.is_full(state) else None
 
 
 def _candidates(folders: Iterable[Path]) -> list[Path]:
@@ -58,7 +69,7 @@ def _candidates(folders: Iterable[Path]) -> list[Path]:
 
 
 def _may_be_checkpoint(path: Path) -> bool:
-    if path.name.endswith(files.TEMPORARY_SUFFIX) or not path.is_file():
+    if path.name.endswith(temporary.SUFFIX) or not path.is_file():
         return False
     return path.suffix in (".pth", ".pt", ".ckpt") or files.is_checkpoint_like(path)
 

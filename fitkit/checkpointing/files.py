@@ -10,10 +10,10 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 import torch
 
+from fitkit.checkpointing import temporary
 from fitkit.core.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -21,8 +21,6 @@ from fitkit.core.errors import (
     SaveError,
     UnsafeCheckpointError,
 )
-
-TEMPORARY_SUFFIX = ".fitkit-tmp"
 
 
 def write(content: Any, path: Path) -> None:
@@ -46,44 +44,54 @@ def duplicate(source: Path, path: Path) -> None:
     """
     if path == source:
         return
-    temporary = _temporary(path)
+    name = temporary.new_name(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source, temporary)
-        except OSError:  # another file system, or one without links
-            with source.open("rb") as file:
-                _replace(path, lambda target: shutil.copyfileobj(file, target))
-            return
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
+        with source.open("r+b") as file, temporary.held(file):
+            if _link(source, name):
+                os.replace(name, path)
+                _flush_folder(path.parent)
+                return
+            _replace(path, lambda target: shutil.copyfileobj(file, target))
+    except SaveError:
+        raise
     except OSError as error:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            name.unlink(missing_ok=True)
         raise _save_error(path, error) from error
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
+def _link(source: Path, name: Path) -> bool:
+    try:
+        os.link(source, name)
+    except OSError:  # another file system, or one without links
+        return False
+    return True
 
 
 def _replace(path: Path, fill: Callable[[BinaryIO], None]) -> None:
-    temporary = _temporary(path)
+    name: Path | None = None
     try:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.sweep(path.parent)
+        file = temporary.create(path.parent)
+        name = Path(file.name)
+        with temporary.held(file):
+            with file:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
         _flush_folder(path.parent)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        # torch's writer reports a full disk as a RuntimeError
-        if isinstance(error, (OSError, RuntimeError)) and not isinstance(error, CheckpointError):
+        if name is not None:
+            with contextlib.suppress(OSError):
+                name.unlink(missing_ok=True)
+        # torch's writer reports a full disk as a RuntimeError, Path a null byte as a ValueError
+        is_ours = isinstance(error, CheckpointError)
+        if isinstance(error, (OSError, RuntimeError, ValueError)) and not is_ours:
             raise _save_error(path, error) from error
         raise
 
@@ -137,24 +145,27 @@ def verify(path: Path) -> None:
     _require_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
+            _refuse_bombs(archive, path)
             broken = archive.testzip()
-    except (
-        zipfile.BadZipFile,
-        OSError,
-        EOFError,
-        ValueError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+    except Exception as error:  # whatever zipfile says of bytes that mean nothing
         raise DamagedCheckpointError(
-            f"{str(path)!r} is not a whole checkpoint: {error}. It was truncated or is another kind "
-            f"of file; use an earlier checkpoint."
+            f"{str(path)!r} is not a whole checkpoint: {error}. It was truncated or is another "
+            f"kind of file; use an earlier checkpoint."
         ) from error
     if broken is not None:
         raise DamagedCheckpointError(
             f"{str(path)!r} is damaged: the checksum of its record {broken!r} does not match. Use "
             f"an earlier checkpoint."
         )
+
+
+def _refuse_bombs(archive: zipfile.ZipFile, path: Path) -> None:
+    """Records of a checkpoint are stored as they are, one after the other."""
+    records = archive.infolist()
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise zipfile.BadZipFile("a record is compressed")
+    if sum(record.file_size for record in records) > path.stat().st_size:
+        raise zipfile.BadZipFile("its records are larger than the file")
 
 
 def read(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> Any:
@@ -196,3 +207,5 @@ def _require_file(path: Path) -> None:
         raise CheckpointError(f"{str(path)!r} is a folder: name a file in it.")
     if not path.exists():
         raise CheckpointNotFoundError(f"there is no file {str(path)!r}: check the path.")
+    if not path.is_file():  # opening a pipe or a device could wait for ever
+        raise CheckpointError(f"{str(path)!r} is not an ordinary file: check the path.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fitkit.core.errors import ConfigurationError, listed
@@ -23,13 +23,12 @@ def placeholders(template: str) -> list[str]:
     ['epoch', 'val_loss']
     """
     try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(template)]
+        names = list(_fields(template))
     except ValueError as error:
         raise ConfigurationError(
-            f"the file name {template!r} is not a valid format string ({error}): write placeholders "
-            f"as {{epoch:02d}} or {{val_loss:.4f}}."
+            f"the file name {template!r} is not a valid format string ({error}): write "
+            f"placeholders as {{epoch:02d}} or {{val_loss:.4f}}."
         ) from error
-    names = [field for field in fields if field is not None]
     for name in names:
         if not name.isidentifier():
             raise ConfigurationError(
@@ -37,6 +36,14 @@ def placeholders(template: str) -> list[str]:
                 f"a logged value."
             )
     return names
+
+
+def _fields(template: str) -> Iterator[str]:
+    """The names in braces, also those inside a format: ``{loss:{width}}``."""
+    for _, field, specification, _ in string.Formatter().parse(template):
+        if field is not None:
+            yield field
+            yield from _fields(specification or "")
 
 
 def format_name(template: str, values: Mapping[str, Any], fallback_suffix: str) -> str:
@@ -54,7 +61,7 @@ def format_name(template: str, values: Mapping[str, Any], fallback_suffix: str) 
         if not missing:
             return template.format(**{name: values[name] for name in names})
         problem = f"has no value for {listed(missing)}"
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, MemoryError) as error:
         problem = f"cannot be filled in ({error})"
     name = fallback_name(template, fallback_suffix)
     warnings.warn(

@@ -21,6 +21,10 @@ from fitkit.core.errors import CheckpointError
 
 TAG = "__fitkit__"
 _ATOMS = (type(None), bool, int, float, complex, str, bytes)
+_ARRAY_TYPES = frozenset(
+    ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16")
+    + ("float32", "float64", "complex64", "complex128")
+)
 _TORCH_ATOMS = (torch.dtype, torch.device, torch.Size)
 
 
@@ -37,10 +41,11 @@ def to_plain(value: Any, path: str = "state") -> Any:
     if type(value) in _ATOMS or isinstance(value, _TORCH_ATOMS):
         return value
     if isinstance(value, Tensor):
-        return value.detach() if value.requires_grad else value
+        # a subclass, or attributes of a tensor, could not be loaded again
+        return value.detach().as_subclass(Tensor)
     if isinstance(value, dict) and type(value) in (dict, OrderedDict, Counter):
         return _plain_dict(value, path)
-    if type(value) in (list, tuple, set):
+    if type(value) in (list, tuple):
         return type(value)(to_plain(item, f"{path}[{i}]") for i, item in enumerate(value))
     return _tagged(value, path)
 
@@ -48,7 +53,7 @@ def to_plain(value: Any, path: str = "state") -> Any:
 def _plain_dict(value: dict[Any, Any], path: str) -> Any:
     plain = {}
     for key, item in value.items():
-        if type(key) not in _ATOMS and type(key) is not tuple:
+        if not _is_plain_key(key):
             raise CheckpointError(
                 f"{path} has a key of type {type(key).__name__}, but a checkpoint takes only plain "
                 f"keys (str, int, ...): convert it."
@@ -63,13 +68,21 @@ def _plain_dict(value: dict[Any, Any], path: str) -> Any:
     return Counter(plain) if isinstance(value, Counter) else plain
 
 
+def _is_plain_key(key: Any) -> bool:
+    return type(key) in _ATOMS or (type(key) is tuple and all(map(_is_plain_key, key)))
+
+
 def _tagged(value: Any, path: str) -> Any:
     if isinstance(value, np.generic):
-        return value.item()
+        return _plain_scalar(value, path)
     if isinstance(value, Enum) and isinstance(value.value, _ATOMS):
-        return value.value
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        return {TAG: "ndarray", "data": torch.from_numpy(value.copy()), "dtype": str(value.dtype)}
+        return to_plain(value.value, path)
+    if type(value) in (np.ndarray, np.memmap) and value.dtype.name in _ARRAY_TYPES:
+        native = np.array(value, dtype=value.dtype.newbyteorder("="))
+        return {TAG: "ndarray", "data": torch.from_numpy(native), "dtype": str(value.dtype)}
+    if type(value) is set:
+        items = [to_plain(item, path) for item in value]
+        return set(items) if all(map(_is_plain_key, items)) else {TAG: "set", "items": items}
     if isinstance(value, deque):
         items = [to_plain(item, f"{path}[{i}]") for i, item in enumerate(value)]
         return {TAG: "deque", "items": items, "maxlen": value.maxlen}
@@ -85,7 +98,8 @@ def _tagged(value: Any, path: str) -> Any:
         return {TAG: "range", "parts": [value.start, value.stop, value.step]}
     if isinstance(value, Mapping):
         return {key: to_plain(item, f"{path}[{key!r}]") for key, item in value.items()}
-    for base in (list, tuple, dict, str, int, float):  # named tuples and the like
+    bases: tuple[Any, ...] = (list, tuple, dict, str, int, float)
+    for base in bases:  # named tuples and other subclasses
         if isinstance(value, base):
             return to_plain(base(value), path)
     raise CheckpointError(
@@ -95,8 +109,16 @@ def _tagged(value: Any, path: str) -> Any:
     )
 
 
+def _plain_scalar(value: np.generic[Any], path: str) -> Any:
+    item = value.item()
+    if isinstance(item, np.generic):  # of more digits than Python's own types have
+        item = complex(value) if isinstance(value, np.complexfloating) else float(value)  # type: ignore[arg-type]
+    return to_plain(item, path)
+
+
 _FROM_TAG: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "ndarray": lambda saved: saved["data"].cpu().numpy().astype(saved["dtype"]),
+    "ndarray": lambda saved: _array(saved["data"], saved["dtype"]),
+    "set": lambda saved: set(from_plain(saved["items"])),
     "deque": lambda saved: deque(from_plain(saved["items"]), saved["maxlen"]),
     "frozenset": lambda saved: frozenset(from_plain(saved["items"])),
     "path": lambda saved: Path(saved["path"]),
@@ -104,6 +126,13 @@ _FROM_TAG: dict[str, Callable[[dict[str, Any]], Any]] = {
     "datetime": lambda saved: datetime.datetime.fromisoformat(saved["iso"]),
     "range": lambda saved: range(*saved["parts"]),
 }
+
+
+def _array(data: Tensor, name: str) -> Any:
+    dtype = np.dtype(name)
+    if dtype.name not in _ARRAY_TYPES:
+        raise ValueError(f"an array of {name!r}")
+    return data.cpu().numpy().astype(dtype)
 
 
 def from_plain(value: Any) -> Any:
@@ -116,6 +145,10 @@ def from_plain(value: Any) -> Any:
         if TAG in value:
             return _untagged(value)
         return {key: from_plain(item) for key, item in value.items()}
+    if type(value) is OrderedDict:
+        ordered = OrderedDict((key, from_plain(item)) for key, item in value.items())
+        vars(ordered).update(vars(value))
+        return ordered
     if type(value) in (list, tuple, set):
         return type(value)(from_plain(item) for item in value)
     return value
@@ -127,7 +160,9 @@ def _untagged(value: dict[str, Any]) -> Any:
         raise CheckpointError(f"the checkpoint holds a value of the unknown kind {value[TAG]!r}.")
     try:
         return rebuild(value)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a constructor says of arguments that mean nothing
         raise CheckpointError(
             f"the checkpoint holds a {value[TAG]} that cannot be rebuilt: {error}."
         ) from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType, ModuleType
 from typing import Any, TypeVar
 
 from fitkit.core.errors import CheckpointError
@@ -42,15 +44,25 @@ def resolve(name: Any, kind: type[Kind], remedy: str) -> type[Kind]:
             f"imported; nothing that a file names is imported for it. Import it first, or {remedy}."
         )
     for part in qualname.split("."):
-        found = vars(found).get(part) if hasattr(found, "__dict__") else None
-    if not isinstance(found, type):
+        found = _namespace(found).get(part)
+    if not issubclass(type(found), type):
         raise CheckpointError(
-            f"the checkpoint names the class {str(name)!r}, which this program does not have (it is "
-            f"not at the top of its module, or was renamed): {remedy}."
+            f"the checkpoint names the class {str(name)!r}, which this program does not have (it "
+            f"is not at the top of its module, or was renamed): {remedy}."
         )
-    if not issubclass(found, kind):
+    if kind not in type.__dict__["__mro__"].__get__(found):
         raise CheckpointError(
-            f"the checkpoint names {str(name)!r} where a {kind.__name__} is needed, which it is not; "
-            f"it was not used. If you trust the rest of the file, {remedy}."
+            f"the checkpoint names {str(name)!r} where a {kind.__name__} is needed, which it is "
+            f"not; it was not used. If you trust the rest of the file, {remedy}."
         )
-    return found
+    checked: type[Kind] = found
+    return checked
+
+
+def _namespace(holder: Any) -> Mapping[str, Any]:
+    """What a module or class defines; read past any ``__getattr__``, property or metaclass."""
+    for base in (ModuleType, type):
+        if issubclass(type(holder), base):
+            namespace: Mapping[str, Any] = base.__dict__["__dict__"].__get__(holder)
+            return namespace
+    return MappingProxyType({})

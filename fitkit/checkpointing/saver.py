@@ -1,9 +1,9 @@
-"""Savers ask, the snapshot is taken once at the end of the event, and one snapshot serves them all."""
+"""Savers ask; at the end of the event one snapshot is taken, and it serves them all."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +25,7 @@ class SaveRequest:
         weights_only: only the model's weights, as they were scored.
         score: the monitored value that led to it, or ``None``.
         preempted: the process is about to be ended.
+        again: the request was made before a restart, and may have been answered then.
     """
 
     saver: Saver
@@ -32,6 +33,7 @@ class SaveRequest:
     weights_only: bool = False
     score: float | None = None
     preempted: bool = False
+    again: bool = False
 
 
 class Saver(Callback):
@@ -43,11 +45,21 @@ class Saver(Callback):
     order = 60
     spans_fits = True
     writes_files = True
-    state_fields: ClassVar[tuple[str, ...]] = ("last_path", "last_step", "preempted_path")
+    state_fields: ClassVar[tuple[str, ...]] = (
+        "last_path",
+        "last_step",
+        "preempted_path",
+        "writing",
+        "dropping",
+    )
 
     last_path: str | None = None
     last_step: int = -1
     preempted_path: str | None = None
+    # What the save under way writes and lets go. A snapshot holds it, so that a resume from one
+    # file finishes what a kill between two files left undone.
+    writing: tuple[str, ...] = ()
+    dropping: tuple[str, ...] = ()
     saves_weights_only: bool = False
 
     @property
@@ -69,24 +81,43 @@ class Saver(Callback):
             SaveRequest(self, path, self.saves_weights_only, score, preempted)
         )
 
-    def plan(self, request: SaveRequest) -> list[Path]:
-        """Become what this saver is once the file is there; the files that then may go.
+    def ask_again(self) -> None:
+        """After a restart, ask for what the save that made the checkpoint was writing."""
+        for name in self.writing:
+            path = self.folder / name
+            self.handler.request_save(SaveRequest(self, path, self.saves_weights_only, again=True))
+
+    def plan(self, request: SaveRequest) -> None:
+        """Become what this saver is once the file is there.
 
         It must not change containers in place: the state before is put back if the write fails.
         """
         name = self._relative(request.path)
-        obsolete = self._absolute(self.preempted_path)
+        self.writing = (*self.writing, name)
+        self._drop(self.preempted_path)
         self.preempted_path = name if request.preempted else None
         if not request.preempted:
             self.last_path = name
             self.last_step = self.handler.state.global_step
-        return [] if obsolete is None else [obsolete]
+
+    def _drop(self, name: str | None) -> None:
+        """Let a file go that this saver wrote, once the new one is durable."""
+        if name is not None:
+            self.dropping = (*self.dropping, name)
+
+    def finish(self, written: Collection[Path]) -> None:
+        """The files are durable: let go of what is obsolete."""
+        for name in self.dropping:
+            if self.folder / name not in written:
+                files.remove(self.folder / name)
+        self.writing = ()
+        self.dropping = ()
 
     def on_exception(self, error: BaseException) -> None:
         """Before the process is ended, one saver writes where the run stands."""
-        if isinstance(error, Preempted) and not self.saves_weights_only:
-            if not self.handler.save_is_requested:
-                self.ask(self.folder / PREEMPTED_NAME, preempted=True)
+        can_resume = isinstance(error, Preempted) and not self.saves_weights_only
+        if can_resume and not self.handler.save_is_requested:
+            self.ask(self.folder / PREEMPTED_NAME, preempted=True)
 
     def _relative(self, path: Path) -> str:
         return Path(os.path.relpath(path, self.folder)).as_posix()
@@ -101,6 +132,7 @@ class SaveQueue:
     Args:
         take_snapshot: the whole state, as it is written.
         take_weights: the model's weights as they were scored.
+        is_current: whether a file holds the handler's state at the place where it stands now.
         announce: told each path once it is durable.
     """
 
@@ -108,10 +140,12 @@ class SaveQueue:
         self,
         take_snapshot: Callable[[], dict[str, Any]],
         take_weights: Callable[[], dict[str, Any]],
+        is_current: Callable[[Path], bool],
         announce: Callable[[Path], None],
     ) -> None:
         self._take_snapshot = take_snapshot
         self._take_weights = take_weights
+        self._is_current = is_current
         self._announce = announce
         self._requests: list[SaveRequest] = []
 
@@ -133,16 +167,17 @@ class SaveQueue:
         requests, self._requests = self._requests, []
         before = [(request.saver, request.saver.state_dict()) for request in requests]
         try:
-            obsolete = [path for request in requests for path in request.saver.plan(request)]
+            for request in requests:
+                if not request.again:
+                    request.saver.plan(request)
             written = self._write(requests)
         except BaseException as error:
             for saver, state in reversed(before):
                 saver.load_state_dict(state)
             add_note(error, "the savers' own state is as it was before this save")
             raise
-        for path in obsolete:
-            if path not in written:
-                files.remove(path)
+        for request in requests:
+            request.saver.finish(written)
         for path in written:
             self._announce(path)
 
@@ -150,11 +185,16 @@ class SaveQueue:
         """Each content is serialized once; further names of it are links or copies."""
         written: list[Path] = []
         for weights_only, take in ((False, self._take_snapshot), (True, self._take_weights)):
-            same = dict.fromkeys(r.path for r in requests if r.weights_only == weights_only)
-            paths = [path for path in same if path not in written]
-            if paths:
-                files.write(take(), paths[0])
-                for path in paths[1:]:
-                    files.duplicate(paths[0], path)
+            same = [r for r in requests if r.weights_only == weights_only]
+            paths = [p for p in dict.fromkeys(r.path for r in same) if p not in written]
+            here = [
+                r.path for r in same if r.again and not weights_only and self._is_current(r.path)
+            ]
+            missing = [path for path in paths if path not in here]
+            if missing and not here:
+                files.write(take(), missing[0])
+                here = [missing.pop(0)]
+            for path in missing:
+                files.duplicate(here[0], path)
             written += paths
         return written

@@ -54,7 +54,10 @@ def is_weights(state: Any) -> bool:
         isinstance(state, dict)
         and bool(state)
         and all(isinstance(key, str) for key in state)
-        and all(isinstance(value, Tensor) for value in state.values())
+        and all(
+            isinstance(value, Tensor) or key.endswith("_extra_state")
+            for key, value in state.items()
+        )
     )
 
 
@@ -90,6 +93,7 @@ def validate(state: Any, path: Path | str) -> dict[str, Any]:
         raise DamagedCheckpointError(
             f"{where!r} is not a valid checkpoint: {listed(wrong)} missing or of a wrong type."
         )
+    place(state)
     checked: dict[str, Any] = state
     return checked
 
@@ -103,8 +107,15 @@ def place(state: dict[str, Any]) -> tuple[int, int, int, int]:
     progress = FitState()
     try:
         progress.load_state_dict(state["progress"]["state"])
-        return progress.place()
+        found = progress.place()
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedCheckpointError(
             f"the checkpoint's progress cannot be read: {error!r}."
         ) from error
+    counters = (*found, progress.global_step, progress.optimizer_steps, progress.samples_seen)
+    if any(type(counter) is not int or counter < 0 for counter in counters):
+        raise DamagedCheckpointError(
+            f"the checkpoint's progress cannot be read: its counters must be whole numbers from 0, "
+            f"received {counters}."
+        )
+    return found

@@ -9,11 +9,21 @@ from typing import Any
 from fitkit.core.callback import Callback
 from fitkit.core.errors import CheckpointError, ConfigurationError, add_note, listed
 from fitkit.core.event import Event
+from fitkit.core.logs import Logs
 
 __all__ = ["CallbackList", "Event"]
 
-
 Hook = Callable[..., None]
+
+# Events before which the run's position has moved on, so that a resume does not repeat them.
+_AFTER_PROGRESS = (
+    Event.EPOCH_BEGIN,
+    Event.TRAIN_BATCH_END,
+    Event.TEST_BEGIN,
+    Event.TEST_BATCH_END,
+    Event.TEST_END,
+    Event.EPOCH_END,
+)
 
 
 class CallbackList:
@@ -30,6 +40,7 @@ class CallbackList:
         self._departed: list[dict[str, Any]] = []
         self.unclaimed: dict[str, dict[str, Any]] = {}
         self._after_event: Callable[[], None] | None = None
+        self._under_way: tuple[Event, tuple[Any, ...], int] | None = None
         self._table: dict[Event, tuple[tuple[Callback, Hook], ...]] = {}
         self._rebuild()
         for callback in callbacks:
@@ -131,12 +142,16 @@ class CallbackList:
         hooks = self._table[event]
         if not hooks:
             return
-        for callback, hook in hooks:
+        outer = self._under_way
+        for number, (callback, hook) in enumerate(hooks, 1):
+            self._under_way = (event, args, number)
             try:
                 hook(*args)
             except BaseException as error:
                 add_note(error, f"raised by callback {callback.name!r} in {event.value}")
                 raise
+            finally:
+                self._under_way = outer
         if self._after_event is not None:
             self._after_event()
 
@@ -155,6 +170,32 @@ class CallbackList:
             except BaseException as error:  # noqa: BLE001  as above
                 errors.append(error)
         return errors
+
+    def unheard(self) -> dict[str, Any] | None:
+        """The event in whose middle we are, and the callbacks that have yet to hear it.
+
+        A callback may save the handler from inside a hook: who resumes from that file lets the
+        others hear the event first (``finish_event``).
+        """
+        if self._under_way is None or self._under_way[0] not in _AFTER_PROGRESS:
+            return None
+        event, args, heard = self._under_way
+        waiting = [[c.name, c.identity()] for c, _ in self._table[event][heard:]]
+        plain = [dict(arg) if isinstance(arg, Logs) else arg for arg in args]
+        return {"event": event.value, "args": plain, "waiting": waiting} if waiting else None
+
+    def finish_event(self, unheard: Mapping[str, Any]) -> None:
+        """Let those hear an event who had not yet when a checkpoint was made in its middle."""
+        event = Event(unheard["event"])
+        args = [Logs(arg) if isinstance(arg, dict) else arg for arg in unheard["args"]]
+        for callback, hook in self._table[event]:
+            if [callback.name, callback.identity()] in unheard["waiting"]:
+                hook(*args)
+
+    def adopt(self, callback: Callback) -> None:
+        """Take a callback's progress for that of this run, so that ``begin`` does not reset it."""
+        callback.remember_initial_state()
+        callback.run = self._run
 
     def begin(self) -> None:
         """Before the first hook of a ``fit``: give waiting states to their owners, reset the rest.

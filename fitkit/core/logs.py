@@ -73,6 +73,15 @@ class Logs(Mapping[str, float]):
     def __repr__(self) -> str:
         return f"Logs({dict(self)!r})"
 
+    def raw(self, name: str) -> Any:
+        """The value as it was logged: a tensor stays on its device, so reading it does not wait.
+
+        Raises:
+            KeyError: the name is not in the logs.
+        """
+        value = self._values[name]
+        return value() if isinstance(value, Deferred) else value
+
     def copy(self) -> dict[str, float]:
         """A plain dict of the values, which may be changed."""
         return dict(self)

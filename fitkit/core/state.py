@@ -21,6 +21,10 @@ class Phase(str, Enum):
 class FitState:
     """Where a run stands. Read it anywhere; only the loop moves it, and ``stop`` is for everyone.
 
+    Args:
+        wishes: attributes of the model, where code that was written for Keras sets
+            ``stop_training``.
+
     Counters run over the whole life of the handler, across calls of ``fit`` and across restarts.
     They move *before* the end-of-batch and end-of-epoch hooks run, so that what those hooks save
     goes on with the next batch or epoch.
@@ -58,7 +62,8 @@ class FitState:
         "mid_step",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, wishes: dict[str, Any] | None = None) -> None:
+        self._wishes = {} if wishes is None else wishes
         self.epoch = 0
         self.batch = 0
         self.global_step = 0
@@ -78,6 +83,8 @@ class FitState:
     @property
     def stopping(self) -> bool:
         """Whether somebody asked this call of ``fit`` to end."""
+        if self._wishes.get("stop_training"):
+            self.stop("model.stop_training was set")
         return self.stop_reason is not None
 
     def stop(self, reason: str, *, non_finite: bool = False, final: bool = True) -> None:
@@ -104,6 +111,8 @@ class FitState:
 
     def clear_stop(self) -> None:
         """Forget an earlier wish to stop."""
+        if "stop_training" in self._wishes:
+            self._wishes["stop_training"] = False
         self.stop_reason = None
         self.stop_is_final = True
         self.stopped_non_finite = False

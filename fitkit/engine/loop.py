@@ -25,9 +25,10 @@ def fit(run: FitRun) -> None:
     errors: list[BaseException] = []
     try:
         run.callbacks.fire(Event.TRAIN_BEGIN, EMPTY_LOGS)
+        run.recover()
         while not _is_complete(run):
             run_epoch(run)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  raised below, when everybody has heard it
         errors.append(error)
         errors += run.callbacks.fire_to_all(Event.EXCEPTION, error)
     errors += run.callbacks.fire_to_all(Event.TRAIN_END, _epoch_logs(run))
@@ -74,9 +75,9 @@ def train_pass(run: FitRun) -> None:
     state, callbacks = run.state, run.callbacks
     listens_to_ends = callbacks.listens(Event.TRAIN_BATCH_END)
     num_batches = run.train.num_batches
-    for batch in remaining(run.train, state.epoch, state.batch):
-        if _must_stop(run):  # asked for by a hook of the epoch's beginning, or before a restart
-            break
+    # an epoch has at least one batch; further ones may be unwanted since before a restart
+    is_done = state.batch > 0 and _must_stop(run)
+    for batch in () if is_done else remaining(run.train, state.epoch, state.batch):
         index = state.batch
         callbacks.fire(Event.TRAIN_BATCH_BEGIN, index, EMPTY_LOGS)
         state.mid_step = True
@@ -93,8 +94,8 @@ def train_pass(run: FitRun) -> None:
             break
     if state.batch == 0:
         raise DataError(
-            "the training data yields no batch: check that it is not empty, that drop_last does not "
-            "drop all of it, and that a generator is not used up by an earlier epoch."
+            "the training data yields no batch: check that it is not empty, that drop_last does "
+            "not drop all of it, and that a generator is not used up by an earlier epoch."
         )
     run.step.finish()
     state.epoch_logs = run.train.meters.compute(run.reduce)
@@ -123,7 +124,7 @@ def _record_validation(run: FitRun, values: dict[str, float]) -> None:
 
 
 def end_epoch(run: FitRun) -> None:
-    """Schedules first, then progress, then the hooks, so that a save goes on with the next epoch."""
+    """Schedules, then progress, then the hooks, so that a save goes on with the next epoch."""
     state = run.state
     learning_rate = run.learning_rate()
     if learning_rate is not None:

@@ -78,6 +78,7 @@ class FitRun(EvaluationRun):
         last_epoch: value of ``state.epoch`` at which this call is complete.
         last_step: value of ``state.global_step`` at which this call is complete, or ``None``.
         learning_rate: the learning rate in use.
+        recover: after a resume, finishes what was under way when the checkpoint was made.
     """
 
     step: TrainStep
@@ -88,12 +89,14 @@ class FitRun(EvaluationRun):
     last_epoch: int
     last_step: int | None
     learning_rate: Callable[[], float | None]
+    recover: Callable[[], None]
 
     def progress(self) -> dict[str, Any]:
         """Where the run stands, with what has been added up inside the epoch."""
         passes = {"train": self.train, "validation": self.validation}
         return {
             "state": self.state.state_dict(),
+            "unheard": self.callbacks.unheard(),
             "window": self.step.state_dict(),
             "meters": {name: p.meters.state_dict() for name, p in passes.items() if p is not None},
         }

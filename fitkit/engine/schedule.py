@@ -79,5 +79,6 @@ def check_interval(scheduler_class: type[Any], interval: str, monitor: str | Non
         )
     if monitor is not None and not plateau:
         raise ConfigurationError(
-            f"monitor= is for ReduceLROnPlateau; {scheduler_class.__name__} takes none: leave it out."
+            f"monitor= is for ReduceLROnPlateau, {scheduler_class.__name__} takes none: leave it "
+            f"out."
         )

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitkit.core.errors import CheckpointError, DataError, listed
+from fitkit.core.errors import CheckpointError, ConfigurationError, DataError, listed
 from fitkit.core.logs import Deferred
 from fitkit.core.types import StepOutput
-from fitkit.metrics.metric import Metric, as_scalar
+from fitkit.metrics.metric import Metric, as_scalar, is_reserved
 from fitkit.metrics.stateful import StatefulMetric, accumulates
 
 # Values wait in a list and are added in one operation when so many have come: a step then costs an
@@ -183,10 +183,10 @@ class Meters:
             meter.update(output.outputs, output.targets)
 
     def _extra_mean(self, name: str) -> WeightedMean:
-        if name in self._meters or name == "loss":
+        if name in self._meters or is_reserved(name):
             raise DataError(
-                f"the training step logs {name!r}, which is also the name of the loss or a metric: "
-                f"choose another name."
+                f"the training step logs {name!r}, which is the name of a metric or of a value that "
+                f"fitkit logs itself: choose another name."
             )
         return self._extra.setdefault(name, WeightedMean())
 
@@ -206,11 +206,17 @@ class Meters:
         for (name, meter), part in zip(self._additive().items(), parts, strict=True):
             sums = packed[offset : offset + len(part)]
             offset += len(part)
-            if len(part):
+            if _has_values(meter, sums):
                 values[name] = _value(meter, sums)
-        for stateful in self._meters.values():
+        for name, stateful in self._meters.items():
             if isinstance(stateful, StatefulMetric):
-                values.update(stateful.compute())
+                computed = stateful.compute()
+                if clashes := computed.keys() & values.keys():
+                    raise ConfigurationError(
+                        f"metric {name!r} computes {listed(clashes)}, which another metric logs "
+                        f"already: add one of them under another name."
+                    )
+                values.update(computed)
         return {name: values[name] for name in self._columns(values)}
 
     def running(self) -> dict[str, float]:
@@ -218,7 +224,7 @@ class Meters:
         values = {}
         for name, meter in self._additive().items():
             sums = self._statistics(meter)
-            if len(sums):
+            if _has_values(meter, sums):
                 values[name] = _value(meter, sums.cpu())
         return values
 
@@ -269,6 +275,11 @@ class Meters:
             meter.load_state_dict(saved[name])
         for name, state in state_dict["extra"].items():
             self._extra_mean(name).load_state_dict(state)
+
+
+def _has_values(meter: WeightedMean | MetricSums, sums: Tensor) -> bool:
+    """Whether anything was added; a custom step need not bring what metrics read."""
+    return bool(len(sums)) and (isinstance(meter, MetricSums) or bool(sums[1]))
 
 
 def _value(meter: WeightedMean | MetricSums, sums: Tensor) -> float:

@@ -77,6 +77,11 @@ def as_scalar(name: str, value: Any) -> Any:
     )
 
 
+def is_reserved(name: str) -> bool:
+    """Whether ``name`` is, or is made of, a column that fitkit logs itself."""
+    return name in ("loss", "lr", "epoch") or name.startswith("val_")
+
+
 def require_metric(name: Any, metric: Any, taken: Any) -> Any:
     """The metric, if it is one and its name can be a new column of the logs.
 
@@ -85,7 +90,7 @@ def require_metric(name: Any, metric: Any, taken: Any) -> Any:
     """
     if not isinstance(name, str) or not name:
         raise ConfigurationError(f"a metric's name must be a non-empty string, received {name!r}.")
-    if name in ("loss", "lr", "epoch") or name.startswith("val_"):
+    if is_reserved(name):
         raise ConfigurationError(
             f"metric name {name!r} clashes with a name that fitkit logs itself ('loss', 'lr', "
             f"'epoch', and 'val_*' for validation): choose another."

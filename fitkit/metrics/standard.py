@@ -37,8 +37,8 @@ class Accuracy(MeanMetric):
         if outputs.numel() == targets.numel():
             return (outputs > self.threshold).reshape(targets.shape) == (targets > 0.5)
         raise DataError(
-            f"Accuracy needs outputs (batch, classes, ...) with targets (batch, ...), or both of one "
-            f"shape; received {tuple(outputs.shape)} and {tuple(targets.shape)}."
+            f"Accuracy needs outputs (batch, classes, ...) with targets (batch, ...), or both of "
+            f"one shape; received {tuple(outputs.shape)} and {tuple(targets.shape)}."
         )
 
 
@@ -94,9 +94,8 @@ class R2Score(Metric):
 
     def compute(self, sums: Tensor) -> Tensor:
         """One minus the residual share of the variance."""
-        residual, total, squares, count = sums
-        variance: Tensor = squares - total * total / count
-        return 1.0 - residual / variance
+        residual, total, squares, count = sums.unbind()
+        return 1.0 - residual / (squares - total * total / count)
 
 
 def _difference(name: str, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -68,8 +68,8 @@ class StatefulMetric:
         if state_dict["updated"]:
             if not callable(getattr(self._metric, "load_state_dict", None)):
                 raise ConfigurationError(
-                    f"metric {self.name!r} has no load_state_dict, so an epoch cannot be resumed in "
-                    f"its middle: give {type(self._metric).__name__} state_dict and "
+                    f"metric {self.name!r} has no load_state_dict, so an epoch cannot be resumed "
+                    f"in its middle: give {type(self._metric).__name__} state_dict and "
                     f"load_state_dict, or make it a fitkit.Metric."
                 )
             self._metric.load_state_dict(state_dict["state"])

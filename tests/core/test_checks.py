@@ -22,7 +22,9 @@ def test_counts_pass(value, minimum):
     require_count("n", value, minimum=minimum)
 
 
-@pytest.mark.parametrize(("value", "minimum"), [(0, 1), (-1, 0), (1.0, 1), (True, 1), ("1", 1), (None, 1)])
+@pytest.mark.parametrize(
+    ("value", "minimum"), [(0, 1), (-1, 0), (1.0, 1), (True, 1), ("1", 1), (None, 1)]
+)
 def test_other_things_are_no_counts(value, minimum):
     with pytest.raises(
         ConfigurationError, match=f"n must be a whole number of at least {minimum}, received"

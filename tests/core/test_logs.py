@@ -18,7 +18,9 @@ def test_one_number_becomes_a_plain_float(value):
     "value", [None, "1.5", b"1", [1.0], torch.zeros(2), torch.zeros(0), 1j, torch.tensor(1j)]
 )
 def test_what_is_not_one_number_is_refused(value):
-    with pytest.raises(ConfigurationError, match=f"'x' must be one number .* received {type(value).__name__}: "):
+    with pytest.raises(
+        ConfigurationError, match=f"'x' must be one number .* received {type(value).__name__}: "
+    ):
         as_float("x", value)
 
 
@@ -37,7 +39,9 @@ def test_tensors_are_read_once_and_only_when_asked():
 
 def test_a_missing_name_lists_what_is_there():
     logs = Logs({"val_loss": 1.0, "loss": 2.0})
-    with pytest.raises(KeyError, match="not in the logs, which hold 'loss', 'val_loss'.*Did you mea"):
+    with pytest.raises(
+        KeyError, match="not in the logs, which hold 'loss', 'val_loss'.*Did you mea"
+    ):
         logs["val_los"]
     with pytest.raises(KeyError, match="3 is not in the logs"):
         logs[3]

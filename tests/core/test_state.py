@@ -92,7 +92,10 @@ def test_every_plain_attribute_is_saved():
     [
         (lambda s: s.pop("epoch"), "missing 'epoch', unknown none"),
         (lambda s: s.update(new=1), "missing none, unknown 'new'"),
-        (lambda s: s.update(phase="lunch"), "its phase must be one of 'begin', .* received 'lunch'"),
+        (
+            lambda s: s.update(phase="lunch"),
+            "its phase must be one of 'begin', .* received 'lunch'",
+        ),
     ],
 )
 def test_a_state_that_does_not_fit_changes_nothing(change, message):

@@ -26,9 +26,7 @@ def flat(batches):
     start=st.integers(0, 35),
 )
 def test_any_pass_from_any_batch(n, size, drop_last, shuffle, epoch, start):
-    source = InMemorySource(
-        torch.arange(n), size, shuffle=shuffle, seed=1, drop_last=drop_last
-    )
+    source = InMemorySource(torch.arange(n), size, shuffle=shuffle, seed=1, drop_last=drop_last)
     whole = flat(source.iterate(epoch))
     assert flat(source.iterate(epoch, start)) == whole[start:]
     assert len(whole) == source.num_batches == (n // size if drop_last else -(-n // size))
@@ -178,7 +176,9 @@ def test_arrays_of_any_layout_are_taken_and_not_changed(array):
     "array", [np.array(["a"]), np.array([None]), np.array(["2020"], dtype="datetime64[Y]")]
 )
 def test_arrays_of_other_things_are_refused(array):
-    with pytest.raises(DataError, match="an array of numbers was expected, received dtype .*encode"):
+    with pytest.raises(
+        DataError, match="an array of numbers was expected, received dtype .*encode"
+    ):
         as_tensors(array, torch.float32)
 
 

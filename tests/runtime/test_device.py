@@ -25,7 +25,9 @@ def test_none_takes_what_there_is():
 @without_accelerator
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps", "xpu", torch.device("cuda:1")])
 def test_a_device_that_is_not_here(device):
-    with pytest.raises(ConfigurationError, match="is not available on this machine: pass device='c"):
+    with pytest.raises(
+        ConfigurationError, match="is not available on this machine: pass device='c"
+    ):
         resolve_device(device)
 
 

@@ -145,10 +145,7 @@ def test_watches_nest_and_both_hear():
 
 
 def run_script(body):
-    script = (
-        "import os, signal, sys, time\n"
-        "from fitkit.runtime.signals import SignalWatch\n" + body
-    )
+    script = "import os, signal, sys, time\nfrom fitkit.runtime.signals import SignalWatch\n" + body
     return subprocess.Popen(
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,

@@ -1,0 +1,160 @@
+"""EarlyStopping: stop when a value no longer gets better."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from fitkit.callbacks.formatting import format_value
+from fitkit.core.callback import Callback
+from fitkit.core.checks import require_count, require_number
+from fitkit.core.logs import Logs
+from fitkit.core.monitor import Monitor
+
+
+class EarlyStopping(Callback):
+    """Stops training when a monitored value has not improved for ``patience`` checks.
+
+    A check is an epoch that brings a fresh value: with ``validate_every=5`` five epochs make one.
+
+    Args:
+        monitor: a name in the epoch logs.
+        min_delta: how much a value must beat the best one by to count as an improvement, at least
+            0, in the value's units.
+        patience: checks without improvement after which training stops, at least 0; 0 and 1 stop
+            at the first one.
+        mode: ``"min"``, ``"max"``, or ``"auto"`` by the name.
+        baseline: a value that must be beaten as well for an improvement to reset the count.
+        restore_best_weights: at the end of training, however it ends, put back the weights that
+            were scored best (with EMA, the averaged ones).
+        start_from_epoch: epochs (from 0) before this one are not judged.
+        stopping_threshold: stop as soon as the value is better than this.
+        divergence_threshold: stop as soon as the value is worse than this.
+        check_finite: stop as soon as the value is NaN or infinite, in any epoch.
+
+    Attributes:
+        best: the best value so far, or ``None``.
+        best_epoch: its epoch, from 0, or ``None``.
+        wait: checks since the last improvement.
+        stopped_epoch: the epoch (from 0) in which this callback stopped training, or ``None``.
+        best_weights: the weights of the best value where they are to be restored, or ``None``.
+
+    Raises:
+        ConfigurationError: an argument is out of range, or the mode of the name is not known.
+    """
+
+    order = 50
+    state_fields: ClassVar[tuple[str, ...]] = (
+        "best",
+        "best_epoch",
+        "wait",
+        "stopped_epoch",
+        "best_weights",
+    )
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        min_delta: float = 0.0,
+        patience: int = 0,
+        mode: str = "auto",
+        baseline: float | None = None,
+        restore_best_weights: bool = False,
+        start_from_epoch: int = 0,
+        stopping_threshold: float | None = None,
+        divergence_threshold: float | None = None,
+        check_finite: bool = True,
+    ) -> None:
+        require_count("patience", patience, minimum=0)
+        require_count("start_from_epoch", start_from_epoch, minimum=0)
+        thresholds = {
+            "baseline": baseline,
+            "stopping_threshold": stopping_threshold,
+            "divergence_threshold": divergence_threshold,
+        }
+        for name, value in thresholds.items():
+            if value is not None:
+                require_number(name, value)
+        self._monitor = Monitor(monitor, mode, min_delta)
+        self._exact = Monitor(monitor, self._monitor.mode)
+        self.patience = patience
+        self.baseline = baseline
+        self.restore_best_weights = bool(restore_best_weights)
+        self.start_from_epoch = start_from_epoch
+        self.stopping_threshold = stopping_threshold
+        self.divergence_threshold = divergence_threshold
+        self.check_finite = bool(check_finite)
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self.wait = 0
+        self.stopped_epoch: int | None = None
+        self.best_weights: dict[str, Any] | None = None
+
+    @property
+    def monitor(self) -> str:
+        """The monitored name."""
+        return self._monitor.name
+
+    def identity(self) -> str:
+        """The configuration, so that each of several gets its own state back."""
+        return (
+            f"{self.monitor} {self._monitor.mode} {self._monitor.min_delta} {self.patience} "
+            f"{self.baseline} {self.start_from_epoch} {self.stopping_threshold} "
+            f"{self.divergence_threshold} {self.restore_best_weights} {self.check_finite}"
+        )
+
+    def on_train_begin(self, logs: Logs) -> None:
+        """Fail now where the value can never appear."""
+        self._monitor.check_possible(self.params, self.name)
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """Judge a fresh value."""
+        value = self._monitor.read(logs, self.params, self.name)
+        if value is None:
+            return
+        if self.check_finite and not math.isfinite(value):
+            self._stop(epoch, f"{self.monitor!r} is {value}", non_finite=True)
+        elif epoch >= self.start_from_epoch:
+            self._judge(epoch, value)
+
+    def _judge(self, epoch: int, value: float) -> None:
+        is_improvement = self._monitor.is_better(value, than=self.best)
+        self.wait += 1
+        if is_improvement:
+            self.best, self.best_epoch = value, epoch
+            if self.restore_best_weights:
+                self.best_weights = self.handler.scored_weights()
+            if self.baseline is None or self._monitor.is_better(value, than=self.baseline):
+                self.wait = 0
+        crossed = self._crossed_threshold(value)
+        if crossed is not None:
+            self._stop(epoch, crossed)
+        elif not is_improvement and self.wait >= self.patience:
+            self._stop(epoch, self._why_impatient())
+
+    def _crossed_threshold(self, value: float) -> str | None:
+        reached, diverged = self.stopping_threshold, self.divergence_threshold
+        described = f"{self.monitor!r} is {format_value(value)}"
+        if reached is not None and self._exact.is_better(value, than=reached):
+            return f"{described}, better than the stopping threshold {reached:g}"
+        if diverged is not None and self._exact.is_better(diverged, than=value):
+            return f"{described}, worse than the divergence threshold {diverged:g}"
+        return None
+
+    def _why_impatient(self) -> str:
+        checks = f"{self.wait} check{'' if self.wait == 1 else 's'}"
+        if self.best is None or self.best_epoch is None:
+            return f"{self.monitor!r} was not a finite number in {checks}"
+        goal = f"{format_value(self.best)} (epoch {self.best_epoch + 1})"
+        if self.baseline is not None and not self._monitor.is_better(self.best, than=self.baseline):
+            goal = f"the baseline {self.baseline:g}"
+        return f"{self.monitor!r} did not improve on {goal} in {checks}"
+
+    def _stop(self, epoch: int, why: str, *, non_finite: bool = False) -> None:
+        self.stopped_epoch = epoch
+        self.handler.state.stop(f"{self.name}: {why}", non_finite=non_finite)
+
+    def on_train_end(self, logs: Logs) -> None:
+        """Put the best weights back."""
+        if self.restore_best_weights and self.best_weights is not None:
+            self.handler.restore_weights(self.best_weights)

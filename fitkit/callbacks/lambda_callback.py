@@ -1,0 +1,39 @@
+"""LambdaCallback: plain functions as hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fitkit.core.callback import Callback
+from fitkit.core.errors import ConfigurationError, did_you_mean, listed
+from fitkit.core.event import Event
+
+
+class LambdaCallback(Callback):
+    """Calls functions at events.
+
+    Args:
+        **hooks: functions by the name of a hook, with the hook's arguments, for instance
+            ``on_epoch_end=lambda epoch, logs: ...``. What they return is not used.
+
+    Raises:
+        ConfigurationError: a name is no hook, or a value no function.
+
+    >>> losses = []
+    >>> callback = LambdaCallback(on_epoch_end=lambda epoch, logs: losses.append(logs["loss"]))
+    """
+
+    def __init__(self, **hooks: Callable[..., Any]) -> None:
+        known = [event.value for event in Event]
+        for name, function in hooks.items():
+            if name not in known:
+                raise ConfigurationError(
+                    f"LambdaCallback has no hook {name!r}; the hooks are {listed(known)}."
+                    + did_you_mean(name, known)
+                )
+            if not callable(function):
+                raise ConfigurationError(
+                    f"LambdaCallback({name}=...) must be a function, received {function!r}."
+                )
+            setattr(self, name, function)

@@ -1,0 +1,89 @@
+import math
+
+import pytest
+
+from fitkit.callbacks.history import History
+
+
+def same(left, right):
+    return left == right or (math.isnan(left) and math.isnan(right))
+
+
+def test_lists_are_floats_equally_long_and_missing_values_nan(drive):
+    driver = drive(history := History())
+    driver.begin()
+    for logs in (
+        {"loss": 1},
+        {"loss": 0.5, "val_loss": 0.75, "new": 3.0},
+        {"loss": 0.25, "new": 4.0},
+    ):
+        driver.epoch(logs)
+    expected = {
+        "loss": [1.0, 0.5, 0.25],
+        "val_loss": [math.nan, 0.75, math.nan],
+        "new": [math.nan, 3.0, 4.0],
+    }
+    assert history.epoch == [0, 1, 2]
+    assert list(history.history) == list(expected)
+    for name, values in expected.items():
+        found = history.history[name]
+        assert all(type(value) is float for value in found)
+        assert all(map(same, found, values))
+
+
+def test_a_second_fit_and_a_resume_go_on(drive):
+    driver = drive(History())
+    driver.fit([1.0, 2.0])
+    driver.fit([3.0])
+    again = History()
+    resumed = driver.resume(again)
+    resumed.epoch({"loss": 0.0, "val_loss": 4.0})
+    assert again.epoch == [0, 1, 2, 3]
+    assert again.history["val_loss"] == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_states_taken_earlier_do_not_change(drive):
+    driver = drive(history := History()).fit([1.0])
+    taken = history.state_dict()
+    driver.epoch({"loss": 2.0, "val_loss": 2.0})
+    assert taken == {"epoch": [0], "history": {"loss": [1.0], "val_loss": [1.0]}}
+
+
+def test_another_run_begins_anew(drive):
+    history = History()
+    drive(history).fit([1.0])
+    drive(history).fit([2.0])
+    assert history.history["val_loss"] == [2.0]
+
+
+def test_helpers_by_kind(drive):
+    driver = drive(history := History())
+    nan = math.nan
+    driver.fit(
+        [
+            {"loss": 3.0, "accuracy": 0.1, "lr": 0.1},
+            {"loss": 2.0, "accuracy": 0.2, "lr": 0.1, "val_loss": nan, "val_accuracy": 0.3},
+            {"loss": 1.0, "accuracy": 0.3, "lr": 0.1, "val_loss": 4.0, "val_accuracy": 0.4},
+        ]
+    )
+    assert history.train_losses == [3.0, 2.0, 1.0]
+    assert history.train_metrics_history == {"accuracy": [0.1, 0.2, 0.3]}
+    # the epoch without validation is left out, a loss that really was NaN is not
+    assert history.val_metrics_history == {"accuracy": [0.3, 0.4]}
+    assert len(history.val_losses) == 2
+    assert math.isnan(history.val_losses[0])
+
+
+def test_an_empty_history():
+    history = History()
+    assert (history.train_losses, history.val_losses) == ([], [])
+    assert (history.train_metrics_history, history.val_metrics_history) == ({}, {})
+    assert history.interrupted is False
+
+
+def test_plot_returns_a_figure(drive, tmp_path):
+    pytest.importorskip("matplotlib")
+    drive(history := History()).fit([1.0, 0.5])
+    path = tmp_path / "deep" / "curves.png"
+    assert history.plot(path).axes
+    assert path.read_bytes().startswith(b"\x89PNG")

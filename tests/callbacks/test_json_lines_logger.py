@@ -1,0 +1,19 @@
+import math
+
+from fitkit.callbacks.json_lines_logger import JSONLinesLogger
+
+
+def test_the_file_byte_for_byte(drive, tmp_path):
+    path = tmp_path / "log.jsonl"
+    drive(JSONLinesLogger(path)).fit(
+        [
+            {"loss": 0.1 + 0.2, "lr": 1e-05},
+            {"loss": math.inf, "lr": -math.inf, "val_loss": math.nan},
+            {"loss": 5e-324, "lr": 1.0},
+        ]
+    )
+    assert path.read_bytes() == (
+        b'{"epoch": 0, "loss": 0.30000000000000004, "lr": 1e-05, "val_loss": null}\n'
+        b'{"epoch": 1, "loss": "Infinity", "lr": "-Infinity", "val_loss": "NaN"}\n'
+        b'{"epoch": 2, "loss": 5e-324, "lr": 1.0, "val_loss": null}\n'
+    )

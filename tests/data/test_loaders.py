@@ -1,0 +1,264 @@
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from fitkit.core.errors import ConfigurationError, DataError
+from fitkit.data.in_memory import InMemorySource
+from fitkit.data.iterables import IterableSource, StatefulSource
+from fitkit.data.loaders import DEFAULT_BATCH_SIZE, DataSpec, make_source
+from fitkit.data.map_style import MapStyleSource
+
+
+class Squares(Dataset):
+    def __init__(self, size=70):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return torch.tensor(index)
+
+
+class Duck:
+    """Looks like a map-style data set."""
+
+    __len__ = Squares.__len__
+    __getitem__ = Squares.__getitem__
+    size = 70
+
+
+class FetchingDuck(Duck):
+    """As data sets of Hugging Face: iterable over samples, and fetched in batches."""
+
+    def __iter__(self):
+        raise AssertionError("samples are no batches")
+
+    def __getitems__(self, indices):
+        return [torch.tensor(index) for index in indices]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.arange(70))
+
+
+def make(data, *, training=True, in_order=False, seed=1, **settings):
+    spec = DataSpec(data, **settings)
+    return make_source(spec, seed=seed, dtype=torch.float32, training=training, in_order=in_order)
+
+
+def samples(source, epoch=0):
+    return torch.cat([torch.as_tensor(batch).flatten() for batch in source.iterate(epoch)]).tolist()
+
+
+TENSOR = torch.arange(70)
+LOADER = DataLoader(Squares(), 7)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (TENSOR, InMemorySource),
+        (np.arange(70), InMemorySource),
+        ((TENSOR, np.arange(70)), InMemorySource),
+        ({"x": TENSOR}, InMemorySource),
+        (TensorDataset(TENSOR), InMemorySource),
+        (Squares(), MapStyleSource),
+        (Duck(), MapStyleSource),
+        (FetchingDuck(), MapStyleSource),
+        (LOADER, MapStyleSource),
+        (DataLoader(Stream(), 7), IterableSource),
+        (type("Mine", (DataLoader,), {})(Squares(), 7), IterableSource),
+        (StatefulDataLoader(Squares(), 7), StatefulSource),
+        (Stream(), IterableSource),
+        ([TENSOR[:35], TENSOR[35:]], IterableSource),
+        (iter([TENSOR]), IterableSource),
+        (torch.nn.ParameterList([TENSOR.float()]), StatefulSource),
+    ],
+)
+def test_kinds_of_data(data, kind):
+    assert type(make(data)) is kind
+
+
+@pytest.mark.parametrize("data", [TENSOR, TensorDataset(TENSOR), Squares(), Duck(), FetchingDuck()])
+def test_what_fitkit_batches_is_shuffled_for_training_only(data):
+    def read(**settings):
+        source = make(data, **settings)
+        batches = [b[0] if isinstance(b, (tuple, list)) else b for b in source.iterate(0)]
+        assert len(batches[0]) == DEFAULT_BATCH_SIZE == 32
+        assert source.num_batches == len(batches) == 3
+        return torch.cat(batches).tolist()
+
+    in_order = list(range(70))
+    assert sorted(read()) == in_order != read()
+    assert read(shuffle=False) == in_order
+    assert read(training=False) == in_order
+    assert sorted(read(training=False, shuffle=True)) == in_order != read(shuffle=True)
+    assert read(in_order=True) == in_order
+    assert read(in_order=True, shuffle=True) == in_order
+
+
+def test_in_memory_and_map_style_data_have_the_same_order():
+    assert samples(make(TENSOR), 3) == samples(make(Squares()), 3)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, True, "8"])
+def test_a_batch_size_must_be_a_count(size):
+    with pytest.raises(ConfigurationError, match="batch_size must be a whole number of at least 1"):
+        make(TENSOR, batch_size=size)
+
+
+@pytest.mark.parametrize("data", ["text", b"bytes", 3, None, {"a": 1}, {}, print])
+def test_what_is_no_data(data):
+    with pytest.raises(DataError, match="data must be arrays or tensors, a Dataset, .* received a"):
+        make(data)
+
+
+def test_a_tuple_of_an_array_and_something_else_is_no_iterable_of_batches():
+    with pytest.raises(
+        DataError, match=r"arrays or tensors only, received a tensor of shape .*, a li"
+    ):
+        make((TENSOR, [1, 2, 3]))
+
+
+@pytest.mark.parametrize("data", [LOADER, [TENSOR], iter([TENSOR])])
+@pytest.mark.parametrize(
+    "settings", [{"batch_size": 3}, {"shuffle": False}, {"loader_kwargs": {"num_workers": 2}}]
+)
+def test_ready_batches_take_no_settings(data, settings):
+    name = next(iter(settings.get("loader_kwargs", settings)))
+    with pytest.raises(ConfigurationError, match=f"{name} cannot be set for .*pass the Dataset"):
+        make(data, **settings)
+
+
+def test_arrays_take_no_settings_of_a_loader():
+    with pytest.raises(ConfigurationError, match="takes no collate_fn, sampler: pass a Dataset"):
+        make(TENSOR, loader_kwargs={"sampler": None, "collate_fn": None})
+    assert make(TENSOR, loader_kwargs={"drop_last": True, "num_workers": 2}).num_batches == 2
+
+
+def test_a_stream_cannot_be_shuffled_from_outside():
+    with pytest.raises(ConfigurationError, match="IterableDataset decides its own order, but shuf"):
+        make(Stream(), shuffle=True)
+    assert samples(make(Stream(), batch_size=9, shuffle=False)) == list(range(70))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"shuffle": True, "loader_kwargs": {"sampler": SequentialSampler(range(70))}},
+            "sampler decides what shuffle would decide: pass only one",
+        ),
+        (
+            {"batch_size": 3, "shuffle": True, "loader_kwargs": {"batch_sampler": [[0, 1]]}},
+            "batch_sampler decides what shuffle and batch_size would decide",
+        ),
+    ],
+)
+def test_settings_that_a_sampler_would_overrule_are_refused(settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make(Squares(), **settings)
+
+
+def test_a_sampler_that_is_given_is_used_and_none_is_none():
+    sampler = [5, 4, 3]
+    assert samples(make(Squares(), loader_kwargs={"sampler": sampler})) == sampler
+    assert samples(make(Squares(), loader_kwargs={"batch_sampler": [[9, 8], [7]]})) == [9, 8, 7]
+    shuffled = samples(make(Squares(), loader_kwargs={"sampler": None, "batch_sampler": None}))
+    assert shuffled == samples(make(Squares())) != list(range(70))
+
+
+def test_a_generator_that_is_given_decides_the_order():
+    def read(seed, **settings):
+        generator = torch.Generator().manual_seed(seed)
+        return samples(make(Squares(), loader_kwargs={"generator": generator}, **settings))
+
+    torch_order = torch.cat(
+        list(DataLoader(Squares(), 32, shuffle=True, generator=torch.Generator().manual_seed(4)))
+    ).tolist()
+    assert read(4) == torch_order
+    assert read(5) != torch_order
+    assert read(4, shuffle=False) == list(range(70))
+
+
+def test_loader_settings_are_not_changed_and_reach_the_loader():
+    settings = {"drop_last": True, "collate_fn": lambda items: torch.stack(items) + 100}
+    before = dict(settings)
+    source = make(Squares(), batch_size=20, shuffle=False, loader_kwargs=settings)
+    assert samples(source) == list(range(100, 160))
+    assert settings == before
+
+
+def test_a_data_set_without_length_is_an_error():
+    class Endless(Dataset):
+        def __getitem__(self, index):
+            return torch.tensor(index)
+
+    with pytest.raises(DataError, match="Endless has no length: define __len__, or make it an It"):
+        make(Endless())
+
+
+# ---- reading in order, whatever the loader says
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        DataLoader(Squares(), 7),
+        DataLoader(Squares(), 9, shuffle=True, drop_last=True),
+        DataLoader(Squares(), 9, drop_last=True),
+        DataLoader(Squares(), 9, sampler=[1, 2, 3]),
+        DataLoader(Squares(), batch_size=None, shuffle=True),
+        DataLoader(Squares(), batch_sampler=[[1, 2], [3]]),
+        DataLoader(
+            Squares(), batch_sampler=BatchSampler(RandomSampler(range(70)), 9, drop_last=True)
+        ),
+        DataLoader(
+            TENSOR, sampler=BatchSampler(RandomSampler(range(70)), 9, True), batch_size=None
+        ),
+        StatefulDataLoader(Squares(), 9, shuffle=True, drop_last=True),
+        DataLoader(Stream(), 9),
+    ],
+)
+def test_a_loader_is_read_whole_and_in_order(loader):
+    source = make(loader, in_order=True)
+    assert samples(source) == list(range(70))
+    assert samples(source) == list(range(70)), "a second pass too"
+
+
+def test_reading_in_order_keeps_the_collation():
+    loader = DataLoader(Squares(), 7, shuffle=True, collate_fn=lambda b: torch.stack(b) + 100)
+    assert samples(make(loader, in_order=True)) == list(range(100, 170))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loader_kwargs": {"drop_last": True}},
+        {"loader_kwargs": {"sampler": [3, 2]}},
+        {"loader_kwargs": {"batch_sampler": [[3, 2]]}},
+        {"shuffle": True, "loader_kwargs": {"generator": torch.Generator()}},
+    ],
+)
+def test_a_data_set_is_read_whole_and_in_order(settings):
+    assert samples(make(Squares(), in_order=True, **settings)) == list(range(70))
+
+
+def test_override_replaces_only_what_is_given():
+    spec = DataSpec(TENSOR, batch_size=3, shuffle=False)
+    assert spec.override(batch_size=None, shuffle=None) == spec
+    changed = spec.override(batch_size=5, shuffle=True)
+    assert (changed.batch_size, changed.shuffle) == (5, True)
+    assert (spec.batch_size, spec.shuffle) == (3, False)

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from fitkit.core.errors import ConfigurationError, DataError
+from fitkit.data.spec import DataSpec, split_off_validation
+
+TENSOR = torch.arange(10)
+
+
+class Squares(Dataset):
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return index * index
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(TENSOR)
+
+
+@pytest.mark.parametrize("data", [TENSOR, np.arange(10)])
+def test_the_last_part_is_held_out(data):
+    spec = DataSpec(data, batch_size=3, shuffle=True)
+    train, held_out = split_off_validation(spec, 0.2)
+    assert list(train.data) == list(range(8))
+    assert list(held_out.data) == [8, 9]
+    assert (train.batch_size, train.shuffle) == (3, True)
+    assert (held_out.batch_size, held_out.shuffle) == (3, False)
+    assert spec.data is data
+
+
+def test_pairs_and_mappings_are_split_alike():
+    train, held_out = split_off_validation(DataSpec({"x": (TENSOR, TENSOR), "y": TENSOR}), 0.3)
+    assert train.data["x"][1].tolist() == train.data["y"].tolist() == list(range(7))
+    assert held_out.data["x"][0].tolist() == [7, 8, 9]
+
+
+def test_data_sets_are_split():
+    train, held_out = split_off_validation(DataSpec(Squares()), 0.2)
+    assert list(train.data) == [i * i for i in range(8)]
+    assert list(held_out.data) == [64, 81]
+    train, held_out = split_off_validation(DataSpec(TensorDataset(TENSOR, TENSOR * 2)), 0.2)
+    assert type(train.data) is TensorDataset, "tensors stay tensors, fetched a batch at a time"
+    assert held_out.data.tensors[1].tolist() == [16, 18]
+
+
+@pytest.mark.parametrize("fraction", [0, 1, 0.0, 1.0, -0.5, 2, True, None, "0.2", float("nan")])
+def test_the_fraction_must_lie_in_the_open_interval(fraction):
+    with pytest.raises(
+        ConfigurationError, match=r"validation_split must lie in \(0, 1\), received"
+    ):
+        split_off_validation(DataSpec(TENSOR), fraction)
+
+
+@pytest.mark.parametrize(("size", "fraction"), [(1, 0.5), (3, 0.9), (10, 1e-20), (0, 0.5)])
+def test_both_parts_need_a_sample(size, fraction):
+    with pytest.raises(ConfigurationError, match=f"of {size} samples leaves .* at least one"):
+        split_off_validation(DataSpec(torch.zeros(size)), fraction)
+
+
+@pytest.mark.parametrize("data", [DataLoader(Squares()), [TENSOR], Stream(), iter([])])
+def test_other_data_cannot_be_split(data):
+    with pytest.raises(
+        ConfigurationError, match=r"arrays or a map-style Dataset, received .* split"
+    ):
+        split_off_validation(DataSpec(data), 0.5)
+
+
+def test_arrays_that_do_not_fit_are_not_split():
+    with pytest.raises(DataError, match=r"\(10,\), \(9,\)"):
+        split_off_validation(DataSpec((TENSOR, TENSOR[1:])), 0.5)
+    with pytest.raises(DataError, match=r"the shapes \(\)"):
+        split_off_validation(DataSpec(torch.tensor(1.0)), 0.5)
+
+
+@pytest.mark.parametrize("kwargs", [{"sampler": [1, 2]}, {"batch_sampler": [[1]]}])
+def test_a_sampler_of_the_whole_cannot_sample_a_part(kwargs):
+    with pytest.raises(ConfigurationError, match="cannot be combined with a sampler"):
+        split_off_validation(DataSpec(Squares(), loader_kwargs=kwargs), 0.5)
