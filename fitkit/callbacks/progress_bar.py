@@ -228,5 +228,6 @@ class ProgressBar(Callback):
     def _close(self) -> None:
         self._discard_pass()
         if self._epoch_bar is not None:
+            self._epoch_bar.update(self._batches - self._epoch_bar.n)
             self._epoch_bar.close()
             self._epoch_bar = None

@@ -22,8 +22,15 @@ from fitkit.core.errors import CheckpointError
 TAG = "__fitkit__"
 _ATOMS = (type(None), bool, int, float, complex, str, bytes)
 _ARRAY_TYPES = frozenset(
-    ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16")
-    + ("float32", "float64", "complex64", "complex128")
+    f"{kind}{bits}"
+    for kind, sizes in {
+        "bool": ("",),
+        "int": (8, 16, 32, 64),
+        "uint": (8, 16, 32, 64),
+        "float": (16, 32, 64),
+        "complex": (64, 128),
+    }.items()
+    for bits in sizes
 )
 _TORCH_ATOMS = (torch.dtype, torch.device, torch.Size)
 
@@ -112,7 +119,7 @@ def _tagged(value: Any, path: str) -> Any:
 def _plain_scalar(value: np.generic[Any], path: str) -> Any:
     item = value.item()
     if isinstance(item, np.generic):  # of more digits than Python's own types have
-        item = complex(value) if isinstance(value, np.complexfloating) else float(value)  # type: ignore[arg-type]
+        item = complex(value) if isinstance(value, np.complexfloating) else float(value)
     return to_plain(item, path)
 
 

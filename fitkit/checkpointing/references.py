@@ -50,7 +50,7 @@ def resolve(name: Any, kind: type[Kind], remedy: str) -> type[Kind]:
             f"the checkpoint names the class {str(name)!r}, which this program does not have (it "
             f"is not at the top of its module, or was renamed): {remedy}."
         )
-    if kind not in type.__dict__["__mro__"].__get__(found):
+    if kind not in vars(type)["__mro__"].__get__(found):
         raise CheckpointError(
             f"the checkpoint names {str(name)!r} where a {kind.__name__} is needed, which it is "
             f"not; it was not used. If you trust the rest of the file, {remedy}."
@@ -63,6 +63,6 @@ def _namespace(holder: Any) -> Mapping[str, Any]:
     """What a module or class defines; read past any ``__getattr__``, property or metaclass."""
     for base in (ModuleType, type):
         if issubclass(type(holder), base):
-            namespace: Mapping[str, Any] = base.__dict__["__dict__"].__get__(holder)
+            namespace: Mapping[str, Any] = vars(base)["__dict__"].__get__(holder)
             return namespace
     return MappingProxyType({})

@@ -49,6 +49,7 @@ class Saver(Callback):
         "last_path",
         "last_step",
         "preempted_path",
+        "asked",
         "writing",
         "dropping",
     )
@@ -56,8 +57,9 @@ class Saver(Callback):
     last_path: str | None = None
     last_step: int = -1
     preempted_path: str | None = None
-    # What the save under way writes and lets go. A snapshot holds it, so that a resume from one
-    # file finishes what a kill between two files left undone.
+    # What was asked for and not yet answered, and what the save under way writes and lets go. A
+    # snapshot holds it, so that a resume from one file finishes what was left undone.
+    asked: tuple[tuple[str, float | None, bool], ...] = ()
     writing: tuple[str, ...] = ()
     dropping: tuple[str, ...] = ()
     saves_weights_only: bool = False
@@ -77,15 +79,19 @@ class Saver(Callback):
             and self._absolute(self.last_path) == path
         ):
             return
+        self.asked = (*self.asked, (self._relative(path), score, preempted))
         self.handler.request_save(
             SaveRequest(self, path, self.saves_weights_only, score, preempted)
         )
 
     def ask_again(self) -> None:
-        """After a restart, ask for what the save that made the checkpoint was writing."""
+        """After a restart, ask for what was asked for, or being written, when the file was made."""
         for name in self.writing:
             path = self.folder / name
             self.handler.request_save(SaveRequest(self, path, self.saves_weights_only, again=True))
+        asked, self.asked = self.asked, ()
+        for name, score, preempted in asked:
+            self.ask(self.folder / name, score=score, preempted=preempted)
 
     def plan(self, request: SaveRequest) -> None:
         """Become what this saver is once the file is there.
@@ -110,8 +116,7 @@ class Saver(Callback):
         for name in self.dropping:
             if self.folder / name not in written:
                 files.remove(self.folder / name)
-        self.writing = ()
-        self.dropping = ()
+        self.asked, self.writing, self.dropping = (), (), ()
 
     def on_exception(self, error: BaseException) -> None:
         """Before the process is ended, one saver writes where the run stands."""
@@ -165,6 +170,8 @@ class SaveQueue:
         if not self._requests:
             return
         requests, self._requests = self._requests, []
+        for request in requests:
+            request.saver.asked = ()
         before = [(request.saver, request.saver.state_dict()) for request in requests]
         try:
             for request in requests:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fitkit.core.callback_list import Event
-from fitkit.core.errors import DataError
+from fitkit.core.errors import DataError, listed
 from fitkit.core.logs import EMPTY_LOGS, Logs
 from fitkit.core.state import Phase as EpochPhase
 from fitkit.core.tree import map_tensors
@@ -83,6 +83,7 @@ def _predict_batch(forward: Forward, inputs: Any) -> Any:
 def join(outputs: list[Any]) -> Any:
     """Batches of outputs as one, tensor by tensor along the first dimension."""
     first = outputs[0]
+    _require_alike(outputs)
     if isinstance(first, Tensor):
         if first.ndim == 0:
             raise DataError(
@@ -99,6 +100,27 @@ def join(outputs: list[Any]) -> Any:
         f"a model's outputs must be tensors, or tuples, lists or dicts of them, to be joined; "
         f"received {type(first).__name__}."
     )
+
+
+def _require_alike(outputs: list[Any]) -> None:
+    forms = list(dict.fromkeys(map(_form, outputs)))
+    if len(forms) > 1:
+        raise DataError(
+            f"the model's outputs differ between batches, so they cannot be joined: {forms[0]}, then "
+            f"{forms[1]}. Bring them to one form, for instance by padding, or predict one batch at "
+            f"a time."
+        )
+
+
+def _form(output: Any) -> str:
+    """What has to be the same in every batch for outputs to be joined."""
+    if isinstance(output, Tensor):
+        return f"tensors of shape ({', '.join(['batch', *map(str, output.shape[1:])])})"
+    if isinstance(output, dict):
+        return f"dicts of {listed(map(str, output))}"
+    if isinstance(output, (tuple, list)):
+        return f"{type(output).__name__}s of {len(output)}"
+    return type(output).__name__
 
 
 @contextmanager

@@ -21,6 +21,9 @@ class Schedule:
         monitor: what a plateau scheduler watches; ``None``: ``val_loss`` where there is validation,
             else ``loss``.
         has_validation: whether this call validates.
+
+    Raises:
+        MonitorError: it watches a value of validation, which there is not.
     """
 
     def __init__(
@@ -35,7 +38,13 @@ class Schedule:
         self._is_plateau = isinstance(scheduler, ReduceLROnPlateau)
         self._each_step = interval == "step"
         self._monitor = monitor or ("val_loss" if has_validation else "loss")
-        self._waits = self._monitor.startswith("val_") and has_validation
+        self._waits = self._monitor.startswith("val_")
+        if self._is_plateau and self._waits and not has_validation:
+            raise MonitorError(
+                f"the scheduler monitors {self._monitor!r}, but this fit has no validation: pass "
+                f"validation_data= or validation_split=, call set_val_loader, or set the scheduler "
+                f"with another monitor=."
+            )
 
     def after_optimizer_step(self) -> None:
         """Step a scheduler that counts optimizer steps."""

@@ -223,9 +223,9 @@ class Meters:
         """The values so far, for showing; metrics that accumulate by themselves are left out."""
         values = {}
         for name, meter in self._additive().items():
-            sums = self._statistics(meter)
+            sums = self._statistics(meter).cpu()
             if _has_values(meter, sums):
-                values[name] = _value(meter, sums.cpu())
+                values[name] = _value(meter, sums)
         return values
 
     def _additive(self) -> dict[str, WeightedMean | MetricSums]:

@@ -253,6 +253,16 @@ def test_an_exact_match_that_comes_later_is_not_robbed():
     assert late_but_right.count == 1
 
 
+def test_callbacks_named_after_they_were_added_find_their_own_state():
+    states = saved((1, "a"), (2, "b"))
+    attached = CallbackList([Counter(), Counter()])
+    attached.load_state_dict(states)
+    for callback, identity in zip(attached, "ba", strict=True):
+        callback._identity = identity
+    attached.begin()
+    assert states_of(attached) == [2, 1]
+
+
 def test_states_without_owner_are_named_kept_and_saved_again():
     attached = CallbackList([Callback()])
     states = saved((1, "a"))

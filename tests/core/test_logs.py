@@ -40,7 +40,7 @@ def test_tensors_are_read_once_and_only_when_asked():
 def test_a_missing_name_lists_what_is_there():
     logs = Logs({"val_loss": 1.0, "loss": 2.0})
     with pytest.raises(
-        KeyError, match="not in the logs, which hold 'loss', 'val_loss'.*Did you mea"
+        KeyError, match=r"not in the logs, which hold 'loss', 'val_loss'.*Did you mea"
     ):
         logs["val_los"]
     with pytest.raises(KeyError, match="3 is not in the logs"):

@@ -177,7 +177,7 @@ def test_arrays_of_any_layout_are_taken_and_not_changed(array):
 )
 def test_arrays_of_other_things_are_refused(array):
     with pytest.raises(
-        DataError, match="an array of numbers was expected, received dtype .*encode"
+        DataError, match=r"an array of numbers was expected, received dtype .*encode"
     ):
         as_tensors(array, torch.float32)
 

@@ -142,7 +142,7 @@ def test_an_iterator_cannot_be_brought_back():
     saved = source.state_dict()
     list(islice(source.iterate(1), 3))
     source.load_state_dict(saved)
-    with pytest.raises(DataError, match="can be read only once and stands at batch 5, after .* 2"):
+    with pytest.raises(DataError, match=r"can be read only once and stands at batch 5, after .* 2"):
         next(source.iterate(1))
 
 
@@ -151,7 +151,7 @@ def test_an_iterator_that_is_too_short_for_the_checkpoint():
     list(islice(source.iterate(0), 4))
     other = IterableSource(iter(range(2)), 0)
     other.load_state_dict(source.state_dict())
-    with pytest.raises(DataError, match="list_iterator|range_iterator ended 2 batches before"):
+    with pytest.raises(DataError, match=r"range_iterator ended 2 batches before"):
         list(other.iterate(0, 4))
 
 
@@ -183,7 +183,7 @@ class OwnState:
 def test_a_loader_with_a_counter_of_its_own_at_every_cut(kit):
     whole = StatefulSource(OwnState(), 3)
     expected = [kit.flat(whole.iterate(epoch)) for epoch in range(3)]
-    assert [batch[0] for batch in sum(expected, [])] == [0] * 4 + [1] * 4 + [2] * 4
+    assert [[batch[0] for batch in batches] for batches in expected] == [[0] * 4, [1] * 4, [2] * 4]
     for start in range(5):
         cut = StatefulSource(OwnState(), 3)
         list(cut.iterate(0))
@@ -192,6 +192,16 @@ def test_a_loader_with_a_counter_of_its_own_at_every_cut(kit):
         source.load_state_dict(cut.state_dict())
         assert kit.flat(source.iterate(1, start)) == expected[1][start:]
         assert kit.flat(source.iterate(2)) == expected[2]
+
+
+def test_a_loader_with_a_counter_of_its_own_left_inside_a_pass_for_good(kit):
+    one = StatefulSource(OwnState(), 3)
+    list(one.iterate(0))
+    list(islice(one.iterate(1), 2))
+    other = StatefulSource(OwnState(), 3)
+    other.load_state_dict(one.state_dict())
+    batches = kit.flat(other.iterate(2))
+    assert [batch[:2] for batch in batches] == [[1, 0], [1, 1], [1, 2], [1, 3]]
 
 
 class Draws(torch.utils.data.Dataset):
@@ -299,6 +309,8 @@ def test_the_main_streams_are_not_drawn_from(draw):
     list(islice(source.iterate(1), 1))
     source.load_state_dict(source.state_dict())
     list(source.iterate(1, 1))
+    source.load_state_dict(source.state_dict())
+    list(source.iterate(2))
     assert draw() == expected
 
 
@@ -308,7 +320,7 @@ def test_a_state_that_the_loader_refuses_is_a_clear_error():
     other = StatefulSource(torchdata_loader("workers"), 3)
     other.load_state_dict(one.state_dict())
     with pytest.raises(
-        CheckpointError, match="StatefulDataLoader refuses the position .*same num_w"
+        CheckpointError, match=r"StatefulDataLoader refuses the position .*same num_w"
     ):
         next(other.iterate(0, 1))
 

@@ -121,7 +121,9 @@ def test_a_batch_size_must_be_a_count(size):
 
 @pytest.mark.parametrize("data", ["text", b"bytes", 3, None, {"a": 1}, {}, print])
 def test_what_is_no_data(data):
-    with pytest.raises(DataError, match="data must be arrays or tensors, a Dataset, .* received a"):
+    with pytest.raises(
+        DataError, match=r"data must be arrays or tensors, a Dataset, .* received a"
+    ):
         make(data)
 
 

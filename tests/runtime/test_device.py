@@ -33,7 +33,7 @@ def test_a_device_that_is_not_here(device):
 
 @pytest.mark.parametrize("device", ["gpu", "", "cuda:x", 1.5, True, ["cpu"], "cpu:-2"])
 def test_what_is_no_device(device):
-    with pytest.raises(ConfigurationError, match="must be a torch.device or a name .* received"):
+    with pytest.raises(ConfigurationError, match=r"must be a torch.device or a name .* received"):
         resolve_device(device)
 
 

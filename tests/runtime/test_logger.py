@@ -59,7 +59,7 @@ def test_without_a_mode_the_program_decides(path, caplog):
 
 @pytest.mark.parametrize("level", ["INFO", None, True, 1.0])
 def test_the_level_must_be_one_of_logging(level):
-    with pytest.raises(ConfigurationError, match="logger_level must be a level .* received"):
+    with pytest.raises(ConfigurationError, match=r"logger_level must be a level .* received"):
         make_logger(None, "x.log", level)
 
 

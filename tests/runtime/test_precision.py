@@ -72,7 +72,7 @@ def test_fp16_does_not_step_with_a_scale_of_zero():
     weight = nn.Parameter(torch.ones(()))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     precision.backward(weight * 1.0)
-    with pytest.raises(FitkitError, match="the loss scale of fp16 fell to 0 .*bf16"):
+    with pytest.raises(FitkitError, match=r"the loss scale of fp16 fell to 0 .*bf16"):
         precision.step(optimizer)
     assert weight.item() == 1.0
 

@@ -120,14 +120,20 @@ def _streams_at_start():
 def test_isolated_streams_are_left_also_on_errors_and_go_on_after():
     before = rng.capture_streams()
     streams = IsolatedStreams(1)
-    with pytest.raises(ZeroDivisionError), streams:
-        first = draw()
-        raise ZeroDivisionError
+    first = []
+    with pytest.raises(ZeroDivisionError):
+        _draw_and_fail(streams, first)
     outside = draw()
     rng.restore_streams(before)
     assert outside == draw()
     with streams:
-        assert draw() != first
+        assert [draw()] != first
+
+
+def _draw_and_fail(streams, drawn):
+    with streams:
+        drawn.append(draw())
+        raise ZeroDivisionError
 
 
 def test_the_position_of_isolated_streams_is_saved():
