@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import signal
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -58,6 +59,7 @@ class FitOptions:
     max_time: float | str | datetime.timedelta | None = None
     fast_dev_run: bool = False
     resume: Any = None
+    preemption_signals: tuple[signal.Signals, ...] = (signal.SIGTERM,)
 
     def __post_init__(self) -> None:
         require_count("epochs", self.epochs, minimum=0)
@@ -71,6 +73,12 @@ class FitOptions:
         require_number("validation_split", self.validation_split)
         if self.seed is not None:
             require_count("seed", self.seed, minimum=0)
+        for number in self.preemption_signals:
+            if number not in signal.valid_signals() or number == signal.SIGINT:
+                raise ConfigurationError(
+                    f"preemption_signals must be signals such as signal.SIGTERM or signal.SIGUSR1, "
+                    f"received {number!r}."
+                )
         if self.validation_split and self.validation_data is not None:
             raise ConfigurationError(
                 "validation_split and validation_data were both given: pass one of them."
@@ -106,7 +114,8 @@ def as_options(**arguments: Any) -> FitOptions:
         raise ConfigurationError(
             f"callbacks must be a list of Callback instances, received {callbacks!r}."
         )
-    options = FitOptions(callbacks=tuple(callbacks), **arguments)
+    signals = tuple(arguments.pop("preemption_signals"))
+    options = FitOptions(callbacks=tuple(callbacks), preemption_signals=signals, **arguments)
     return options.for_fast_dev_run() if options.fast_dev_run else options
 
 

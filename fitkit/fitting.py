@@ -150,7 +150,7 @@ def _fit_attached(handler: NNHandler, options: FitOptions) -> History:
         _start_over(handler)
     first_epoch = state.first_epoch if goes_on else state.epoch
     first_step = state.first_step if goes_on else state.global_step
-    with SignalWatch() as watch:
+    with SignalWatch((signal.SIGINT, *options.preemption_signals)) as watch:
         run = fit_run(handler, options, lambda: _raise_signal(watch), (first_epoch, first_step))
         run.recover = lambda: _finish_what_was_under_way(handler, goes_on=goes_on)
         params = describe_run(run, options, first_epoch, handler.parts.metrics, resumed=resumed)
@@ -159,14 +159,17 @@ def _fit_attached(handler: NNHandler, options: FitOptions) -> History:
         unfinished.begin(run)
         handler.count_call(new=not goes_on)
         handler.module.train()
-        return _train(handler, run, resumed=resumed, reseed=options.seed is not None)
+        return _train(handler, run, watch, resumed=resumed, reseed=options.seed is not None)
 
 
-def _train(handler: NNHandler, run: FitRun, *, resumed: bool, reseed: bool) -> History:
+def _train(
+    handler: NNHandler, run: FitRun, watch: SignalWatch, *, resumed: bool, reseed: bool
+) -> History:
     outside = _enter_streams(handler, resumed=resumed, reseed=reseed)
     handler.history.interrupted = False
     try:
         loop.fit(run)
+        _raise_signal(watch)  # one that came after the last batch
     except KeyboardInterrupt:
         handler.history.interrupted = True
         handler.logger.warning("interrupted after %d training batches", run.state.global_step)
@@ -268,14 +271,15 @@ def _find(handler: NNHandler, resume: Any) -> tuple[Path | None, bool]:
                 "resume=True looks where this fit's savers write, but none is attached: call "
                 "auto_save, add a ModelCheckpoint, or pass the folder or file to resume from."
             )
-        return _newest(handler, [saver.folder for saver in savers]), False
+        return _newest(handler, [folder for saver in savers for folder in saver.folders]), False
     if not isinstance(resume, (str, Path)):
         raise ConfigurationError(
             f"resume must be a file, a folder, True or None, received {resume!r}."
         )
     path = Path(resume)
     if path.is_dir() or (not path.exists() and path.suffix not in _FILE_SUFFIXES):
-        below = [saver.folder for saver in savers if path.resolve() in _parents(saver.folder)]
+        theirs = [folder for saver in savers for folder in saver.folders]
+        below = [folder for folder in theirs if path.resolve() in _parents(folder)]
         return _newest(handler, [path, *below]), False
     if not path.exists():
         raise CheckpointNotFoundError(

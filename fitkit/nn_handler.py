@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import inspect
 import logging
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -281,6 +282,7 @@ class NNHandler:
         max_time: float | str | datetime.timedelta | None = None,
         fast_dev_run: bool = False,
         resume: str | Path | bool | None = None,
+        preemption_signals: Iterable[signal.Signals] = (signal.SIGTERM,),
     ) -> History:
         """Train.
 
@@ -312,13 +314,16 @@ class NNHandler:
             resume: a file; a folder (its newest whole checkpoint, a fresh start if it has none);
                 ``True`` (where this call's own savers write); ``None`` (no). The interrupted call
                 itself goes on.
+            preemption_signals: signals that announce the end of the process (some schedulers send
+                ``signal.SIGUSR1``): the batch is finished, one saver saves, and the process exits
+                with 128 plus the signal's number.
 
         Returns:
             the history of the whole run; after Ctrl-C with ``interrupted=True``.
 
         Raises:
             FitkitError: something is missing or does not fit.
-            SystemExit: with code 143 after SIGTERM, once a saver has saved.
+            SystemExit: after such a signal; with code 143 after SIGTERM.
         """
         arguments = {**locals()}
         del arguments["self"], arguments["use_amp"]

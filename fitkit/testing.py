@@ -126,7 +126,7 @@ def assert_resumes_exactly(
     """Save a run at every boundary, resume each in fresh objects, and compare all ends.
 
     Boundaries are the beginning of an epoch, every training batch, the beginning, every batch and
-    the end of validation, and the end of an epoch, the last one included. Each run works in an empty
+    the end of validation, and the end of an epoch, the last one included. Each run works in a
     folder of its own, which is the current folder meanwhile, so callbacks should write to relative
     paths. Compared are the whole state of the handler, every plain attribute of every callback
     (private ones only of callbacks that are not fitkit's), and every file.
@@ -157,8 +157,10 @@ def assert_resumes_exactly(
     ...     handler.set_train_loader((torch.ones(4, 2), torch.ones(4, 1)), batch_size=2)
     ...     return handler
     >>> assert_resumes_exactly(make_handler, make_callbacks=lambda: [Forgetful()], epochs=1)
+    ... # doctest: +NORMALIZE_WHITESPACE
     Traceback (most recent call last):
-    AssertionError: resumed at on_train_batch_end, epoch 0, batch 0: ['callbacks']['Forgetful']['count'] is 1, uninterrupted 2
+    AssertionError: resumed at on_train_batch_end, epoch 0, batch 0:
+        ['callbacks']['Forgetful']['count'] is 1, uninterrupted 2
     """
     for name in ("callbacks", "resume", "progress_bar"):
         if name in fit_options:

@@ -61,9 +61,7 @@ class Watcher(fitkit.Callback):
 def make_handler(num_workers=0, precision_seed=11):
     handler = fitkit.NNHandler(Net, seed=precision_seed)
     handler.set_optimizer(torch.optim.AdamW, lr=0.05)
-    handler.set_scheduler(
-        torch.optim.lr_scheduler.CosineAnnealingLR, interval="step", T_max=12
-    )
+    handler.set_scheduler(torch.optim.lr_scheduler.CosineAnnealingLR, interval="step", T_max=12)
     handler.set_loss_fn(nn.CrossEntropyLoss())
     handler.add_metric("accuracy", fitkit.Accuracy())
     handler.set_train_loader(Augmented(), batch_size=4, num_workers=num_workers)

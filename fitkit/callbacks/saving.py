@@ -98,6 +98,12 @@ class ModelCheckpoint(Saver):
         """The part of the path's folder that has no placeholder."""
         return Path(self.filepath.split("{")[0] + "x").parent
 
+    @property
+    def folders(self) -> list[Path]:
+        """``folder``, and those below it that hold files of this saver."""
+        fixed = self.filepath.split("{")[0].rpartition("/")[:2]
+        return naming.folders_below(self.folder, self.filepath[len("".join(fixed)) :])
+
     def identity(self) -> str:
         """The file's name and what decides about it."""
         return f"{Path(self.filepath).name} {self.monitor} {self.save_freq}"

@@ -46,6 +46,11 @@ class AutoSaver(Saver):
         """Where the files go."""
         return self.save_path
 
+    @property
+    def folders(self) -> list[Path]:
+        """The folder, and those below it that hold files of this saver."""
+        return naming.folders_below(self.save_path, self.save_model_name)
+
     def identity(self) -> str:
         """The name of its files."""
         return self.save_model_name

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import re
 import string
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from fitkit.core.errors import ConfigurationError, listed
@@ -80,12 +82,25 @@ def fallback_name(template: str, suffix: str) -> str:
     'runs/model_epoch3.pth'
     """
     folder, slash, base = template.rpartition("/")
-    head = base.split("{")[0].rstrip("_-. ")
-    head = re.sub(r"[_\-. ]*epoch$", "", head)
+    if "{" in folder:
+        folder, slash, _ = folder.split("{")[0].rpartition("/")
     tail = re.search(r"\.[A-Za-z]\w*$", base.rpartition("}")[2])
     extension = tail.group() if tail else ".pth"
-    folder = folder.split("{")[0]
+    head = base.removesuffix(extension).split("{")[0].rstrip("_-. ")
+    head = re.sub(r"[_\-. ]*epoch$", "", head)
     return f"{folder}{slash}{head or 'checkpoint'}{suffix}{extension}"
+
+
+def folders_below(folder: Path, template: str) -> list[Path]:
+    """``folder``, and the folders in it that files named by ``template`` lie in so far."""
+    parents = template.rpartition("/")[0]
+    if not parents:
+        return [folder]
+    pieces = string.Formatter().parse(parents)
+    pattern = "".join(
+        glob.escape(text) + ("" if field is None else "*") for text, field, _, _ in pieces
+    )
+    return [folder, *sorted(found for found in folder.glob(pattern) if found.is_dir())]
 
 
 def clean_name(name: str) -> str:

@@ -45,11 +45,14 @@ def to_plain(value: Any, path: str = "state") -> Any:
     Raises:
         CheckpointError: a leaf is of another type; the sentence names its path.
     """
+    if type(value) is bytes and value == b"":  # pickled as a call, which no reader allows
+        return {TAG: "bytes", "text": ""}
     if type(value) in _ATOMS or isinstance(value, _TORCH_ATOMS):
         return value
     if isinstance(value, Tensor):
         # a subclass, or attributes of a tensor, could not be loaded again
-        return value.detach().as_subclass(Tensor)
+        plain = value.detach()
+        return plain if type(plain) is Tensor else plain.as_subclass(Tensor)
     if isinstance(value, dict) and type(value) in (dict, OrderedDict, Counter):
         return _plain_dict(value, path)
     if type(value) in (list, tuple):
@@ -76,7 +79,9 @@ def _plain_dict(value: dict[Any, Any], path: str) -> Any:
 
 
 def _is_plain_key(key: Any) -> bool:
-    return type(key) in _ATOMS or (type(key) is tuple and all(map(_is_plain_key, key)))
+    if type(key) is tuple:
+        return all(map(_is_plain_key, key))
+    return type(key) in _ATOMS and not (type(key) is bytes and key == b"")
 
 
 def _tagged(value: Any, path: str) -> Any:
@@ -126,6 +131,7 @@ def _plain_scalar(value: np.generic[Any], path: str) -> Any:
 _FROM_TAG: dict[str, Callable[[dict[str, Any]], Any]] = {
     "ndarray": lambda saved: _array(saved["data"], saved["dtype"]),
     "set": lambda saved: set(from_plain(saved["items"])),
+    "bytes": lambda saved: saved["text"].encode(),
     "deque": lambda saved: deque(from_plain(saved["items"]), saved["maxlen"]),
     "frozenset": lambda saved: frozenset(from_plain(saved["items"])),
     "path": lambda saved: Path(saved["path"]),

@@ -69,6 +69,11 @@ class Saver(Callback):
         """The folder below which this saver writes."""
         raise NotImplementedError
 
+    @property
+    def folders(self) -> list[Path]:
+        """``folder``, and those below it that hold files of this saver."""
+        return [self.folder]
+
     def ask(self, path: Path, *, score: float | None = None, preempted: bool = False) -> None:
         """Ask for ``path`` to be written when all callbacks have heard the current event.
 

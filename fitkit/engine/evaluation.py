@@ -106,8 +106,8 @@ def _require_alike(outputs: list[Any]) -> None:
     forms = list(dict.fromkeys(map(_form, outputs)))
     if len(forms) > 1:
         raise DataError(
-            f"the model's outputs differ between batches, so they cannot be joined: {forms[0]}, then "
-            f"{forms[1]}. Bring them to one form, for instance by padding, or predict one batch at "
+            f"the model's outputs differ between batches, so they cannot be joined: {forms[0]}, "
+            f"then {forms[1]}. Bring them to one form, for instance by padding, or predict one batch at "
             f"a time."
         )
 

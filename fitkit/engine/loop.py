@@ -32,6 +32,8 @@ def fit(run: FitRun) -> None:
         errors.append(error)
         errors += run.callbacks.fire_to_all(Event.EXCEPTION, error)
     errors += run.callbacks.fire_to_all(Event.TRAIN_END, _epoch_logs(run))
+    # an interrupt is answered with the history: what failed after it must not end with it
+    errors = [error for error in errors if not isinstance(error, KeyboardInterrupt)] or errors
     if errors:
         for later in errors[1:]:
             add_note(errors[0], f"then {type(later).__name__}: {later}")

@@ -189,8 +189,8 @@ class TrainStep:
         if not loss.requires_grad:
             raise DataError(
                 "the loss does not depend on any parameter that requires a gradient: check that "
-                "the model is used, that its parameters are not all frozen, and that nothing detaches "
-                "the loss."
+                "the model is used, that its parameters are not all frozen, and that nothing "
+                "detaches the loss."
             )
         self._precision.backward(loss)
 

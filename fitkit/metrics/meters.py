@@ -185,8 +185,8 @@ class Meters:
     def _extra_mean(self, name: str) -> WeightedMean:
         if name in self._meters or is_reserved(name):
             raise DataError(
-                f"the training step logs {name!r}, which is the name of a metric or of a value that "
-                f"fitkit logs itself: choose another name."
+                f"the training step logs {name!r}, which is the name of a metric or of a value "
+                f"that fitkit logs itself: choose another name."
             )
         return self._extra.setdefault(name, WeightedMean())
 

@@ -30,9 +30,10 @@ class Accuracy(MeanMetric):
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """1 where the answer is right."""
-        if outputs.ndim == targets.ndim + 1 and outputs.shape[1] > 1:
+        has_classes = outputs.ndim > 1 and outputs.shape[1] > 1
+        if has_classes and outputs.shape[:1] + outputs.shape[2:] == targets.shape:
             return outputs.argmax(dim=1) == targets
-        if outputs.shape == targets.shape and outputs.ndim > 1 and outputs.shape[1] > 1:
+        if has_classes and outputs.shape == targets.shape:
             return outputs.argmax(dim=1) == targets.argmax(dim=1)
         if outputs.numel() == targets.numel():
             return (outputs > self.threshold).reshape(targets.shape) == (targets > 0.5)

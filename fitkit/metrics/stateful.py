@@ -83,6 +83,8 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def _mark_updated(metric: Any) -> None:
     """Torchmetrics counts its updates outside its state, and warns when there were none."""
-    if hasattr(metric, "_update_count"):
-        metric._update_count = max(1, metric._update_count)  # noqa: SLF001 - it has no public form
-        metric._computed = None  # noqa: SLF001
+    # a collection or a wrapper holds metrics of its own
+    for part in metric.modules() if isinstance(metric, nn.Module) else ():
+        if hasattr(part, "_update_count"):
+            part._update_count = max(1, part._update_count)  # noqa: SLF001 - it has no public form
+            part._computed = None  # noqa: SLF001

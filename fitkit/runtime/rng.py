@@ -80,9 +80,11 @@ def restore_streams(state: dict[str, Any]) -> None:
 
 
 def _as_plain(state: HostState) -> dict[str, Any]:
+    version, words, gauss_next = state[0]
     name, key, position, has_gauss, gauss = state[1]
     return {
-        "python": state[0],
+        # one tensor instead of 625 numbers, which would take longer to pickle than a small model
+        "python": {"version": version, "state": torch.tensor(words), "gauss": gauss_next},
         "numpy": {
             "name": str(name),
             "key": torch.from_numpy(np.asarray(key, dtype=np.int64)),
@@ -103,7 +105,9 @@ def _from_plain(state: dict[str, Any]) -> HostState:
         saved["has_gauss"],
         saved["gauss"],
     )
-    return state["python"], numpy_state, state["torch"].cpu()
+    python = state["python"]
+    python_state = (python["version"], tuple(python["state"].tolist()), python["gauss"])
+    return python_state, numpy_state, state["torch"].cpu()
 
 
 def _capture_devices() -> list[Tensor]:

@@ -19,7 +19,7 @@ class SignalWatch:
     allows no handlers, it watches nothing.
 
     Attributes:
-        received: the first signal that came, or ``None``.
+        received: the first signal that came, one that ends the process before Ctrl-C; or ``None``.
     """
 
     def __init__(self, signals: Iterable[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> None:
@@ -48,7 +48,7 @@ class SignalWatch:
             self._act_as_child(number)
             return
         repeated = self.received is not None
-        if not repeated:
+        if not repeated or self.received is signal.SIGINT:  # the end of the process goes first
             self.received = signal.Signals(number)
         previous = self._previous.get(signal.Signals(number))
         if callable(previous) and previous is not signal.default_int_handler:

@@ -64,7 +64,9 @@ def read_only(tmp_path):
     folder = tmp_path / "fixed"
     folder.mkdir()
     files.write({"a": 1}, folder / "old.pth")
-    if subprocess.run(["mount", "--bind", str(folder), str(folder)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "--bind", str(folder), str(folder)], capture_output=True
+    ).returncode:
         pytest.skip("mounting takes root")
     subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
     yield folder
@@ -307,7 +309,7 @@ def test_sigkill_leaves_the_old_or_the_new_file_and_the_next_save_sweeps(tmp_pat
     path = tmp_path / "a.pth"
     rng = random.Random(0)
     found_litter, numbers = 0, set()
-    for _ in range(40):
+    for _ in range(25):
         started = multiprocessing.get_context("fork").Event()
         with process(write_for_ever, path, started):
             assert started.wait(10)

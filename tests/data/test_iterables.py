@@ -194,14 +194,31 @@ def test_a_loader_with_a_counter_of_its_own_at_every_cut(kit):
         assert kit.flat(source.iterate(2)) == expected[2]
 
 
-def test_a_loader_with_a_counter_of_its_own_left_inside_a_pass_for_good(kit):
-    one = StatefulSource(OwnState(), 3)
+class Resumable(OwnState):
+    """Resumes where it was only in the first iteration after a load; others begin anew."""
+
+    def __init__(self):
+        super().__init__(length=False)
+        self.begin = 0
+
+    def __iter__(self):
+        self.position, self.begin = self.begin, 0
+        return super().__iter__()
+
+    def load_state_dict(self, state):
+        self.passes, self.begin = state["passes"], state["position"]
+
+
+@pytest.mark.parametrize("make", [OwnState, Resumable])
+def test_a_pass_left_for_good_is_followed_by_what_follows_without_a_restart(make, kit):
+    one = StatefulSource(make(), 3)
     list(one.iterate(0))
     list(islice(one.iterate(1), 2))
-    other = StatefulSource(OwnState(), 3)
-    other.load_state_dict(one.state_dict())
-    batches = kit.flat(other.iterate(2))
-    assert [batch[:2] for batch in batches] == [[1, 0], [1, 1], [1, 2], [1, 3]]
+    inside, after = StatefulSource(make(), 3), StatefulSource(make(), 3)
+    inside.load_state_dict(one.state_dict())
+    after.load_state_dict(one.state_dict())
+    assert [batch[:2] for batch in kit.flat(inside.iterate(1, 2))] == [[1, 2], [1, 3]]
+    assert kit.flat(after.iterate(2)) == kit.flat(one.iterate(2))
 
 
 class Draws(torch.utils.data.Dataset):

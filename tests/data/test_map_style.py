@@ -15,14 +15,14 @@ from torch.utils.data import (
 
 from fitkit.data.map_style import MapStyleSource
 from fitkit.data.order import EpochSampler
-from fitkit.runtime.rng import capture_streams
+from fitkit.runtime.rng import get_host_state
 
 SIZE = 10
 
 
 def streams():
-    state = capture_streams()
-    return state["python"], state["numpy"]["key"].tolist(), state["torch"].tolist()
+    python, (name, key, *rest), torchs = get_host_state()
+    return python, (name, key.tolist(), rest), torchs.tolist()
 
 
 LOADERS = {

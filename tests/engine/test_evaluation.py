@@ -26,7 +26,9 @@ from fitkit.engine.evaluation import join
 
 
 def fit(handler, data, **options):
-    return handler.fit(data, **{"progress_bar": False, "batch_size": 2, "shuffle": False, **options})
+    return handler.fit(
+        data, **{"progress_bar": False, "batch_size": 2, "shuffle": False, **options}
+    )
 
 
 class Rows(Dataset):
@@ -347,9 +349,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("verb", ["evaluate", "predict"])
-def test_modes_and_averages_are_put_back_on_errors(
-    make_handler, make_data, weights, verb, failure
-):
+def test_modes_and_averages_are_put_back_on_errors(make_handler, make_data, weights, verb, failure):
     handler = make_handler(Frozen())
     data = float32(make_data, 8)
     fit(handler, data, epochs=2, ema_decay=0.9)
@@ -404,7 +404,9 @@ def test_the_average_moves_once_per_optimizer_step(make_handler, make_data):
     for weight in steps[1:]:
         average = 0.75 * average + 0.25 * weight
     assert len(steps) == 6
-    torch.testing.assert_close(handler.get_state_dict()["ema_state_dict"]["weights"]["weight"], average)
+    torch.testing.assert_close(
+        handler.get_state_dict()["ema_state_dict"]["weights"]["weight"], average
+    )
 
 
 def test_validation_inside_fit_is_that_of_evaluate(make_handler, make_data):

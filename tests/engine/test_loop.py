@@ -22,7 +22,40 @@ def fit(handler, data, **options):
 
 # ---- order --------------------------------------------------------------------------------------
 
-TWO_EPOCHS = ["", "train_begin", "epoch_begin 0", "train_batch_begin 0", "train_batch_end 0", "train_batch_begin 1", "optimizer_step_begin 0", "optimizer_step_end 0", "train_batch_end 1", "train_batch_begin 2", "optimizer_step_begin 1", "optimizer_step_end 1", "train_batch_end 2", "epoch_end 0", "epoch_begin 1", "train_batch_begin 0", "train_batch_end 0", "train_batch_begin 1", "optimizer_step_begin 2", "optimizer_step_end 2", "train_batch_end 1", "train_batch_begin 2", "optimizer_step_begin 3", "optimizer_step_end 3", "train_batch_end 2", "test_begin", "test_batch_begin 0", "test_batch_end 0", "test_batch_begin 1", "test_batch_end 1", "test_end", "epoch_end 1", "train_end", ""][1:-1]
+TWO_EPOCHS = [
+    "train_begin",
+    "epoch_begin 0",
+    "train_batch_begin 0",
+    "train_batch_end 0",
+    "train_batch_begin 1",
+    "optimizer_step_begin 0",
+    "optimizer_step_end 0",
+    "train_batch_end 1",
+    "train_batch_begin 2",
+    "optimizer_step_begin 1",
+    "optimizer_step_end 1",
+    "train_batch_end 2",
+    "epoch_end 0",
+    "epoch_begin 1",
+    "train_batch_begin 0",
+    "train_batch_end 0",
+    "train_batch_begin 1",
+    "optimizer_step_begin 2",
+    "optimizer_step_end 2",
+    "train_batch_end 1",
+    "train_batch_begin 2",
+    "optimizer_step_begin 3",
+    "optimizer_step_end 3",
+    "train_batch_end 2",
+    "test_begin",
+    "test_batch_begin 0",
+    "test_batch_end 0",
+    "test_batch_begin 1",
+    "test_batch_end 1",
+    "test_end",
+    "epoch_end 1",
+    "train_end",
+]
 
 
 def test_events_come_in_the_documented_order(make_handler, make_data, recorder):

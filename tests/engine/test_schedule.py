@@ -12,7 +12,9 @@ from fitkit.engine.schedule import Schedule
 
 
 def fit(handler, data, **options):
-    return handler.fit(data, **{"progress_bar": False, "batch_size": 2, "shuffle": False, **options})
+    return handler.fit(
+        data, **{"progress_bar": False, "batch_size": 2, "shuffle": False, **options}
+    )
 
 
 def rate(handler):

@@ -1,0 +1,307 @@
+"""Sums over a phase: exact for any split into batches, resumable in the middle."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fitkit import (
+    Accuracy,
+    CheckpointError,
+    ConfigurationError,
+    DataError,
+    MeanAbsoluteError,
+    MeanSquaredError,
+    Metric,
+    R2Score,
+    StepOutput,
+    TopKAccuracy,
+)
+from fitkit.metrics.meters import FOLD_AFTER, Meters, WeightedMean
+
+torchmetrics = pytest.importorskip("torchmetrics")
+
+CPU = torch.device("cpu")
+
+
+def classes():
+    return {
+        "function": lambda outputs, targets: (outputs.argmax(1) == targets).float().mean(),
+        "accuracy": Accuracy(),
+        "top2": TopKAccuracy(k=2),
+        "torchmetrics": torchmetrics.classification.MulticlassAccuracy(4, average="micro"),
+        "collection": torchmetrics.MetricCollection(
+            {
+                "macro": torchmetrics.classification.MulticlassAccuracy(4, average="macro"),
+                "auroc": torchmetrics.classification.MulticlassAUROC(4, thresholds=20),
+            }
+        ),
+    }
+
+
+def output(outputs, targets, **fields):
+    loss = torch.nn.functional.cross_entropy(outputs, targets)
+    return StepOutput(loss, outputs, targets, **fields)
+
+
+def feed(meters, outputs, targets, sizes):
+    for x, y in zip(outputs.split(sizes), targets.split(sizes), strict=True):
+        meters.update(output(x, y), len(x))
+
+
+def scores(sizes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(sizes)
+    outputs = torch.randn(total, 4, generator=generator)
+    return outputs, torch.randint(4, (total,), generator=generator)
+
+
+SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=12)
+
+
+@settings(deadline=None, max_examples=12)
+@given(sizes=SIZES, seed=st.integers(0, 1000))
+def test_any_split_has_the_values_of_the_whole(sizes, seed):
+    outputs, targets = scores(sizes, seed)
+    split, whole = Meters(classes(), CPU), Meters(classes(), CPU)
+    feed(split, outputs, targets, sizes)
+    feed(whole, outputs, targets, [len(outputs)])
+    assert split.compute() == pytest.approx(whole.compute(), rel=1e-6)
+    right = (outputs.argmax(1) == targets).double().mean().item()
+    values = split.compute()
+    for name in ("function", "accuracy", "torchmetrics"):
+        assert values[name] == pytest.approx(right, rel=1e-6)
+    assert list(values) == [
+        "loss",
+        "function",
+        "accuracy",
+        "top2",
+        "torchmetrics",
+        "collection_auroc",
+        "collection_macro",
+    ]
+
+
+@settings(deadline=None, max_examples=12)
+@given(sizes=SIZES, seed=st.integers(0, 1000), cut=st.integers(0, 12))
+def test_a_cut_in_the_middle_changes_no_bit(sizes, seed, cut, tmp_path_factory):
+    outputs, targets = scores(sizes, seed)
+    cut = min(cut, len(sizes))
+    parts = list(zip(outputs.split(sizes), targets.split(sizes), strict=True))
+    plain, before, after = (Meters(classes(), CPU) for _ in range(3))
+    for x, y in parts:
+        plain.update(output(x, y), len(x))
+    for x, y in parts[:cut]:
+        before.update(output(x, y), len(x))
+    path = tmp_path_factory.mktemp("meters") / "state.pth"
+    torch.save(before.state_dict(), path)
+    after.load_state_dict(torch.load(path, weights_only=True))
+    for x, y in parts[cut:]:
+        after.update(output(x, y), len(x))
+    assert after.compute() == plain.compute()
+
+
+@pytest.mark.parametrize("count", [FOLD_AFTER - 1, FOLD_AFTER, FOLD_AFTER + 1, 3 * FOLD_AFTER + 5])
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_folding_does_not_change_the_mean(count, kind):
+    mean = WeightedMean()
+    for number in range(count):
+        mean.add(kind(float(number)), weight=number + 1)
+    total, weight = mean.sums()
+    assert weight == sum(range(1, count + 1))
+    assert total.item() == sum(n * (n + 1) for n in range(count))
+    copy = WeightedMean()
+    copy.load_state_dict(mean.state_dict())
+    assert copy.sums() == mean.sums()
+
+
+def test_many_small_values_are_added_in_double_precision():
+    mean = WeightedMean()
+    for _ in range(20_000):
+        mean.add(torch.tensor(0.1), weight=1)
+    total, weight = mean.sums()
+    assert (total / weight).item() == pytest.approx(torch.tensor(0.1).item(), rel=1e-12)
+
+
+def test_values_of_mixed_kinds_are_added():
+    mean = WeightedMean()
+    for value in (1, 2.0, torch.tensor(3.0), torch.tensor(4.0, dtype=torch.float16)):
+        mean.add(value, weight=1)
+    assert mean.sums()[0].item() == 10.0
+
+
+def test_reset_forgets_everything():
+    meters = Meters(classes(), CPU)
+    outputs, targets = scores([5], 0)
+    feed(meters, outputs, targets, [5])
+    first = meters.compute()
+    meters.update(output(outputs, 3 - targets, logs={"extra": 1.0}), 5)
+    meters.reset()
+    feed(meters, outputs, targets, [5])
+    assert meters.compute() == first
+    assert "extra" not in meters.running()
+
+
+def test_running_is_the_mean_so_far_without_what_accumulates_by_itself():
+    meters = Meters(classes(), CPU)
+    assert meters.running() == {}
+    outputs, targets = scores([3, 2], 1)
+    feed(meters, outputs, targets, [3, 2])
+    running, final = meters.running(), meters.compute()
+    assert running == {name: final[name] for name in ("loss", "function", "accuracy", "top2")}
+
+
+def test_training_and_validation_do_not_share_a_torchmetrics_object():
+    metric = torchmetrics.classification.MulticlassAccuracy(4)
+    train, validation = Meters({"a": metric}, CPU), Meters({"a": metric}, CPU)
+    outputs, targets = scores([6], 2)
+    feed(train, outputs, targets, [6])
+    before = train.compute()
+    feed(validation, outputs, (targets + 1) % 4, [6])
+    validation.reset()
+    assert train.compute() == before
+    assert metric.update_called is False
+
+
+def test_the_batch_s_values_are_its_own_and_read_late():
+    reads = []
+
+    class Counted(Metric):
+        def update(self, outputs, targets):
+            return torch.tensor([outputs.sum(), 1.0])
+
+        def compute(self, sums):
+            reads.append(sums)
+            return sums[0]
+
+    meters = Meters({"sum": Counted()}, CPU)
+    batch = meters.update(StepOutput(torch.tensor(1.0), torch.ones(3), None), 3)
+    assert reads == []
+    assert float(batch["sum"]()) == 3.0
+
+
+def test_values_carry_no_graph():
+    meters = Meters(classes(), CPU)
+    outputs, targets = scores([3], 1)
+    outputs.requires_grad_()
+    batch = meters.update(output(outputs, targets, logs={"extra": outputs.sum()}), 3)
+    assert not batch["loss"].requires_grad
+    assert not batch["extra"].requires_grad
+    assert not batch["function"].requires_grad
+
+
+def test_one_reduction_serves_everything():
+    calls = []
+
+    def double(sums):
+        calls.append(sums.dtype)
+        return 2 * sums
+
+    meters = Meters({"mae": MeanAbsoluteError(), "f": lambda o, t: torch.tensor(0.5)}, CPU)
+    meters.update(StepOutput(torch.tensor(3.0), torch.ones(2), torch.zeros(2)), 2)
+    assert meters.compute(double) == {"loss": 3.0, "mae": 1.0, "f": 0.5}
+    assert calls == [torch.float64]
+
+
+@pytest.mark.parametrize(
+    ("value", "received"),
+    [
+        (torch.zeros(3), r"a tensor of shape \(3,\)"),
+        (None, "a NoneType"),
+        ("0.5", "a str"),
+        ({"a": 1}, "a dict"),
+    ],
+)
+def test_a_metric_function_must_return_one_number(value, received):
+    meters = Meters({"mine": lambda outputs, targets: value}, CPU)
+    with pytest.raises(DataError, match=f"'mine' must return its mean.*received {received}"):
+        meters.update(StepOutput(torch.tensor(0.0), torch.zeros(2)), 2)
+
+
+@pytest.mark.parametrize("value", [0.5, 1, torch.tensor([[0.5]]), torch.tensor(1), True])
+def test_a_number_may_come_in_any_form(value):
+    meters = Meters({"mine": lambda outputs, targets: value}, CPU)
+    meters.update(StepOutput(torch.tensor(0.0), torch.zeros(2)), 2)
+    assert meters.compute()["mine"] == float(value)
+
+
+def test_numpy_numbers_may_come_too():
+    import numpy as np
+
+    meters = Meters({"mine": lambda outputs, targets: np.float64(0.5)}, CPU)
+    meters.update(StepOutput(torch.tensor(0.0), torch.zeros(2)), 2)
+    assert meters.compute()["mine"] == 0.5
+
+
+@pytest.mark.parametrize("statistics", [torch.tensor(1.0), torch.zeros(2, 2), 1.0, None])
+def test_statistics_must_be_a_vector(statistics):
+    class Bad(Metric):
+        def update(self, outputs, targets):
+            return statistics
+
+        def compute(self, sums):
+            return sums[0]
+
+    meters = Meters({"bad": Bad()}, CPU)
+    with pytest.raises(DataError, match=r"'bad' must return a tensor of shape \(statistics,\)"):
+        meters.update(StepOutput(torch.tensor(0.0), torch.zeros(2)), 2)
+
+
+def test_a_value_that_is_not_finite_is_shown_as_it_is():
+    meters = Meters({}, CPU)
+    meters.update(StepOutput(torch.tensor(1.0)), 2)
+    meters.update(StepOutput(torch.tensor(math.nan)), 2)
+    assert math.isnan(meters.compute()["loss"])
+
+
+def test_state_of_other_metrics_is_refused():
+    first = Meters({"mse": MeanSquaredError()}, CPU)
+    with pytest.raises(CheckpointError, match="metrics 'mse', this run has 'r2'"):
+        Meters({"r2": R2Score()}, CPU).load_state_dict(first.state_dict())
+
+
+def test_a_torchmetrics_value_that_is_no_number_is_named():
+    metric = torchmetrics.classification.MulticlassAccuracy(4, average=None)
+    meters = Meters({"each": metric}, CPU)
+    feed(meters, *scores([6], 2), [6])
+    with pytest.raises(ConfigurationError, match="'each' must be one number"):
+        meters.compute()
+
+
+def test_values_of_a_collection_may_not_hide_another_metric():
+    inner = torchmetrics.classification.MulticlassAccuracy(4)
+    metrics = {"m_a": Accuracy(), "m": torchmetrics.MetricCollection({"a": inner})}
+    meters = Meters(metrics, CPU)
+    feed(meters, *scores([6], 2), [6])
+    with pytest.raises(ConfigurationError, match="metric 'm' computes 'm_a', which another"):
+        meters.compute()
+
+
+class Plain:
+    """A metric in the torchmetrics way without its base class or a state."""
+
+    def reset(self):
+        self.seen = []
+
+    def update(self, outputs, targets):
+        self.seen.append(float(outputs.sum()))
+
+    def compute(self):
+        return sum(self.seen)
+
+
+def test_any_object_that_accumulates_is_a_metric():
+    metric = Plain()
+    metric.reset()
+    meters = Meters({"plain": metric}, CPU)
+    meters.reset()
+    meters.update(StepOutput(torch.tensor(0.0), torch.ones(2)), 2)
+    meters.update(StepOutput(torch.tensor(0.0), torch.ones(3)), 3)
+    assert meters.compute()["plain"] == 5.0
+    other = Meters({"plain": metric}, CPU)
+    with pytest.raises(ConfigurationError, match="'plain' has no load_state_dict"):
+        other.load_state_dict(meters.state_dict())
