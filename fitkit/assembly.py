@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from torch.utils.data import IterableDataset
+
 from fitkit.callbacks.ema import EMA
 from fitkit.callbacks.progress_bar import ProgressBar
 from fitkit.callbacks.timer import Timer
@@ -20,6 +22,8 @@ from fitkit.core.errors import ConfigurationError
 from fitkit.core.state import FitState
 from fitkit.core.types import BatchSource
 from fitkit.data.batches import call_model, make_split
+from fitkit.data.fetching import is_map_style
+from fitkit.data.in_memory import is_in_memory
 from fitkit.data.loaders import DataSpec, make_source, split_off_validation
 from fitkit.engine.run import EvaluationRun, FitRun, Phase
 from fitkit.engine.schedule import Schedule
@@ -150,16 +154,14 @@ def training_specs(handler: NNHandler, options: FitOptions) -> tuple[DataSpec, D
     if options.validation_split:
         return split_off_validation(train, options.validation_split)
     if options.validation_data is not None:
-        size = None if _brings_batches(options.validation_data) else train.batch_size
+        size = train.batch_size if _is_batched_here(options.validation_data) else None
         return train, DataSpec(options.validation_data, size)
     return train, parts.validation_data
 
 
-def _brings_batches(data: Any) -> bool:
-    """Whether a batch size would be refused: loaders and iterables of batches bring their own."""
-    return not (
-        isinstance(data, tuple) or (hasattr(data, "__getitem__") and hasattr(data, "__len__"))
-    )
+def _is_batched_here(data: Any) -> bool:
+    """Whether fitkit makes the batches; loaders and iterables of batches bring their own."""
+    return is_in_memory(data) or is_map_style(data) or isinstance(data, IterableDataset)
 
 
 def fit_run(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import signal
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +63,11 @@ class Unfinished:
         self.unheard = saved["progress"].get("unheard")
         self.loaded = True
 
+    def remember(self) -> Callable[[], None]:
+        """A function that puts everything back as it is now."""
+        before = dict(vars(self))
+        return lambda: vars(self).update(before)
+
     def begin(self, run: FitRun) -> None:
         """``run`` is under way; what was kept goes into it."""
         if self._kept:
@@ -89,15 +94,14 @@ class Unfinished:
         """The random streams as kept."""
         return self._kept.get("rng")
 
-    def streams_to_save(self, *, own: bool) -> dict[str, Any]:
-        """The streams that the next batch draws from.
+    def streams_to_save(self, *, own: bool) -> dict[str, Any] | None:
+        """The streams that the next batch draws from; ``None`` if the run has yet to begin them.
 
         Args:
             own: whether the handler draws from streams of its own, not from the program's.
         """
-        kept = self.streams
-        waits = self.run is None and kept is not None and (own or self.loaded)
-        return kept if waits and kept is not None else capture_streams()
+        waits = self.run is None and (own or self.loaded)
+        return self.streams if waits else capture_streams()
 
 
 def run_fit(handler: NNHandler, options: FitOptions) -> History:
@@ -307,18 +311,22 @@ def _newest(handler: NNHandler, folders: list[Path]) -> Path | None:
 
 def _dry_run(handler: NNHandler, options: FitOptions) -> History:
     """One batch each of training and validation, without files; the handler is as before."""
-    before = handler.get_state_dict()
-    silent = [callback for callback in handler.callbacks if callback.writes_files]
+    callbacks, unfinished, calls_made = handler.callbacks, handler.unfinished, handler.calls_made
+    departed, callbacks.departed = callbacks.departed, []
+    handler.unfinished = Unfinished()
+    before, streams = handler.get_state_dict(), capture_streams()
+    silent = [callback for callback in callbacks if callback.writes_files]
     kept = [callback for callback in options.callbacks if not callback.writes_files]
     for callback in silent:
-        handler.callbacks.remove(callback)
-    loaded = handler.unfinished.loaded
+        callbacks.remove(callback)
+    tried = History()
     try:
         run_fit(handler, replace(options, callbacks=tuple(kept), fast_dev_run=False, resume=None))
-        tried = copy.deepcopy(handler.history)
+        tried.load_state_dict(handler.history.state_dict())
     finally:
         restore(handler, before)
-        handler.unfinished.loaded = loaded
+        restore_streams(streams)
+        callbacks.departed, handler.unfinished, handler.calls_made = departed, unfinished, calls_made
         for callback in silent:
-            handler.callbacks.add(callback)
+            callbacks.add(callback)
     return tried

@@ -21,6 +21,7 @@ from fitkit.assembly import as_options, evaluation_phase, evaluation_run
 from fitkit.callbacks.history import History
 from fitkit.checkpointing import discovery, loading, saving
 from fitkit.checkpointing.autosaver import AutoSaver
+from fitkit.checkpointing.plain import to_plain
 from fitkit.checkpointing.references import resolve
 from fitkit.checkpointing.saver import SaveQueue, SaveRequest
 from fitkit.core import types
@@ -150,13 +151,18 @@ class NNHandler:
                 there is no validation.
             **kwargs: arguments of the class without the optimizer.
         """
+        before = None if self.optimizer is None else self.optimizer.state_dict()
         self.parts.set_scheduler(cls, kwargs, interval, monitor)
-        self._give_scheduler_its_state()
+        self._give_scheduler_its_state(before)
 
-    def _give_scheduler_its_state(self) -> None:
-        if self.scheduler is not None and self.unfinished.scheduler is not None:
-            self.scheduler.load_state_dict(self.unfinished.scheduler)
-            self.unfinished.scheduler = None
+    def _give_scheduler_its_state(self, optimizer_state: dict[str, Any] | None = None) -> None:
+        if self.scheduler is None or self.unfinished.scheduler is None:
+            return
+        self.scheduler.load_state_dict(self.unfinished.scheduler)
+        self.unfinished.scheduler = None
+        if self.optimizer is not None and optimizer_state is not None:
+            # a scheduler begins by setting its first learning rate
+            self.optimizer.load_state_dict(optimizer_state)
 
     def set_loss_fn(
         self, fn: Callable[..., Any], pass_epoch_to_loss: bool = False, **kwargs: Any
@@ -455,7 +461,8 @@ class NNHandler:
         remedy = "pass model_class="
         model = model_class or resolve(state["model_class"], nn.Module, remedy)
         kwargs = snapshot.build_kwargs(state, "model") if isinstance(model, type) else {}
-        handler = cls(model, device, model_type=state["model_type"], **kwargs)
+        with snapshot.rebuilding("model", "pass model_class=<a ready module>"):
+            handler = cls(model, device, model_type=state["model_type"], **kwargs)
         handler._model_code = state["model_code"]
         skips = snapshot.Skips(
             skip_optimizer,
@@ -558,8 +565,10 @@ class NNHandler:
 
     def scored_weights(self) -> dict[str, Any]:
         """Copies of the weights that evaluation uses: the averaged ones if there are any."""
-        weights = self.module.state_dict() if self._ema is None else self._ema.weights()
-        copies: dict[str, Any] = map_tensors(_copy, weights)
+        weights = self.module.state_dict()
+        if self._ema is not None:
+            weights.update(self._ema.weights())
+        copies: dict[str, Any] = map_tensors(_copy, to_plain(weights))
         return copies
 
     def restore_weights(self, weights: Mapping[str, Any]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fitkit.checkpointing import schema
 from fitkit.checkpointing.plain import TAG, from_plain, to_plain
 from fitkit.checkpointing.references import name_of, resolve
-from fitkit.core.errors import CheckpointError, add_note, listed
+from fitkit.core.errors import CheckpointError, FitkitError, add_note, listed
 from fitkit.parts import Described
 from fitkit.runtime.averaging import saved_decay
 from fitkit.version import __version__
@@ -133,6 +134,20 @@ def _argument(value: Any) -> Any:
     return from_plain(value)
 
 
+@contextmanager
+def rebuilding(part: str, remedy: str) -> Iterator[None]:
+    """Inside ``with`` a part is built from stored arguments; whatever it says is told as ours."""
+    try:
+        yield
+    except FitkitError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"the {part} cannot be built with the arguments in the checkpoint: {error}. If you trust "
+            f"the rest of the file, {remedy}."
+        ) from error
+
+
 def rebuild_parts(handler: NNHandler, state: Mapping[str, Any], skips: Skips) -> None:
     """Give a new handler the optimizer, scheduler and loss that a checkpoint describes.
 
@@ -142,17 +157,20 @@ def rebuild_parts(handler: NNHandler, state: Mapping[str, Any], skips: Skips) ->
     if state["optimizer_class"] is not None and not skips.optimizer:
         remedy = "pass skip_optimizer=True and call set_optimizer yourself"
         cls = resolve(state["optimizer_class"], Optimizer, remedy)
-        handler.set_optimizer(cls, **build_kwargs(state, "optimizer"))
+        with rebuilding("optimizer", remedy):
+            handler.set_optimizer(cls, **build_kwargs(state, "optimizer"))
         if state["scheduler_class"] is not None and not skips.scheduler:
             _rebuild_scheduler(handler, state)
     saved = state["loss"]
     if saved is not None and saved.get("call_kwargs") is not None:
-        loss = resolve(saved["class"], nn.Module, "call set_loss_fn after loading")
-        handler.set_loss_fn(
-            loss(**from_plain(saved["kwargs"])),
-            saved["pass_epoch"],
-            **from_plain(saved["call_kwargs"]),
-        )
+        remedy = "call set_loss_fn after loading"
+        with rebuilding("loss", remedy):
+            loss = resolve(saved["class"], nn.Module, remedy)
+            handler.set_loss_fn(
+                loss(**from_plain(saved["kwargs"])),
+                saved["pass_epoch"],
+                **from_plain(saved["call_kwargs"]),
+            )
 
 
 def _rebuild_scheduler(handler: NNHandler, state: Mapping[str, Any]) -> None:
@@ -165,12 +183,13 @@ def _rebuild_scheduler(handler: NNHandler, state: Mapping[str, Any]) -> None:
         return
     remedy = "pass skip_scheduler=True and call set_scheduler yourself"
     cls = resolve(state["scheduler_class"], LRScheduler, remedy)
-    handler.set_scheduler(
-        cls,
-        interval=state.get("scheduler_interval", "epoch"),
-        monitor=state.get("scheduler_monitor"),
-        **build_kwargs(state, "scheduler"),
-    )
+    with rebuilding("scheduler", remedy):
+        handler.set_scheduler(
+            cls,
+            interval=state.get("scheduler_interval", "epoch"),
+            monitor=state.get("scheduler_monitor"),
+            **build_kwargs(state, "scheduler"),
+        )
 
 
 def restore(
@@ -186,10 +205,13 @@ def restore(
     if not skips.optimizer:
         _check_optimizer(handler, state)
     before = handler.get_state_dict()
+    undo = (handler.callbacks.remember(), handler.unfinished.remember())
     try:
         _apply(handler, state, strict=strict, skips=skips)
     except BaseException as error:
-        _apply(handler, before, strict=True, skips=Skips())
+        _apply(handler, before, strict=True, skips=Skips(callbacks=True))
+        for put_back in undo:
+            put_back()
         if isinstance(error, CheckpointError) or not isinstance(error, Exception):
             raise
         wrapped = CheckpointError(f"the checkpoint does not fit this handler: {error}")
@@ -200,9 +222,9 @@ def restore(
 
 def _apply(handler: NNHandler, state: dict[str, Any], *, strict: bool, skips: Skips) -> None:
     parts = handler.parts
-    parts.module.load_state_dict(state["model_state_dict"], strict=strict)
+    parts.module.load_state_dict(from_plain(state["model_state_dict"]), strict=strict)
     if parts.optimizer is not None and state["optimizer_state_dict"] and not skips.optimizer:
-        parts.optimizer.load_state_dict(state["optimizer_state_dict"])
+        parts.optimizer.load_state_dict(from_plain(state["optimizer_state_dict"]))
     saved_schedule = state["scheduler_state_dict"]
     if saved_schedule and not (skips.scheduler or skips.optimizer):
         if parts.scheduler is None:

@@ -1,6 +1,9 @@
 """A run with everything attached, resumed at every boundary, ends as if nothing had happened."""
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import fitkit
-from fitkit.testing import assert_resumes_exactly
+from fitkit.testing import assert_resumes_exactly, differences
 
 
 class Augmented(Dataset):
@@ -58,8 +61,8 @@ class Watcher(fitkit.Callback):
             self.seen = [*self.seen, path]
 
 
-def make_handler(num_workers=0, precision_seed=11):
-    handler = fitkit.NNHandler(Net, seed=precision_seed)
+def make_handler(num_workers=0):
+    handler = fitkit.NNHandler(Net, seed=11)
     handler.set_optimizer(torch.optim.AdamW, lr=0.05)
     handler.set_scheduler(torch.optim.lr_scheduler.CosineAnnealingLR, interval="step", T_max=12)
     handler.set_loss_fn(nn.CrossEntropyLoss())
@@ -103,3 +106,184 @@ def test_everything_attached_resumes_exactly_at_every_boundary():
         "on_test_end",
         "on_epoch_end",
     }
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0)])
+def test_the_number_of_workers_may_change_at_a_resume(before, after):
+    counts = iter([before])
+    assert_resumes_exactly(
+        lambda: make_handler(num_workers=next(counts, after)),
+        make_callbacks=lambda: [Watcher()],
+        every=9,
+        **{**OPTIONS, "epochs": 2},
+    )
+
+
+def own_generator():
+    generator = torch.Generator().manual_seed(17)
+    return DataLoader(Augmented(11), batch_size=3, shuffle=True, generator=generator)
+
+
+def weighted_sampler():
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.arange(1.0, 12.0)
+    sampler = torch.utils.data.WeightedRandomSampler(weights, 11, generator=generator)
+    return DataLoader(Augmented(11), batch_size=3, sampler=sampler, drop_last=True)
+
+
+def stateful_loader():
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    return StatefulDataLoader(Augmented(11), batch_size=3, shuffle=True)
+
+
+class Stream:
+    """Batches that are drawn, of a length that nobody knows."""
+
+    def __iter__(self):
+        for _ in range(4):
+            inputs = torch.randn(3, 6) + random.random()
+            yield inputs, (inputs.sum(1) > 0).long()
+
+
+def in_memory():
+    data = Augmented(11)
+    return data.inputs.numpy(), data.targets.numpy()
+
+
+@pytest.mark.parametrize(
+    "make_data",
+    [own_generator, weighted_sampler, stateful_loader, Stream, in_memory],
+    ids=lambda make: make.__name__,
+)
+@pytest.mark.filterwarnings("ignore:.*cannot seek:UserWarning")
+def test_each_kind_of_data_resumes_exactly(make_data):
+    def make():
+        handler = make_handler()
+        batch_size = {"batch_size": 3} if make_data is in_memory else {}
+        handler.set_train_loader(make_data(), **batch_size)
+        return handler
+
+    assert_resumes_exactly(
+        make, make_callbacks=lambda: [Watcher()], epochs=2, gradient_accumulation_steps=3
+    )
+
+
+def test_a_plateau_scheduler_resumes_exactly():
+    def make():
+        handler = make_handler()
+        handler.set_scheduler(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, factor=0.3)
+        return handler
+
+    assert_resumes_exactly(make, epochs=3, validate_every=2)
+
+
+class SavesInItsHook(fitkit.Callback):
+    """Saves by itself, before the callbacks behind it have heard the event."""
+
+    def __init__(self, event):
+        self.path = "own.pth"
+        setattr(self, event, self.save_now)
+
+    def save_now(self, *args):
+        self.handler.save(self.path)
+
+
+@pytest.mark.parametrize(
+    "event",
+    ["on_epoch_begin", "on_train_batch_end", "on_test_begin", "on_test_batch_end", "on_epoch_end"],
+)
+def test_a_save_inside_a_hook_lets_the_others_hear_the_event_at_the_resume(
+    event, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+
+    def run(resume):
+        before, after = Watcher(), Watcher()
+        before.name, after.name = "before", "after"
+        handler = make_handler()
+        handler.fit(
+            epochs=1,
+            callbacks=[before, SavesInItsHook(event), after, *make_callbacks()],
+            progress_bar=False,
+            resume=resume,
+        )
+        return handler.get_state_dict()
+
+    whole = run(None)
+    resumed = run("own.pth")
+    assert not list(differences(whole, resumed))
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run():
+        handler = make_handler()
+        handler.fit(callbacks=make_callbacks(), progress_bar=False, resume=".", **OPTIONS)
+        return handler.get_state_dict(), {
+            path: (path.stat().st_mtime_ns, path.read_bytes())
+            for path in sorted(tmp_path.rglob("*"))
+            if path.is_file()
+        }
+
+    first, files = run()
+    second, files_again = run()
+    assert not list(differences(first, second))
+    assert {path: content for path, (_, content) in files.items()} == {
+        path: content for path, (_, content) in files_again.items()
+    }
+    checkpoints = [path for path in files if path.suffix == ".pth"]
+    assert checkpoints
+    assert all(files[path][0] == files_again[path][0] for path in checkpoints)
+
+
+def test_an_early_stop_is_final_and_the_best_weights_come_back():
+    def callbacks():
+        return [
+            fitkit.EarlyStopping("val_loss", patience=0, min_delta=10.0, restore_best_weights=True)
+        ]
+
+    tried = assert_resumes_exactly(make_handler, make_callbacks=callbacks, every=7, epochs=9)
+    assert "on_epoch_end, epoch 1" in tried[-1]
+
+
+def test_configuration_may_change_and_what_has_no_place_is_named(tmp_path):
+    def run(callbacks, resume, epochs=1):
+        handler = make_handler()
+        handler.auto_save(None)
+        handler.fit(epochs=epochs, callbacks=callbacks, progress_bar=False, resume=resume)
+        return handler
+
+    first = fitkit.EarlyStopping("val_loss", patience=5)
+    saver = fitkit.ModelCheckpoint(tmp_path / "a" / "{epoch}.pth", monitor="val_loss")
+    run([first, saver, Watcher()], None)
+    stopper = fitkit.EarlyStopping("val_loss", patience=50)
+    moved = fitkit.ModelCheckpoint(tmp_path / "b" / "{epoch}.pth", monitor="val_loss")
+    added = fitkit.CSVLogger(tmp_path / "log.csv")
+    with pytest.warns(UserWarning, match="not attached: 'Watcher'"):
+        run([added, stopper, moved], tmp_path / "a" / "1.pth")
+    assert (stopper.patience, stopper.best, stopper.wait) == (50, first.best, first.wait)
+    assert moved.best == saver.best
+
+
+HARNESS = Path(__file__).parent / "scripts" / "kill_harness.py"
+
+
+def kill(*arguments):
+    done = subprocess.run(
+        [sys.executable, str(HARNESS), *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_killed_again_and_again_it_ends_exactly(workers):
+    assert "all exact" in kill("--kills", "5", "--workers", workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", ["0", "1"])
+def test_a_hundred_kills_a_hundred_exact_endings(seed):
+    assert "all exact" in kill("--kills", "100", "--seed", seed)

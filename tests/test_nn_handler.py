@@ -510,3 +510,13 @@ def test_the_source_of_the_model_is_kept_for_reading(tmp_path):
     assert "class Net(nn.Module)" in handler.get_state_dict()["model_code"]
     with pytest.warns(UserWarning, match="source of Made cannot be found"):
         NNHandler(type("Made", (nn.Linear,), {"__module__": "nowhere"})(1, 1), save_model_code=True)
+
+
+def test_a_handler_saved_before_its_first_fit_draws_from_its_own_seed(tmp_path):
+    plain = make(seed=1)
+    plain.save(tmp_path / "new.pth")
+    loaded = NNHandler.load(tmp_path / "new.pth", "cpu")
+    torch.manual_seed(99)  # the program's streams do not matter
+    fit(plain)
+    fit(loaded)
+    assert torch.equal(flat(plain), flat(loaded))

@@ -67,9 +67,9 @@ def check(kind, sentence, action):
         ({"model_class": dict}, "received the class dict"),
         ({"model_class": None}, "received a NoneType"),
         ({"model_class": Net(2), "width": 3}, "takes no further arguments; received 'width'"),
-        ({"model_class": Net}, "Net cannot be built with no arguments.*'width'"),
+        ({"model_class": Net}, "Net cannot be built with the arguments none.*'width'"),
         ({"model_class": Net, "widht": 3}, "It takes 'width'. Did you mean 'width'"),
-        ({"model_class": Net, "width": 2, "model_type": "classifier"}, "Did you mean 'classif"),
+        ({"model_class": Net, "width": 2, "model_type": "clasification"}, "Did you mean 'classif"),
         ({"model_class": Net, "width": 2, "model_type": 3}, "received 3"),
         ({"model_class": Net, "width": 2, "device": "gpu"}, "received 'gpu'"),
         ({"model_class": Net, "width": 2, "device": 1.5}, "received 1.5"),
@@ -266,7 +266,7 @@ def test_labels_of_the_wrong_kind_carry_the_batch_in_a_note(handler):
     x, y = data()
     with pytest.raises(RuntimeError) as caught:
         handler.fit((x, y.to(torch.int32)), progress_bar=False, batch_size=8)
-    assert caught.value.__notes__[0] == "raised by the step on a batch of float32 (8, 3), int32 (8)"
+    assert caught.value.__notes__[0] == "raised by the step on a batch of float32 (8, 3), int32 (8,)"
 
 
 # ---- monitors -----------------------------------------------------------------------------------

@@ -98,7 +98,6 @@ class ReduceLROnPlateau(Callback):
             return
         if self.cooldown_counter > 0:
             self.cooldown_counter -= 1
-            self.wait = 0
         if self._monitor.is_better(value, than=self.best):
             self.best = value
             self.wait = 0

@@ -17,8 +17,8 @@ class TerminateOnNaN(Callback):
     """Stops training when the loss of a batch is NaN or infinite.
 
     A loss on the CPU is looked at after each batch. On an accelerator looking means waiting for it,
-    so what was seen is gathered there and looked at every ``check_every_n_batches`` batches and at
-    the end of the epoch.
+    so what was seen is gathered there and looked at every ``check_every_n_batches`` batches of an
+    epoch and at its end.
 
     Args:
         check_every_n_batches: batches between two looks at an accelerator, at least 1.
@@ -50,8 +50,7 @@ class TerminateOnNaN(Callback):
         if self.all_finite is not None:
             is_finite = is_finite & self.all_finite.to(loss.device)
         self.all_finite = is_finite
-        # counted over the run, so that a resumed run looks at the same batches
-        if self.handler.state.global_step % self.check_every_n_batches == 0:
+        if (batch + 1) % self.check_every_n_batches == 0:
             self._look(f"at or before batch {batch + 1}")
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fitkit.checkpointing import discovery, files, schema
+from fitkit.checkpointing.plain import from_plain
 from fitkit.core.errors import DamagedCheckpointError
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ def read_weights(path: str | Path, *, averaged: bool = True) -> dict[str, Any]:
     if schema.is_full(state):
         state = schema.validate(state, path)
         average = state["ema_state_dict"]
-        weights = state["model_state_dict"] if not averaged or not average else average["weights"]
+        weights = state["model_state_dict"]
+        if averaged and average:  # it has no extra state of modules
+            weights = {**weights, **_averaged_weights(average, path)}
     else:
         weights = state.get("model_state_dict", state) if isinstance(state, dict) else None
     if not schema.is_weights(weights):
@@ -73,5 +76,12 @@ def read_weights(path: str | Path, *, averaged: bool = True) -> dict[str, Any]:
             f"{str(path)!r} holds no weights: expected a checkpoint of fitkit or a state dict of "
             f"tensors."
         )
-    found: dict[str, Any] = weights
+    found: dict[str, Any] = from_plain(weights)
     return found
+
+
+def _averaged_weights(average: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    weights = average.get("weights")
+    if not isinstance(weights, dict):
+        raise DamagedCheckpointError(f"the averaged weights in {str(path)!r} cannot be read.")
+    return weights

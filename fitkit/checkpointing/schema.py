@@ -112,10 +112,18 @@ def place(state: dict[str, Any]) -> tuple[int, int, int, int]:
         raise DamagedCheckpointError(
             f"the checkpoint's progress cannot be read: {error!r}."
         ) from error
-    counters = (*found, progress.global_step, progress.optimizer_steps, progress.samples_seen)
-    if any(type(counter) is not int or counter < 0 for counter in counters):
+    wrong = [name for name, value in vars(progress).items() if not _fits(name, value)]
+    if wrong:
         raise DamagedCheckpointError(
-            f"the checkpoint's progress cannot be read: its counters must be whole numbers from 0, "
-            f"received {counters}."
+            f"the checkpoint's progress cannot be read: {listed(wrong)} of a wrong type or value."
         )
     return found
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether an attribute of ``FitState`` has a value that a run can give it."""
+    if name == "stop_reason":
+        return value is None or type(value) is str
+    if isinstance(value, dict):
+        return all(type(key) is str and type(item) in (int, float) for key, item in value.items())
+    return type(value) is type(getattr(FitState(), name)) and not (type(value) is int and value < 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -31,13 +32,17 @@ class CallbackList:
 
     A table of the hooks that are really overridden is built once, so an event that nobody listens
     to costs one lookup.
+
+    Attributes:
+        departed: states of the callbacks of the last call of ``fit``, which are here no more.
+        unclaimed: states of a checkpoint whose callbacks are not here yet.
     """
 
     def __init__(self, callbacks: Iterable[Callback] = ()) -> None:
         self._callbacks: list[Callback] = []
         self._restored: set[int] = set()
         self._run = object()
-        self._departed: list[dict[str, Any]] = []
+        self.departed: list[dict[str, Any]] = []
         self.unclaimed: dict[str, dict[str, Any]] = {}
         self._after_event: Callable[[], None] | None = None
         self._under_way: tuple[Event, tuple[Any, ...], int] | None = None
@@ -104,7 +109,7 @@ class CallbackList:
         for callback in callbacks:
             self.remove(callback)
             if entry := _entry(callback):
-                self._departed.append(entry)
+                self.departed.append(entry)
 
     def _rebuild(self) -> None:
         self._callbacks.sort(key=lambda callback: callback.order)
@@ -210,7 +215,7 @@ class CallbackList:
             if id(callback) not in self._restored and not goes_on:
                 callback.reset()
             callback.run = self._run
-        self._departed = []
+        self.departed = []
         self._restored.clear()
         if self.unclaimed:
             warnings.warn(
@@ -226,7 +231,7 @@ class CallbackList:
         for callback in self._callbacks:
             if entry := _entry(callback):
                 states[_free_key(callback.name, states)] = entry
-        for kept in (*self._departed, *self.unclaimed.values()):
+        for kept in (*self.departed, *self.unclaimed.values()):
             states[_free_key(kept["name"], states)] = kept
         return states
 
@@ -236,6 +241,25 @@ class CallbackList:
         self._restored.clear()
         for callback in self._callbacks:
             self._claim_exact(callback)
+
+    def remember(self) -> Callable[[], None]:
+        """A function that undoes whatever ``load_state_dict`` does from now on."""
+        unclaimed, restored = self.unclaimed, set(self._restored)
+        held = [
+            (callback, {name: getattr(callback, name) for name in callback.state_fields}, entry)
+            for callback, entry in ((one, copy.deepcopy(_entry(one))) for one in self._callbacks)
+        ]
+
+        def undo() -> None:
+            for callback, fields, entry in held:
+                for name, value in fields.items():
+                    setattr(callback, name, value)
+                # one with a way of its own; if it refused its state, it has changed nothing
+                if not fields and entry is not None and id(callback) in self._restored:
+                    callback.load_state_dict(entry["state"])
+            self.unclaimed, self._restored = unclaimed, restored
+
+        return undo
 
     def _claim_exact(self, callback: Callback) -> None:
         for key, entry in self.unclaimed.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -32,6 +33,10 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
 
 
 def _rebuild_mapping(tree: Mapping[Any, Any], mapped: dict[Any, Any]) -> Any:
+    if type(tree) is OrderedDict:
+        ordered = OrderedDict(mapped)
+        vars(ordered).update(vars(tree))  # the versions that a module's state dict carries
+        return ordered
     try:
         return type(tree)(mapped)  # type: ignore[call-arg]  # a Mapping need not take one
     except TypeError:

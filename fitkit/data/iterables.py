@@ -51,7 +51,10 @@ class IterableSource:
             iterator = iter(self._batches)
         loaded, self._loaded = self._loaded, None
         is_single_pass = iterator is self._batches
-        skipped = self._still_to_take(loaded, epoch, start) if is_single_pass else start
+        if is_single_pass:
+            skipped = self._still_to_take(loaded, epoch, start)
+        else:
+            skipped = self._begin_pass(loaded, epoch, start)
         self._open_epoch = epoch
         if skipped:
             self._warn_of_replay(skipped)
@@ -68,6 +71,14 @@ class IterableSource:
             )
         self._open_epoch = None
         self._generators.close()
+
+    def _begin_pass(self, loaded: dict[str, Any] | None, epoch: int, start: int) -> int:
+        """Count as the uninterrupted run does; the batches before ``start`` are taken again."""
+        if loaded is not None:
+            inside = loaded["epoch"] == epoch
+            self._taken = loaded["taken_at_start" if inside else "taken"]
+        self._taken_at_start = self._taken
+        return start
 
     def _still_to_take(self, loaded: dict[str, Any] | None, epoch: int, start: int) -> int:
         """How far an iterator of a single pass is behind its position."""

@@ -9,12 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fitkit.core.errors import CheckpointError, ConfigurationError, listed
 
 
 class WeightAverage:
     """The exponential moving average of a module's parameters and persistent buffers.
+
+    It moves by the rule of ``torch.optim.swa_utils``; ``AveragedModel`` from there is not used
+    because it copies the whole module, truncates the average of counters, and in 16 bits loses it.
 
     ``average = decay * average + (1 - decay) * value`` once per optimizer step, starting from the
     first step's weights (Polyak and Juditsky 1992, doi:10.1137/0330046, in its exponential form).
@@ -32,6 +36,7 @@ class WeightAverage:
     def __init__(self, module: nn.Module, decay: float) -> None:
         require_decay(decay)
         self.decay = float(decay)
+        self._move = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
         self._own: list[dict[str, Tensor]] = []  # the module's own values while swapped out
         self._num_averaged = 0
         saved = set(module.state_dict(keep_vars=True))
@@ -53,7 +58,7 @@ class WeightAverage:
             else:
                 average.copy_(values[name])
         if moving:
-            torch._foreach_lerp_(moving, targets, 1.0 - self.decay)
+            self._move(moving, targets, self._num_averaged)
         self._num_averaged += 1
 
     def weights(self) -> dict[str, Tensor]:

@@ -222,7 +222,7 @@ def test_a_validation_name_without_validation_fails_before_training(drive):
     ],
 )
 def test_bad_arguments(arguments):
-    with pytest.raises(ConfigurationError, match="received|mode="):
+    with pytest.raises(ConfigurationError, match=r"received|mode="):
         EarlyStopping(**arguments)
 
 

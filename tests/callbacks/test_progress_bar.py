@@ -85,6 +85,7 @@ def test_on_a_terminal_a_bar_and_then_the_same_line(drive, terminal):
 def test_validation_has_a_bar_that_goes_away(drive, terminal):
     driver = drive(ProgressBar(0))
     driver.begin(last_epoch=1, validation_steps=4)
+    driver.callbacks.fire(Event.EPOCH_BEGIN, 0, Logs())
     driver.batch(0, {})
     driver.batch(1, {})
     driver.validate(steps=4)
@@ -97,6 +98,7 @@ def test_validation_has_a_bar_that_goes_away(drive, terminal):
 def test_what_others_print_at_the_end_of_an_epoch_has_a_line_of_its_own(drive, terminal):
     driver = drive(ProgressBar(0))
     driver.begin(last_epoch=1)
+    driver.callbacks.fire(Event.EPOCH_BEGIN, 0, Logs())
     driver.batch(0, {})
     driver.batch(1, {})
     terminal.write("mine\n")
@@ -182,7 +184,7 @@ def test_a_resume_between_epochs_shows_the_next_one(drive, terminal):
 
 @pytest.mark.parametrize("in_validation", [False, True])
 def test_bars_are_closed_however_training_ends(drive, terminal, in_validation):
-    driver = drive(bar := ProgressBar(0), steps=4)
+    driver = drive(bar := ProgressBar(refresh_seconds=1000), steps=4)
     driver.begin(last_epoch=1)
     driver.callbacks.fire(Event.EPOCH_BEGIN, 0, Logs())
     driver.batch(0, {})

@@ -68,6 +68,9 @@ def test_progress_survives_a_resume(drive):
     assert (callback.best, callback.wait) == (1.0, 2)
     second.epoch({"val_loss": 2.0})
     assert (second.handler.lr, callback.cooldown_counter) == (0.5, 2)
+    again = ReduceLROnPlateau(factor=0.5, patience=3, cooldown=2)
+    second.resume(again)
+    assert again.cooldown_counter == 2
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,7 @@ def test_progress_survives_a_resume(drive):
     ],
 )
 def test_bad_arguments(arguments):
-    with pytest.raises(ConfigurationError, match="received|mode="):
+    with pytest.raises(ConfigurationError, match=r"received|mode="):
         ReduceLROnPlateau(**arguments)
 
 

@@ -1,8 +1,8 @@
 """Kills a training script at random instants until it ends, again and again, and compares each end.
 
-Half of the kills come from outside after a random time, the other half strike on a random line of
-fitkit's own code, so that every line of a save, a resume or a hook has its turn. Each start is a new
-process (forked from one that has imported torch and done nothing else), seeded differently.
+Half of the kills come from outside after a random time, the other half strike on a random line
+of fitkit's own code, so that every line of a save, a resume or a hook has its turn. Each start is
+a new process (forked from one that has imported torch and done nothing else), seeded differently.
 
     python tests/scripts/kill_harness.py --kills 100 --seed 0
 """
@@ -123,7 +123,7 @@ def start(folder, num_workers, kill_line=None, count_into=None):
         if count_into:
             Path(count_into).write_text(str(sys.maxsize - killer.left))
         os._exit(0)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  a forked child must not return into its parent's code
         sys.settrace(None)
         import traceback
 

@@ -1,0 +1,174 @@
+"""What is promised in several places is the same in all of them, and the checkers agree."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fitkit
+from fitkit import Callback, Event
+
+REPOSITORY = Path(__file__).parents[1]
+MODULES = sorted(
+    ["fitkit", *(m.name for m in pkgutil.walk_packages(fitkit.__path__, "fitkit."))]
+)
+
+
+# ---- the public list ----------------------------------------------------------------------------
+
+
+def test_the_public_list_is_what_can_be_imported():
+    listed = fitkit.__all__
+    assert len(listed) == len(set(listed))
+    names = vars(fitkit)
+    modules = {name for name, value in names.items() if inspect.ismodule(value)}
+    public = {name for name in names if not name.startswith("_")} - modules
+    assert set(listed) - {"__version__"} == public
+    assert "__version__" in listed
+
+
+def test_a_star_import_gives_the_public_list():
+    namespace: dict[str, object] = {}
+    exec("from fitkit import *", namespace)
+    assert set(namespace) - {"__builtins__"} == set(fitkit.__all__)
+
+
+def test_every_callback_is_exported():
+    found = set()
+    for name in MODULES:
+        for member in vars(importlib.import_module(name)).values():
+            if isinstance(member, type) and issubclass(member, Callback):
+                found.add(member)
+    concrete = {c for c in found if c.__module__.startswith("fitkit.")}
+    unexported = {c.__name__ for c in concrete} - set(fitkit.__all__)
+    # bases that hold what several callbacks share
+    assert {c.__name__ for c in concrete if c.__subclasses__()} >= unexported
+
+
+# ---- documentation strings ----------------------------------------------------------------------
+
+
+def public_members(module):
+    for name, member in vars(module).items():
+        if name.startswith("_") or getattr(member, "__module__", None) != module.__name__:
+            continue
+        if inspect.isclass(member) or inspect.isfunction(member):
+            yield f"{module.__name__}.{name}", member
+        if inspect.isclass(member):
+            for inner, value in vars(member).items():
+                function = getattr(value, "__func__", getattr(value, "fget", value))
+                if not inner.startswith("_") and inspect.isfunction(function):
+                    yield f"{module.__name__}.{name}.{inner}", function
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_everything_public_is_documented(name):
+    module = importlib.import_module(name)
+    assert inspect.getdoc(module), name
+    for path, member in public_members(module):
+        assert inspect.getdoc(member), f"{path} has no docstring"
+
+
+def described_arguments(text: str) -> set[str]:
+    section = re.search(r"^Args:\n((?:[ ]{4}.*\n?|\n)+)", text, re.MULTILINE)
+    if section is None:
+        return set()
+    return set(re.findall(r"^[ ]{4}\**(\w+): ", section.group(1), re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_described_arguments_exist_and_are_complete(name):
+    for path, member in public_members(importlib.import_module(name)):
+        own_init = "__init__" in vars(member) if inspect.isclass(member) else True
+        described = described_arguments(inspect.getdoc(member) or "")
+        if not described or not own_init:
+            continue
+        function = member.__init__ if inspect.isclass(member) else member
+        taken = set(inspect.signature(function).parameters) - {"self", "cls"}
+        assert described <= taken, f"{path} describes {described - taken}, which it does not take"
+        assert taken <= described, f"{path} takes {taken - described}, which it does not describe"
+
+
+# ---- events -------------------------------------------------------------------------------------
+
+
+def hooks_of_callback() -> set[str]:
+    return {name for name in vars(Callback) if name.startswith("on_")}
+
+
+def test_events_and_hooks_are_the_same():
+    assert {event.value for event in Event} == hooks_of_callback()
+
+
+def test_the_documented_table_has_the_same_events():
+    text = (REPOSITORY / "docs" / "events.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(on_\w+)", text, re.MULTILINE)
+    assert len(rows) == len(set(rows))
+    assert set(rows) == hooks_of_callback()
+
+
+def test_the_diagram_shows_every_event_of_fit():
+    drawn = set(re.findall(r"on_\w+", inspect.getdoc(Event) or ""))
+    assert hooks_of_callback() - drawn == {
+        name for name in hooks_of_callback() if "predict" in name
+    }
+    assert drawn <= hooks_of_callback()
+
+
+# ---- checkers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["ruff", "check", "--no-cache"], ["ruff", "format", "--check", "--no-cache"], ["mypy"]],
+    ids=["ruff check", "ruff format", "mypy"],
+)
+def test_checkers_find_nothing(command):
+    result = subprocess.run(
+        [sys.executable, "-m", *command], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+# ---- the cost of importing ----------------------------------------------------------------------
+
+
+def run_fresh(statement: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", statement], capture_output=True, text=True, check=True
+    )
+    return result.stdout
+
+
+def test_importing_brings_nothing_heavy():
+    loaded = run_fresh("import fitkit, sys; print(*sys.modules)").split()
+    heavy = {"matplotlib", "sklearn", "torchmetrics", "torchdata", "scipy", "pandas", "tensorboard"}
+    assert not heavy & {name.split(".")[0] for name in loaded}
+
+
+def test_importing_costs_little_more_than_torch_and_numpy():
+    clock = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
+    times: dict[str, list[float]] = {"torch": [], "fitkit": []}
+    for _ in range(3):
+        for name, measured in times.items():
+            measured.append(float(run_fresh(clock.format(name))))
+    # the shortest of a few runs is what other work on the machine disturbs least
+    assert min(times["fitkit"]) <= 1.25 * min(times["torch"]), {
+        name: statistics.median(measured) for name, measured in times.items()
+    }
+
+
+def test_importing_changes_nothing_in_the_process():
+    before = "import torch, random, signal, warnings, logging; random.seed(0); torch.manual_seed(0)"
+    state = "(random.random(), float(torch.rand(())), signal.getsignal(2), len(warnings.filters))"
+    plain = run_fresh(f"{before}; print({state}, logging.root.handlers)")
+    with_fitkit = run_fresh(f"{before}; import fitkit; print({state}, logging.root.handlers)")
+    assert plain == with_fitkit

@@ -1,0 +1,100 @@
+"""Every page's code runs and prints what the page shows, and every link leads somewhere."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def code_blocks(page: Path) -> list[tuple[str, str, str | None]]:
+    """Each block of Python: where it stands, its code, and the output that the page shows."""
+    text = page.read_text()
+    found = list(BLOCK.finditer(text))
+    blocks = []
+    for number, match in enumerate(found):
+        if match.group(1) != "python":
+            continue
+        following = found[number + 1] if number + 1 < len(found) else None
+        is_output = (
+            following is not None
+            and following.group(1) == "text"
+            and not text[match.end() : following.start()].strip()
+        )
+        shown = following.group(2) if is_output else None
+        line = text.count("\n", 0, match.start(2))
+        blocks.append(("\n" * line, match.group(2), shown))
+    return blocks
+
+
+def without_code(page: Path) -> str:
+    return BLOCK.sub("", page.read_text())
+
+
+def anchors(page: Path) -> set[str]:
+    """The fragments that a page's headings can be reached by."""
+    headings = HEADING.findall(without_code(page))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if code_blocks(p)], ids=name_of)
+def test_code_runs_and_prints_what_the_page_shows(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("page")  # checkpoints name the classes of a page by its module
+    monkeypatch.setitem(sys.modules, "page", module)
+    for padding, code, shown in code_blocks(page):
+        capsys.readouterr()
+        exec(compile(padding + code, str(page), "exec"), vars(module))
+        if shown is not None:
+            assert capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page):
+    for target in LINK.findall(without_code(page)):
+        path, _, fragment = target.partition("#")
+        linked = page if not path else page.parent / path
+        assert linked.exists(), f"{name_of(page)} links to {target}"
+        if fragment:
+            assert fragment in anchors(linked), f"{name_of(page)} links to {target}"
+
+
+def test_every_page_can_be_reached_from_the_index():
+    index = ROOT / "docs" / "index.md"
+    linked = {(index.parent / target.partition("#")[0]).resolve() for target in links_of(index)}
+    assert {page for page in (ROOT / "docs").glob("*.md") if page != index} <= linked
+
+
+def links_of(page: Path) -> list[str]:
+    return LINK.findall(without_code(page))
+
+
+def test_readme_has_two_commands_and_ci_runs_them():
+    commands = [
+        body for kind, body in BLOCK.findall((ROOT / "README.md").read_text()) if kind == "bash"
+    ]
+    assert len(commands) == 2
+    for command, what in zip(commands, ("examples/digits.py", "-m pytest"), strict=True):
+        assert "python3 -m venv" in command
+        assert what in command
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "README.md" in script
+    assert not any(what in script for what in ("examples/digits.py", "pytest", "pip"))

@@ -1,0 +1,121 @@
+"""The examples do what they print, and a killed one ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.py"
+FOLDER = Path("runs", "digits")
+CHECKPOINTS = ("best.pth", "checkpoints/last.pth")
+WRITTEN = (*CHECKPOINTS, "log.csv", "curves.png")
+TIMEOUT_SECONDS = 240
+
+
+def command(*options: str) -> list[str]:
+    return [sys.executable, "-W", "error", str(EXAMPLE), *options]
+
+
+def run(where: Path, *options: str) -> str:
+    where.mkdir(exist_ok=True)
+    finished = subprocess.run(
+        command(*options), cwd=where, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def run_until_killed(where: Path, lines_in_log: int, *options: str) -> None:
+    """Start the example, and kill it once its log has so many lines."""
+    where.mkdir()
+    process = subprocess.Popen(
+        command(*options), cwd=where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        log = where / FOLDER / "log.csv"
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while not log.exists() or len(log.read_text().splitlines()) < lines_in_log:
+            assert process.poll() is None, "the example ended before it could be killed"
+            assert time.monotonic() < deadline, "the example made no progress"
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+
+
+def contents(where: Path) -> dict[str, Any]:
+    """What a run left: checkpoints as what they hold, other files as their bytes."""
+    found: dict[str, Any] = {}
+    for name in WRITTEN:
+        path = where / FOLDER / name
+        is_checkpoint = name in CHECKPOINTS
+        found[name] = torch.load(path, weights_only=True) if is_checkpoint else path.read_bytes()
+    return {name: bits(value) for name, value in found.items()}
+
+
+def bits(value: Any) -> Any:
+    """``value`` with each tensor as its bytes, so that ``==`` compares bit for bit."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), value.shape, value.contiguous().numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: bits(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [bits(item) for item in value]
+    return repr(value) if isinstance(value, float) else value
+
+
+def accuracy(output: str) -> float:
+    return float(re.search(r"test accuracy of the best weights: (\d\.\d+)", output).group(1))
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """Five epochs without an interruption: where they ran, and what was printed."""
+    where = tmp_path_factory.mktemp("short") / "run"
+    return where, run(where, "--epochs", "5")
+
+
+def test_prints_what_it_wrote(short_run):
+    where, output = short_run
+    assert accuracy(output) > 0.9
+    for name in WRITTEN:
+        assert f"wrote {FOLDER / name}\n" in output
+        assert (where / FOLDER / name).stat().st_size > 0
+    assert contents(where)["curves.png"].startswith(b"\x89PNG")
+    assert len((where / FOLDER / "log.csv").read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize("lines_in_log", [2, 4])
+def test_killed_and_resumed_ends_bit_for_bit_as_uninterrupted(short_run, tmp_path, lines_in_log):
+    uninterrupted, expected = short_run
+    killed = tmp_path / "run"
+    run_until_killed(killed, lines_in_log, "--epochs", "5")
+    assert run(killed, "--epochs", "5", "--resume") == expected
+    assert contents(killed) == contents(uninterrupted)
+
+
+def test_resuming_a_finished_run_trains_no_more(short_run):
+    where, expected = short_run
+    before = contents(where)
+    assert run(where, "--epochs", "5", "--resume") == expected
+    assert contents(where) == before
+
+
+def test_resuming_where_nothing_is_starts_afresh(short_run, tmp_path):
+    uninterrupted, _ = short_run
+    output = run(tmp_path / "run", "--epochs", "1", "--resume", "--output", str(FOLDER))
+    first_rows = contents(uninterrupted)["log.csv"].splitlines()[:2]
+    assert contents(tmp_path / "run")["log.csv"].splitlines() == first_rows
+    assert output.startswith("1 epochs; all that were asked for\n")
+
+
+def test_the_full_run_recognises_98_of_100_digits(tmp_path):
+    assert accuracy(run(tmp_path / "run")) >= 0.98
