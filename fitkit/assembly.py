@@ -190,18 +190,6 @@ def fit_run(
         monitor=parts.scheduler_monitor,
         has_validation=validation_spec is not None,
     )
-    forward = _forward(handler, precision, parts.train_step)
-    step = TrainStep(
-        forward,
-        parts.module,
-        parts.optimizer,
-        schedule,
-        handler.callbacks,
-        state,
-        accumulation=lambda: handler.gradient_accumulation_steps,
-        clip_norm=options.gradient_clipping_norm,
-        clip_value=options.gradient_clipping_value,
-    )
     train = _phase(handler, train_spec, training=True, limit=options.steps_per_epoch)
     validation = None
     if validation_spec is not None:
@@ -217,7 +205,7 @@ def fit_run(
         state=state,
         reduce=handler.world.sum,
         check_signals=check_signals,
-        step=step,
+        step=_train_step(handler, options, precision, schedule),
         schedule=schedule,
         train=train,
         validation=validation,
@@ -226,6 +214,23 @@ def fit_run(
         last_step=None if max_steps is None else first[1] + max_steps,
         learning_rate=parts.learning_rate,
         recover=lambda: None,
+    )
+
+
+def _train_step(
+    handler: NNHandler, options: FitOptions, precision: Precision, schedule: Schedule
+) -> TrainStep:
+    parts = handler.parts
+    return TrainStep(
+        _forward(handler, precision, parts.train_step),
+        parts.module,
+        parts.optimizer,
+        schedule,
+        handler.callbacks,
+        handler.state,
+        accumulation=lambda: handler.gradient_accumulation_steps,
+        clip_norm=options.gradient_clipping_norm,
+        clip_value=options.gradient_clipping_value,
     )
 
 

@@ -326,7 +326,8 @@ def _dry_run(handler: NNHandler, options: FitOptions) -> History:
     finally:
         restore(handler, before)
         restore_streams(streams)
-        callbacks.departed, handler.unfinished, handler.calls_made = departed, unfinished, calls_made
+        callbacks.departed, handler.unfinished = departed, unfinished
+        handler.calls_made = calls_made
         for callback in silent:
             callbacks.add(callback)
     return tried

@@ -23,7 +23,7 @@ from fitkit.checkpointing import discovery, loading, saving
 from fitkit.checkpointing.autosaver import AutoSaver
 from fitkit.checkpointing.plain import to_plain
 from fitkit.checkpointing.references import resolve
-from fitkit.checkpointing.saver import SaveQueue, SaveRequest
+from fitkit.checkpointing.saver import Saver, SaveQueue, SaveRequest
 from fitkit.core import types
 from fitkit.core.callback import Callback
 from fitkit.core.callback_list import CallbackList, Event
@@ -532,6 +532,10 @@ class NNHandler:
     def request_save(self, request: SaveRequest) -> None:
         """Take a saver's request; it is answered when all callbacks have heard the event."""
         self._saves.add(request)
+
+    def withdraw_saves(self, saver: Saver) -> None:
+        """Forget what a saver has asked for and was not given yet."""
+        self._saves.withdraw(saver)
 
     @property
     def save_is_requested(self) -> bool:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -73,6 +74,14 @@ def _fixed_streams():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fast_scratch(monkeypatch):
+    """Scratch folders in memory: where numbers are tested, waiting for the disk shows nothing."""
+    memory = Path("/dev/shm")
+    if memory.is_dir() and os.access(memory, os.W_OK):
+        monkeypatch.setattr(tempfile, "tempdir", str(memory))
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 import fitkit
 from fitkit.testing import assert_resumes_exactly, differences
 
+pytestmark = pytest.mark.usefixtures("fast_scratch")
+
 
 class Augmented(Dataset):
     """Draws from all three global generators for every sample."""
@@ -87,7 +89,7 @@ def make_callbacks():
 
 
 OPTIONS = {
-    "epochs": 4,
+    "epochs": 3,
     "gradient_accumulation_steps": 4,
     "precision": "fp16",
     "ema_decay": 0.8,

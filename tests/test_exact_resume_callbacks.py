@@ -14,6 +14,8 @@ from torch import nn
 import fitkit
 from fitkit.testing import assert_resumes_exactly
 
+pytestmark = pytest.mark.usefixtures("fast_scratch")
+
 PAGE = Path(__file__).parent.parent / "docs" / "exact_resume.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 

@@ -121,9 +121,7 @@ def test_a_device_that_is_not_here():
     ],
 )
 def test_setters(handler, setter, arguments, keywords, sentence):
-    check(
-        ConfigurationError, sentence, lambda: getattr(handler, setter)(*arguments, **keywords)
-    )
+    check(ConfigurationError, sentence, lambda: getattr(handler, setter)(*arguments, **keywords))
 
 
 def test_an_optimizer_value_that_torch_refuses_is_torch_s_own_sentence(handler):
@@ -222,7 +220,10 @@ class Stream(IterableDataset):
         (lambda: [{"x": torch.randn(4, 3)}], "targets under exactly one of.*the keys 'x'"),
         (lambda: [{"x": 1, "y": 2, "label": 3}], "exactly one of"),
         (lambda: [3], "received a int"),
-        (lambda: TensorDataset(torch.randn(4, 3)), "must be .inputs, targets.*tuple of 1|list of 1"),
+        (
+            lambda: TensorDataset(torch.randn(4, 3)),
+            "must be .inputs, targets.*tuple of 1|list of 1",
+        ),
     ],
 )
 def test_data_that_cannot_be_used(handler, bad, sentence):
@@ -254,7 +255,9 @@ def test_settings_that_the_data_cannot_take(handler, source, options, sentence):
     )
 
 
-@pytest.mark.parametrize("split", [lambda x, y: [(x, y)], lambda x, y: DataLoader(TensorDataset(x, y))])
+@pytest.mark.parametrize(
+    "split", [lambda x, y: [(x, y)], lambda x, y: DataLoader(TensorDataset(x, y))]
+)
 def test_a_batch_size_is_not_forced_on_validation_data_with_batches_of_its_own(handler, split):
     history = handler.fit(
         data(), batch_size=4, validation_data=split(*data()), progress_bar=False
@@ -266,7 +269,9 @@ def test_labels_of_the_wrong_kind_carry_the_batch_in_a_note(handler):
     x, y = data()
     with pytest.raises(RuntimeError) as caught:
         handler.fit((x, y.to(torch.int32)), progress_bar=False, batch_size=8)
-    assert caught.value.__notes__[0] == "raised by the step on a batch of float32 (8, 3), int32 (8,)"
+    assert (
+        caught.value.__notes__[0] == "raised by the step on a batch of float32 (8, 3), int32 (8,)"
+    )
 
 
 # ---- monitors -----------------------------------------------------------------------------------
@@ -277,7 +282,9 @@ def test_labels_of_the_wrong_kind_carry_the_batch_in_a_note(handler):
     [
         lambda monitor, path: EarlyStopping(monitor, mode="min"),
         lambda monitor, path: ReduceLROnPlateau(monitor, mode="min"),
-        lambda monitor, path: ModelCheckpoint(path / "m.pth", monitor, mode="min", save_best_only=True),
+        lambda monitor, path: ModelCheckpoint(
+            path / "m.pth", monitor, mode="min", save_best_only=True
+        ),
     ],
 )
 def test_a_monitor_that_is_not_there(handler, make, tmp_path):
@@ -301,5 +308,9 @@ def test_a_monitor_that_is_not_there(handler, make, tmp_path):
 
 @pytest.mark.parametrize("kind", [EarlyStopping, ReduceLROnPlateau])
 def test_modes(kind):
-    check(MonitorError, "mode must be 'auto', 'min' or 'max', received 'low'", lambda: kind("loss", mode="low"))
+    check(
+        MonitorError,
+        "mode must be 'auto', 'min' or 'max', received 'low'",
+        lambda: kind("loss", mode="low"),
+    )
     check(MonitorError, "pass mode='min' or mode='max'", lambda: kind("zebra"))

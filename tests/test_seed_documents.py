@@ -228,7 +228,9 @@ def test_chosen_keys_and_the_seed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     handler = NNHandler(Net, "cpu", seed=3, width=5)
     state = handler.get_state_dict()
-    save_multi_files(handler, state, "net.pth", keys_to_save=["model_kwargs", "scheduler_state_dict"])
+    save_multi_files(
+        handler, state, "net.pth", keys_to_save=["model_kwargs", "scheduler_state_dict"]
+    )
     assert files(tmp_path) == ["net_model_kwargs.pth", "net_scheduler_state_dict.pth"]
     saved = torch.load(tmp_path / "net_model_kwargs.pth", weights_only=True)
     assert saved == {"width": 5, "seed": 3}

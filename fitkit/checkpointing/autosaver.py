@@ -63,6 +63,12 @@ class AutoSaver(Saver):
             is_last = False
         self.save_if_due(epoch, is_last=is_last, logs=logs)
 
+    def on_train_end(self, logs: Logs) -> None:
+        """Save the last epoch if it was only known to be the last after its end."""
+        state = self.handler.state
+        if self.save_interval == -1 and state.stopping and state.epoch > self.params["first_epoch"]:
+            self.save_if_due(state.epoch - 1, is_last=True, logs=logs)
+
     def save_if_due(self, epoch: int, *, is_last: bool, logs: Mapping[str, float]) -> None:
         """Ask for a save after ``epoch`` (from 0), if the interval or the last epoch says so."""
         interval = self.save_interval

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -119,9 +120,17 @@ def _flush_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file that may be gone already."""
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
+    """Remove a file that may be gone already; one that cannot be removed is left, with a warning."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        warnings.warn(
+            f"{str(path)!r} is not needed any more but cannot be removed: {reason}. Remove it "
+            f"yourself.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def is_checkpoint_like(path: Path) -> bool:

@@ -125,6 +125,8 @@ class Saver(Callback):
 
     def on_exception(self, error: BaseException) -> None:
         """Before the process is ended, one saver writes where the run stands."""
+        # an event that an error cut short was not heard by all: nobody could resume from it exactly
+        self.handler.withdraw_saves(self)
         can_resume = isinstance(error, Preempted) and not self.saves_weights_only
         if can_resume and not self.handler.save_is_requested:
             self.ask(self.folder / PREEMPTED_NAME, preempted=True)
@@ -165,6 +167,10 @@ class SaveQueue:
     def add(self, request: SaveRequest) -> None:
         """Take a request; ``settle`` answers it."""
         self._requests.append(request)
+
+    def withdraw(self, saver: Saver) -> None:
+        """Forget what ``saver`` has asked for."""
+        self._requests = [request for request in self._requests if request.saver is not saver]
 
     def settle(self) -> None:
         """Write what was asked for, then let obsolete files go, then tell everybody.

@@ -124,6 +124,8 @@ def _fits(name: str, value: Any) -> bool:
     """Whether an attribute of ``FitState`` has a value that a run can give it."""
     if name == "stop_reason":
         return value is None or type(value) is str
+    if type(value) is not type(getattr(FitState(), name)):
+        return False
     if isinstance(value, dict):
         return all(type(key) is str and type(item) in (int, float) for key, item in value.items())
-    return type(value) is type(getattr(FitState(), name)) and not (type(value) is int and value < 0)
+    return not (type(value) is int and value < 0)

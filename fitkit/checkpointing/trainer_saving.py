@@ -35,6 +35,7 @@ def auto_save_epoch(
     for callback in nn_handler.callbacks:
         if isinstance(callback, AutoSaver):
             callback.handler = nn_handler
+            callback.last_step = -1  # a loop of one's own need not count steps
             is_last = epoch + 1 >= total_epochs and (
                 save_on_last_epoch or callback.save_interval == -1
             )

@@ -107,8 +107,8 @@ def _require_alike(outputs: list[Any]) -> None:
     if len(forms) > 1:
         raise DataError(
             f"the model's outputs differ between batches, so they cannot be joined: {forms[0]}, "
-            f"then {forms[1]}. Bring them to one form, for instance by padding, or predict one batch at "
-            f"a time."
+            f"then {forms[1]}. Bring them to one form, for instance by padding, or predict each "
+            f"batch by itself."
         )
 
 

@@ -124,6 +124,7 @@ class TrainStep:
 
     Args:
         forward: from a batch to its loss.
+        module: the model without wrappers, whose gradients are scaled, clipped and saved.
         optimizer: the optimizer, or ``None`` where a custom step brings its own.
         schedule: the learning-rate schedule.
         callbacks: who hears of optimizer steps.

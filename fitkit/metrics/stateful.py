@@ -84,7 +84,8 @@ def _copy(tensor: Tensor) -> Tensor:
 def _mark_updated(metric: Any) -> None:
     """Torchmetrics counts its updates outside its state, and warns when there were none."""
     # a collection or a wrapper holds metrics of its own
-    for part in metric.modules() if isinstance(metric, nn.Module) else ():
+    parts: Any = metric.modules() if isinstance(metric, nn.Module) else ()
+    for part in parts:
         if hasattr(part, "_update_count"):
             part._update_count = max(1, part._update_count)  # noqa: SLF001 - it has no public form
             part._computed = None  # noqa: SLF001

@@ -103,8 +103,10 @@ class WeightAverage:
     def own_weights(self, module: nn.Module) -> dict[str, Any]:
         """The module's state dict with its own weights, also while the average is swapped in."""
         weights: dict[str, Any] = module.state_dict()
-        for name in weights.keys() & (self._own[0].keys() if self._own else set()):
-            weights[name] = self._own[0][name]
+        own = self._own[0] if self._own else {}
+        for name, kept in self._names.items():  # tied weights have several names
+            if kept in own:
+                weights[name] = own[kept]
         return weights
 
     def _values(self, module: nn.Module) -> dict[str, Tensor]:

@@ -332,12 +332,12 @@ def test_a_norm_that_a_callback_froze_stays_frozen_over_validation(make_handler,
     assert not handler.module.norm.training
 
 
-class Boom(Exception):
+class BoomError(Exception):
     pass
 
 
 def boom(*args):
-    raise Boom
+    raise BoomError
 
 
 FAILURES = {
@@ -354,7 +354,7 @@ def test_modes_and_averages_are_put_back_on_errors(make_handler, make_data, weig
     data = float32(make_data, 8)
     fit(handler, data, epochs=2, ema_decay=0.9)
     before, before_modes = weights(handler), modes(handler.module)
-    with pytest.raises(Boom):
+    with pytest.raises(BoomError):
         getattr(handler, verb)(data, **FAILURES[failure])
     assert torch.equal(weights(handler), before)
     assert modes(handler.module) == before_modes
@@ -365,7 +365,7 @@ def test_averages_are_put_back_when_validation_fails_inside_fit(make_handler, ma
     kwargs = {"ema_decay": 0.9, "validation_data": make_data(4)}
     fit(plain, make_data(8), **kwargs)
     watch = LambdaCallback(on_test_batch_end=boom)
-    with pytest.raises(Boom):
+    with pytest.raises(BoomError):
         fit(failing, make_data(8), callbacks=[watch], **kwargs)
     assert torch.equal(weights(plain), weights(failing))
     assert failing.module.training

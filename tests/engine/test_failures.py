@@ -15,7 +15,7 @@ from fitkit import Callback, Event, Preempted
 from fitkit.callbacks.lambda_callback import LambdaCallback
 
 
-class Boom(Exception):
+class BoomError(Exception):
     pass
 
 
@@ -53,8 +53,8 @@ def test_an_error_in_a_hook_is_noted_and_heard_by_all(
 ):
     first, last = make_recorder(), make_recorder()
     handler = make_handler()
-    with pytest.raises(Boom) as caught:
-        fit(handler, make_data, callbacks=[first, Raises(event, Boom("here")), last])
+    with pytest.raises(BoomError) as caught:
+        fit(handler, make_data, callbacks=[first, Raises(event, BoomError("here")), last])
     assert caught.value.__notes__ == [f"raised by callback 'Raises' in {event.value}"]
     for recorder in (first, last):
         assert recorder.heard[-2:] == ["exception", "train_end"]
@@ -68,8 +68,8 @@ def test_an_error_at_the_very_end_is_raised_after_all_have_heard(
     make_handler, make_data, make_recorder
 ):
     last = make_recorder()
-    with pytest.raises(Boom) as caught:
-        fit(make_handler(), make_data, callbacks=[Raises(Event.TRAIN_END, Boom()), last])
+    with pytest.raises(BoomError) as caught:
+        fit(make_handler(), make_data, callbacks=[Raises(Event.TRAIN_END, BoomError()), last])
     assert caught.value.__notes__ == ["raised by callback 'Raises' in on_train_end"]
     assert last.heard[-1] == "train_end"
     assert last.count(Event.EXCEPTION) == 0
@@ -83,11 +83,11 @@ def test_the_first_error_is_raised_with_the_later_ones_as_notes(make_handler, ma
         def on_train_end(self, logs):
             raise OSError("third")
 
-    with pytest.raises(Boom) as caught:
+    with pytest.raises(BoomError) as caught:
         fit(
             make_handler(),
             make_data,
-            callbacks=[Raises(Event.EPOCH_END, Boom("first")), Later(), recorder],
+            callbacks=[Raises(Event.EPOCH_END, BoomError("first")), Later(), recorder],
         )
     assert caught.value.__notes__ == [
         "raised by callback 'Raises' in on_epoch_end",
@@ -100,7 +100,7 @@ def test_the_first_error_is_raised_with_the_later_ones_as_notes(make_handler, ma
 @pytest.mark.parametrize("where", ["loss", "metric", "data", "model"])
 def test_an_error_in_a_part_is_heard(make_handler, make_data, recorder, where):
     def fail(*args):
-        raise Boom(where)
+        raise BoomError(where)
 
     handler, data = make_handler(), make_data(4)
     if where == "loss":
@@ -111,7 +111,7 @@ def test_an_error_in_a_part_is_heard(make_handler, make_data, recorder, where):
         data = (fail() for _ in range(3))
     else:
         handler.module.register_forward_pre_hook(fail)
-    with pytest.raises(Boom, match=where):
+    with pytest.raises(BoomError, match=where):
         handler.fit(data, progress_bar=False, callbacks=[recorder])
     assert recorder.heard[-2:] == ["exception", "train_end"]
 
@@ -130,8 +130,8 @@ def test_an_error_before_the_run_is_heard_by_nobody(make_handler, make_data, rec
 def test_callbacks_of_the_call_are_detached_on_errors(make_handler, make_data, recorder):
     handler = make_handler()
     before = list(handler.callbacks)
-    with pytest.raises(Boom):
-        fit(handler, make_data, callbacks=[recorder, Raises(Event.EPOCH_BEGIN, Boom())])
+    with pytest.raises(BoomError):
+        fit(handler, make_data, callbacks=[recorder, Raises(Event.EPOCH_BEGIN, BoomError())])
     assert list(handler.callbacks) == before
 
 

@@ -412,7 +412,7 @@ def test_data_that_yields_nothing_is_an_error(make_handler, make_data, empty):
         handler.fit(empty(*make_data(4)), progress_bar=False)
     with pytest.raises(DataError, match="evaluation data yields no batch"):
         handler.evaluate(empty(*make_data(4)))
-    with pytest.raises(DataError, match="yields no batch|data to predict yields no batch"):
+    with pytest.raises(DataError, match=r"yields no batch|data to predict yields no batch"):
         handler.fit(make_data(4), validation_data=empty(*make_data(4)), progress_bar=False)
 
 

@@ -133,7 +133,7 @@ def test_a_validation_name_without_validation_is_an_error_before_training(
     handler = make_handler()
     handler.set_scheduler(lr_scheduler.ReduceLROnPlateau, monitor="val_loss")
     before = weights(handler)
-    with pytest.raises(MonitorError, match="val_loss.*validation"):
+    with pytest.raises(MonitorError, match=r"val_loss.*validation"):
         fit(handler, make_data(4))
     assert torch.equal(weights(handler), before)
 

@@ -240,7 +240,7 @@ def test_a_loss_that_never_becomes_finite_is_named(make_handler, make_data):
 
 
 def test_use_amp_may_not_contradict_precision(make_handler, make_data):
-    with pytest.raises(ConfigurationError, match="use_amp=True means precision='fp16'.*pass one"):
+    with pytest.raises(ConfigurationError, match=r"use_amp=True means precision='fp16'.*pass one"):
         fit(make_handler(), make_data(4), precision="bf16", use_amp=True)
 
 

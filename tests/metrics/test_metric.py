@@ -34,7 +34,7 @@ def test_a_class_is_no_metric():
 
 @pytest.mark.parametrize("metric", [None, 0.5, "accuracy", [Accuracy()]])
 def test_what_cannot_be_called_is_no_metric(metric):
-    with pytest.raises(ConfigurationError, match="must be a function .* received"):
+    with pytest.raises(ConfigurationError, match=r"must be a function .* received"):
         require_metric("a", metric, taken=())
 
 

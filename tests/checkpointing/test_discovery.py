@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+import fitkit
+from fitkit import CheckpointError, DamagedCheckpointError
+from fitkit.checkpointing import discovery, files, schema, temporary
+
+
+@pytest.fixture(scope="module")
+def states():
+    """The whole state after each of three epochs."""
+    handler = fitkit.NNHandler(nn.Linear(2, 1))
+    handler.set_optimizer(torch.optim.SGD, lr=0.1)
+    handler.set_loss_fn(nn.MSELoss())
+    found = []
+    for _ in range(3):
+        handler.fit((torch.ones(4, 2), torch.ones(4, 1)), progress_bar=False)
+        found.append(handler.get_state_dict())
+    return found
+
+
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_newest_is_the_furthest_in_the_run_not_the_youngest_file(tmp_path, states):
+    for number, name in enumerate(["z.pth", "a.pth", "m.pth"]):
+        files.write(states[number], tmp_path / name)
+        os.utime(tmp_path / name, (1e9 - number, 1e9 - number))
+    found = discovery.newest([tmp_path])
+    assert found.path == tmp_path / "m.pth"
+    assert found.passed_over == []
+
+
+def test_among_files_of_one_place_the_first_by_name(tmp_path, states):
+    for name in ("b.pth", "a.pth"):
+        files.write(states[0], tmp_path / name)
+    assert discovery.newest([tmp_path]).path.name == "a.pth"
+
+
+def test_what_is_damaged_is_passed_over_and_named(tmp_path, states):
+    for number, name in enumerate(["1.pth", "2.pth", "3.pth"]):
+        files.write(states[number], tmp_path / name)
+    damage(tmp_path / "3.pth")
+    (tmp_path / "2.pth").write_bytes((tmp_path / "2.pth").read_bytes()[:500])
+    (tmp_path / "empty.pth").touch()
+    found = discovery.newest([tmp_path])
+    assert found.path.name == "1.pth"
+    assert len(found.passed_over) == 3
+    for name in ("2.pth", "3.pth", "empty.pth"):
+        assert any(name in sentence for sentence in found.passed_over)
+
+
+def test_other_files_are_left_alone(tmp_path, states):
+    files.write(states[0], tmp_path / "full")
+    files.write(states[2]["model_state_dict"], tmp_path / "weights.pth")
+    files.write({"a": 1}, tmp_path / "part.pt")
+    files.write(states[2], tmp_path / f".x{temporary.SUFFIX}")
+    (tmp_path / "notes.txt").write_text("notes")
+    (tmp_path / "folder.pth").mkdir()
+    files.write(states[2], tmp_path / "folder.pth" / "deep.pth")
+    (tmp_path / "gone.pth").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.pth")
+    found = discovery.newest([tmp_path])
+    assert found.path.name == "full"
+    assert found.passed_over == []
+
+
+def test_hostile_files_are_passed_over(tmp_path, states):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("run",))
+
+    files.write(states[0], tmp_path / "good.pth")
+    torch.save({"model_state_dict": {}, "progress": Evil()}, tmp_path / "evil.pth")
+    for number, junk in enumerate(["abc", None, -1, 1.5, [], {}, True]):
+        bad = {**states[1], "progress": {"state": {**states[1]["progress"]["state"], "epoch": junk}}}
+        files.write(bad, tmp_path / f"bad{number}.pth")
+    found = discovery.newest([tmp_path])
+    assert found.path.name == "good.pth"
+    assert len(found.passed_over) == 8
+
+
+def test_a_newer_format_is_passed_over_by_name_in_a_folder_and_refused_alone(tmp_path, states):
+    path = tmp_path / "future.pth"
+    files.write({**states[1], "format_version": schema.FORMAT_VERSION + 1}, path)
+    with pytest.raises(CheckpointError, match=r"future\.pth.*format version 2.*upgrade fitkit"):
+        discovery.read_full(path)
+    assert any("upgrade fitkit" in one for one in discovery.newest([tmp_path]).passed_over)
+
+
+def test_a_key_that_a_newer_minor_version_adds_does_not_matter(tmp_path, states):
+    files.write({**states[1], "added_later": {"a": 1}}, tmp_path / "a.pth")
+    assert discovery.read_full(tmp_path / "a.pth")["added_later"] == {"a": 1}
+
+
+@pytest.mark.parametrize("key", schema.KEYS)
+def test_every_key_is_needed_and_its_type_checked(states, key):
+    full = states[0]
+    schema.validate(full, "x")
+    with pytest.raises(CheckpointError, match=rf"{key}|not a checkpoint of fitkit"):
+        schema.validate({**full, key: object()}, "x.pth")
+    kind = schema.KEYS[key]
+    may_be_missing = isinstance(kind, tuple) and type(None) in kind
+    rest = {name: value for name, value in full.items() if name != key}
+    if not may_be_missing:
+        with pytest.raises(DamagedCheckpointError):
+            schema.validate(rest, "x.pth")
+
+
+@pytest.mark.parametrize("version", [0, -1, "1", None, True, 1.0])
+def test_a_version_that_is_none(states, version):
+    with pytest.raises(DamagedCheckpointError, match="no valid format_version"):
+        schema.validate({**states[0], "format_version": version}, "x.pth")
+
+
+def test_no_folder_and_an_empty_one(tmp_path):
+    for folder in (tmp_path, tmp_path / "gone"):
+        found = discovery.newest([folder])
+        assert found.path is None
+        assert found.passed_over == []
+
+
+def test_the_same_folder_by_two_names_is_looked_at_once(tmp_path, states):
+    files.write(states[0], tmp_path / "a.pth")
+    damage(tmp_path / "a.pth")
+    found = discovery.newest([tmp_path, tmp_path / "x" / ".."])
+    assert len(found.passed_over) == 1
+
+
+def test_at_a_place(tmp_path, states):
+    files.write(states[1], tmp_path / "a.pth")
+    assert discovery.is_at(tmp_path / "a.pth", schema.place(states[1]))
+    assert not discovery.is_at(tmp_path / "a.pth", schema.place(states[2]))
+    assert not discovery.is_at(tmp_path / "gone.pth", schema.place(states[2]))
+    assert schema.place(states[0]) < schema.place(states[1])
