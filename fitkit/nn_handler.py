@@ -23,7 +23,7 @@ from fitkit.checkpointing import discovery, loading, saving
 from fitkit.checkpointing.autosaver import AutoSaver
 from fitkit.checkpointing.plain import to_plain
 from fitkit.checkpointing.references import resolve
-from fitkit.checkpointing.saver import Saver, SaveQueue, SaveRequest
+from fitkit.checkpointing.saver import SaveQueue, Saver, SaveRequest
 from fitkit.core import types
 from fitkit.core.callback import Callback
 from fitkit.core.callback_list import CallbackList, Event

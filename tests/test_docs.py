@@ -8,6 +8,7 @@ import types
 from pathlib import Path
 
 import pytest
+import sklearn.datasets  # noqa: F401  its first import sets environment variables
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

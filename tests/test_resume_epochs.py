@@ -40,7 +40,12 @@ def differences(left, right, path="state"):
     if isinstance(left, dict) and isinstance(right, dict):
         found = [f"{path}: keys {set(left) ^ set(right)}"] if set(left) != set(right) else []
         for key in left.keys() & right.keys():
-            if key not in TIMES and key not in ("text", "identity", "num_samples", "samples_before"):
+            if key not in TIMES and key not in (
+                "text",
+                "identity",
+                "num_samples",
+                "samples_before",
+            ):
                 found += differences(left[key], right[key], f"{path}.{key}")
         return found
     if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
@@ -115,8 +120,12 @@ def test_a_new_process_seeded_differently_ends_the_same_from_every_epoch(script,
     root, handler = uninterrupted
     (root / "ends").mkdir()
     code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
-    code += f"import epochs_run, pathlib; epochs_run.main(pathlib.Path({str(root / 'boundaries')!r}))"
-    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    code += (
+        f"import epochs_run, pathlib; epochs_run.main(pathlib.Path({str(root / 'boundaries')!r}))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     end = handler.get_state_dict()
     for boundary in sorted((root / "boundaries").iterdir()):

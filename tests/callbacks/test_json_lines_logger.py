@@ -1,6 +1,9 @@
 import math
 
+import pytest
+
 from fitkit.callbacks.json_lines_logger import JSONLinesLogger
+from fitkit.core.errors import ConfigurationError
 
 
 def test_the_file_byte_for_byte(drive, tmp_path):
@@ -17,3 +20,12 @@ def test_the_file_byte_for_byte(drive, tmp_path):
         b'{"epoch": 1, "loss": "Infinity", "lr": "-Infinity", "val_loss": "NaN"}\n'
         b'{"epoch": 2, "loss": 5e-324, "lr": 1.0, "val_loss": null}\n'
     )
+
+
+@pytest.mark.parametrize("content", ["[1]\n", "no json\n", "1\n"])
+def test_a_file_of_something_else_is_not_appended_to(drive, tmp_path, content):
+    path = tmp_path / "log.jsonl"
+    path.write_text(content)
+    with pytest.raises(ConfigurationError, match="cannot append"):
+        drive(JSONLinesLogger(path, append=True)).begin()
+    assert path.read_text() == content

@@ -52,3 +52,11 @@ def test_an_epoch_cut_by_a_restart_is_measured_as_a_whole(drive, clock):
     train_batch(second, clock, 1, waiting=0.25, working=0.75)
     second.end_epoch({})
     assert second.handler.contributed == EXPECTED
+
+
+def test_an_epoch_that_took_no_time_logs_no_speed(drive, clock):
+    driver = drive(ThroughputMonitor())
+    driver.begin()
+    driver.callbacks.fire(Event.EPOCH_BEGIN, 0, Logs())
+    driver.end_epoch({})
+    assert driver.handler.contributed == {}

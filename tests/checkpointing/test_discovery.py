@@ -81,7 +81,10 @@ def test_hostile_files_are_passed_over(tmp_path, states):
     files.write(states[0], tmp_path / "good.pth")
     torch.save({"model_state_dict": {}, "progress": Evil()}, tmp_path / "evil.pth")
     for number, junk in enumerate(["abc", None, -1, 1.5, [], {}, True]):
-        bad = {**states[1], "progress": {"state": {**states[1]["progress"]["state"], "epoch": junk}}}
+        bad = {
+            **states[1],
+            "progress": {"state": {**states[1]["progress"]["state"], "epoch": junk}},
+        }
         files.write(bad, tmp_path / f"bad{number}.pth")
     found = discovery.newest([tmp_path])
     assert found.path.name == "good.pth"

@@ -102,11 +102,27 @@ def test_a_loaded_handler_is_the_one_that_was_saved(trained, saved):
 
 def test_a_saved_file_needs_no_allow_list_and_names_its_keys(saved):
     state = torch.load(saved, weights_only=True)
-    for key in (
-        "model_state_dict optimizer_state_dict scheduler_state_dict scaler_state_dict "
-        "ema_state_dict callback_states history progress rng loader seed sampler sde model_class "
-        "model_kwargs model_code format_version fitkit_version pytorch_version"
-    ).split():
+    for key in [
+        "model_state_dict",
+        "optimizer_state_dict",
+        "scheduler_state_dict",
+        "scaler_state_dict",
+        "ema_state_dict",
+        "callback_states",
+        "history",
+        "progress",
+        "rng",
+        "loader",
+        "seed",
+        "sampler",
+        "sde",
+        "model_class",
+        "model_kwargs",
+        "model_code",
+        "format_version",
+        "fitkit_version",
+        "pytorch_version",
+    ]:
         assert key in state
     assert state["model_class"].endswith(":Net")
     assert state["model_kwargs"] == {"width": 5}
@@ -417,7 +433,10 @@ def unfitting(trained):
     names = {"unknown.weight": torch.ones(1), **state["model_state_dict"]}
     return {
         "shapes": (wide, r"'body.0.weight' has shape \(7, 3\) in the checkpoint and \(5, 3\)"),
-        "unknown names": (spoil(state, "model_state_dict", names), "unknown to the model: 'unknown"),
+        "unknown names": (
+            spoil(state, "model_state_dict", names),
+            "unknown to the model: 'unknown",
+        ),
         "optimizer": (sgd.get_state_dict(), "SGD.*Adam.*set the same optimizer"),
         "groups": (
             spoil(state, "optimizer_state_dict", "param_groups", []),
@@ -559,7 +578,9 @@ def test_initialize_from_a_bare_state_dict(tmp_path, wrap):
 
 
 def test_initialize_says_what_does_not_fit(saved):
-    with pytest.raises(CheckpointError, match=r"\(5, 3\) in the checkpoint and \(6, 3\) in the model"):
+    with pytest.raises(
+        CheckpointError, match=r"\(5, 3\) in the checkpoint and \(6, 3\) in the model"
+    ):
         NNHandler.initialize_from_checkpoint(saved, Net, width=6)
 
 

@@ -93,8 +93,18 @@ def test_what_is_plain_already_stays(value):
     "array",
     [
         np.arange(6).astype(dtype).reshape(2, 3)
-        for dtype in "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
-        + "float16 float32 float64 complex64 complex128 >f4 >i8".split()
+        for dtype in [
+            "bool",
+            "int8",
+            "int16",
+            "int32",
+            "int64",
+            "uint8",
+            "uint16",
+            "uint32",
+            "uint64",
+        ]
+        + ["float16", "float32", "float64", "complex64", "complex128", ">f4", ">i8"]
     ]
     + [np.arange(10)[::-2], np.asfortranarray(np.ones((2, 3))), np.float32([math.nan, -0.0])],
     ids=lambda array: str(array.dtype),

@@ -91,7 +91,9 @@ def test_an_sde_goes_into_the_arguments(handler, tmp_path):
 
 def test_keys_that_are_not_there(handler, tmp_path):
     with pytest.raises(CheckpointError, match="Did you mean 'model_state_dict'"):
-        save_multi_files(handler, handler.get_state_dict(), tmp_path / "m", ["history", "model_state"])
+        save_multi_files(
+            handler, handler.get_state_dict(), tmp_path / "m", ["history", "model_state"]
+        )
     assert os.listdir(tmp_path) == [], "something was written"
 
 
@@ -99,15 +101,21 @@ def test_from_a_single_file(handler, tmp_path):
     handler.save(tmp_path / "m.pth")
     before = (tmp_path / "m.pth").read_bytes()
     save_multi_from_single(tmp_path / "m.pth")
-    save_multi_from_single(str(tmp_path / "m.pth"), keys_to_save=["history", "scheduler_state_dict"])
+    save_multi_from_single(
+        str(tmp_path / "m.pth"), keys_to_save=["history", "scheduler_state_dict"]
+    )
     assert (tmp_path / "m.pth").read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == sorted(
         ["m.pth"]
         + [
             f"m_{key}.pth"
-            for key in (
-                "model_state_dict optimizer_state_dict model_kwargs history scheduler_state_dict"
-            ).split()
+            for key in [
+                "model_state_dict",
+                "optimizer_state_dict",
+                "model_kwargs",
+                "history",
+                "scheduler_state_dict",
+            ]
         ]
     )
     with pytest.raises(CheckpointError, match="no 'nothing'"):
