@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitkit.assembly import FitOptions, describe_run, fit_run, training_specs
+from fitkit.assembly import describe_run, fit_run, training_specs
 from fitkit.callbacks.history import History
 from fitkit.checkpointing import discovery
 from fitkit.checkpointing.saver import Saver
@@ -19,6 +19,7 @@ from fitkit.core.state import FitState
 from fitkit.core.state import Phase as EpochPhase
 from fitkit.engine import loop
 from fitkit.engine.run import FitRun
+from fitkit.options import FitOptions
 from fitkit.runtime.logger import close_files
 from fitkit.runtime.rng import capture_streams, derive_seed, restore_streams, seed_streams
 from fitkit.runtime.signals import SignalWatch

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fitkit import snapshot
-from fitkit.assembly import as_options, evaluation_phase, evaluation_run
+from fitkit.assembly import evaluation_phase, evaluation_run
 from fitkit.callbacks.history import History
 from fitkit.checkpointing import discovery, loading, saving
 from fitkit.checkpointing.autosaver import AutoSaver
@@ -28,7 +28,7 @@ from fitkit.core import types
 from fitkit.core.callback import Callback
 from fitkit.core.callback_list import CallbackList, Event
 from fitkit.core.checks import require_count
-from fitkit.core.errors import ConfigurationError
+from fitkit.core.errors import CheckpointError, ConfigurationError
 from fitkit.core.logs import EMPTY_LOGS
 from fitkit.core.state import FitState
 from fitkit.core.tree import map_tensors
@@ -37,6 +37,7 @@ from fitkit.data.loaders import DataSpec
 from fitkit.engine import evaluation
 from fitkit.fitting import Unfinished, run_fit
 from fitkit.metrics.metric import require_metric
+from fitkit.options import as_options
 from fitkit.parts import ParameterGroups, Parts
 from fitkit.runtime.averaging import WeightAverage
 from fitkit.runtime.device import resolve_device
@@ -105,6 +106,7 @@ class NNHandler:
         self._model_code = _source_of(self.module) if save_model_code else None
         self._callbacks = CallbackList()
         self._history = History()
+        self._history.name = "history"  # its state has a key of its own in a checkpoint
         self._callbacks.add(self._history)
         self._callbacks.adopt(self._history)
         self._state = FitState(vars(self.module))
@@ -459,6 +461,11 @@ class NNHandler:
         """
         state = loading.read_state(path)
         remedy = "pass model_class="
+        if model_class is None and state["model_class"] is None:
+            raise CheckpointError(
+                f"{str(path)!r} was saved with a ready module, so it does not say how to build "
+                f"one: pass model_class=, a class or a ready module."
+            )
         model = model_class or resolve(state["model_class"], nn.Module, remedy)
         kwargs = snapshot.build_kwargs(state, "model") if isinstance(model, type) else {}
         with snapshot.rebuilding("model", "pass model_class=<a ready module>"):

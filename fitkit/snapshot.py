@@ -61,7 +61,7 @@ def take(handler: NNHandler) -> dict[str, Any]:
         "loss": _described_loss(handler),
         "scaler_state_dict": scaler,
         "ema_state_dict": None if handler.ema is None else handler.ema.state_dict(),
-        "callback_states": handler.callbacks.state_dict(),
+        "callback_states": _states_beside_history(handler),
         "history": handler.history.state_dict(),
         "progress": progress,
         "rng": handler.unfinished.streams_to_save(own=handler.seed is not None),
@@ -73,6 +73,12 @@ def take(handler: NNHandler) -> dict[str, Any]:
     }
     plain: dict[str, Any] = to_plain(state)
     return plain
+
+
+def _states_beside_history(handler: NNHandler) -> dict[str, Any]:
+    states = handler.callbacks.state_dict()
+    states.pop(handler.history.name, None)
+    return states
 
 
 def _described(part: str, spec: Described | None) -> dict[str, Any]:
@@ -143,8 +149,8 @@ def rebuilding(part: str, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"the {part} cannot be built with the arguments in the checkpoint: {error}. If you trust "
-            f"the rest of the file, {remedy}."
+            f"the {part} cannot be built with the arguments in the checkpoint: {error}. If you "
+            f"trust the rest of the file, {remedy}."
         ) from error
 
 
@@ -244,8 +250,6 @@ def _apply(handler: NNHandler, state: dict[str, Any], *, strict: bool, skips: Sk
     handler.adopt_seeds(state["seed"], state.get("data_seed"))
     if not skips.callbacks:
         states = from_plain(state["callback_states"])
-        if skips.history:
-            states = {key: e for key, e in states.items() if e["name"] != handler.history.name}
         handler.callbacks.load_state_dict(states)
 
 

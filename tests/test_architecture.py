@@ -26,8 +26,15 @@ SPEAKS_TO_OTHER_PROCESSES = {"runtime/world.py", "runtime/parallel.py"}
 OPTIONAL = {"matplotlib"}  # may be imported inside functions
 
 MOST_LINES = 250
-MOST_LINES_OF = {"nn_handler.py": 725, "engine/loop.py": 150, "assembly.py": 340, "fitting.py": 345}
-MOST_LINES_OF |= {"snapshot.py": 330, "metrics/meters.py": 290, "engine/steps.py": 275}
+# The facade documents every argument; the others wait to be divided, and must not grow.
+MOST_LINES_OF = {
+    "nn_handler.py": 740,
+    "engine/loop.py": 150,
+    "fitting.py": 340,
+    "testing.py": 330,
+    "core/callback_list.py": 320,
+    "snapshot.py": 310,
+}
 MOST_LINES_OF_A_FUNCTION = 40
 
 

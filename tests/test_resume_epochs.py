@@ -1,4 +1,4 @@
-"""Runs resumed at the ends of epochs, in other processes, by other means, and after all was done."""
+"""Runs resumed at the ends of epochs, in other processes, by other means, and after the end."""
 
 from __future__ import annotations
 

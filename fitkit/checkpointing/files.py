@@ -120,7 +120,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file that may be gone already; one that cannot be removed is left, with a warning."""
+    """Remove a file that may be gone already; if it cannot be removed, warn."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

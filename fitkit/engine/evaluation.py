@@ -15,8 +15,8 @@ from fitkit.core.errors import DataError, listed
 from fitkit.core.logs import EMPTY_LOGS, Logs
 from fitkit.core.state import Phase as EpochPhase
 from fitkit.core.tree import map_tensors
+from fitkit.engine.forward import Forward
 from fitkit.engine.run import EvaluationRun, Phase
-from fitkit.engine.steps import Forward
 
 
 def evaluate(run: EvaluationRun, phase: Phase, record: Callable[[dict[str, float]], None]) -> None:

@@ -14,8 +14,9 @@ from fitkit.core.state import FitState
 from fitkit.core.types import BatchSource
 
 if TYPE_CHECKING:
+    from fitkit.engine.forward import Forward
     from fitkit.engine.schedule import Schedule
-    from fitkit.engine.steps import Forward, TrainStep
+    from fitkit.engine.steps import TrainStep
     from fitkit.metrics.meters import Meters
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,7 @@ class Schedule:
         self._is_plateau = isinstance(scheduler, ReduceLROnPlateau)
         self._each_step = interval == "step"
         self._monitor = monitor or ("val_loss" if has_validation else "loss")
+        self._has_stepped = False
         self._waits = self._monitor.startswith("val_")
         if self._is_plateau and self._waits and not has_validation:
             raise MonitorError(
@@ -49,7 +51,7 @@ class Schedule:
     def after_optimizer_step(self) -> None:
         """Step a scheduler that counts optimizer steps."""
         if self._scheduler is not None and self._each_step:
-            self._scheduler.step()
+            self._step(self._scheduler)
 
     def after_epoch(self, logs: Mapping[str, Any]) -> None:
         """Step a scheduler that counts epochs; the plateau kind only with a fresh value.
@@ -60,15 +62,26 @@ class Schedule:
         if self._scheduler is None or self._each_step:
             return
         if not self._is_plateau:
-            self._scheduler.step()
+            self._step(self._scheduler)
         elif self._monitor in logs:
-            self._scheduler.step(logs[self._monitor])
+            self._step(self._scheduler, logs[self._monitor])
         elif not self._waits or any(name.startswith("val_") for name in logs):
             raise MonitorError(
                 f"the scheduler monitors {self._monitor!r}, which is not logged; logged are "
                 f"{listed(logs)}. Pass monitor= to set_scheduler."
                 + did_you_mean(self._monitor, logs)
             )
+
+    def _step(self, scheduler: Any, *value: float) -> None:
+        if self._has_stepped:
+            scheduler.step(*value)
+            return
+        with warnings.catch_warnings():
+            # torch warns if this process has not stepped the optimizer yet; after a resume at the
+            # end of an epoch, or if a loss scaler skipped every step, that is as it should be
+            warnings.filterwarnings("ignore", "Detected call of .lr_scheduler")
+            scheduler.step(*value)
+        self._has_stepped = True
 
 
 def check_interval(scheduler_class: type[Any], interval: str, monitor: str | None) -> None:

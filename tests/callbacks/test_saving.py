@@ -193,9 +193,9 @@ def test_the_order_of_savers_and_callbacks_does_not_matter(tmp_path):
 
     run([ModelCheckpoint(tmp_path / "{epoch}.pth"), Last()], 2)
     for epoch in (1, 2):
-        states = torch.load(tmp_path / f"{epoch}.pth", weights_only=True)["callback_states"]
-        assert states["Last"]["state"] == {"heard": epoch}
-        assert states["History"]["state"]["epoch"] == list(range(epoch))
+        state = torch.load(tmp_path / f"{epoch}.pth", weights_only=True)
+        assert state["callback_states"]["Last"]["state"] == {"heard": epoch}
+        assert state["history"]["epoch"] == list(range(epoch))
 
 
 def test_everybody_hears_of_a_saved_file_when_it_is_there(tmp_path):
@@ -284,7 +284,7 @@ def test_a_monitored_name_that_never_comes_is_an_error_that_lists_what_is_there(
     tmp_path, save_freq
 ):
     saver = ModelCheckpoint(tmp_path / "a.pth", "val_los", True, mode="min", save_freq=save_freq)
-    with pytest.raises(MonitorError, match="'val_loss'.*Did you mean 'val_loss'"):
+    with pytest.raises(MonitorError, match=r"'val_loss'.*Did you mean 'val_loss'"):
         run([saver], validation_data=DATA)
     assert names(tmp_path) == []
 
@@ -571,7 +571,7 @@ def test_a_full_disk_leaves_files_and_savers_as_they_were(small_disk):
                         pass
 
     fills = Fills()
-    with pytest.raises(SaveError, match="2.pth.*No space left on device"):
+    with pytest.raises(SaveError, match=r"2.pth.*No space left on device"):
         run([*savers, fills], 3)
     (small_disk / "other").unlink()
     assert {path: path.read_bytes() for path in small_disk.iterdir()} == fills.files

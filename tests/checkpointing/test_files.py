@@ -197,7 +197,7 @@ def test_a_write_that_stops_anywhere_leaves_the_old_file(tmp_path, limit):
     path = tmp_path / "a.pth"
     files.write({"a": 1}, path)
     before = path.read_bytes()
-    with largest_file(limit), pytest.raises(SaveError, match="[Ff]ile too large"):
+    with largest_file(limit), pytest.raises(SaveError, match=r"[Ff]ile too large"):
         files.write({"w": torch.zeros(100_000)}, path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.pth"]
@@ -218,7 +218,7 @@ def test_a_read_only_file_system_is_named(read_only):
         lambda: files.write({"a": 2}, read_only / "sub" / "new.pth"),
         lambda: files.duplicate(read_only / "old.pth", read_only / "new.pth"),
     ):
-        with pytest.raises(SaveError, match="Read-only file system.*can be written"):
+        with pytest.raises(SaveError, match=r"Read-only file system.*can be written"):
             action()
     assert files.read(read_only / "old.pth") == {"a": 1}
     assert os.listdir(read_only) == ["old.pth"]

@@ -103,8 +103,14 @@ def test_what_is_plain_already_stays(value):
             "uint16",
             "uint32",
             "uint64",
+            "float16",
+            "float32",
+            "float64",
+            "complex64",
+            "complex128",
+            ">f4",
+            ">i8",
         ]
-        + ["float16", "float32", "float64", "complex64", "complex128", ">f4", ">i8"]
     ]
     + [np.arange(10)[::-2], np.asfortranarray(np.ones((2, 3))), np.float32([math.nan, -0.0])],
     ids=lambda array: str(array.dtype),

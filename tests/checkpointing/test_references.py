@@ -88,7 +88,7 @@ def trap(monkeypatch):
 
     class Property:
         @property
-        def Net(self):
+        def Net(self):  # noqa: N802
             sprung.append("property")
             return nn.Linear
 
@@ -153,7 +153,7 @@ def test_a_class_in_a_lazy_module_is_found_without_waking_it(trap):
     ],
 )
 def test_what_is_no_class_is_not_had(name, kind):
-    with pytest.raises(CheckpointError, match="does not have.*pass model_class="):
+    with pytest.raises(CheckpointError, match=r"does not have.*pass model_class="):
         find(name, kind)
 
 

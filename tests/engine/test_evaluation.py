@@ -223,9 +223,9 @@ def test_steps_must_count(make_handler, make_data, steps):
 
 
 def test_evaluate_needs_data_and_a_loss(make_handler, make_data):
-    with pytest.raises(ConfigurationError, match="call handler.set_val_loader"):
+    with pytest.raises(ConfigurationError, match=r"call handler\.set_val_loader"):
         make_handler().evaluate()
-    with pytest.raises(ConfigurationError, match="no loss function is set: call .*set_loss_fn"):
+    with pytest.raises(ConfigurationError, match=r"no loss function is set: call .*set_loss_fn"):
         NNHandler(nn.Linear(3, 1).double(), "cpu").evaluate(make_data(4))
 
 

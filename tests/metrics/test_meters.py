@@ -21,7 +21,8 @@ from fitkit import (
     StepOutput,
     TopKAccuracy,
 )
-from fitkit.metrics.meters import FOLD_AFTER, Meters, WeightedMean
+from fitkit.metrics.meters import Meters
+from fitkit.metrics.sums import FOLD_AFTER, WeightedMean
 
 torchmetrics = pytest.importorskip("torchmetrics")
 

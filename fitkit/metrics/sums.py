@@ -1,0 +1,103 @@
+"""What a phase adds up: means weighted by samples, and the statistics of metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fitkit.metrics.metric import Metric
+
+# Values wait in a list and are added in one operation when so many have come: a step then costs an
+# append, not an addition on the device. Saving keeps the list as it is, so that the order of
+# additions, and with it the last bit, does not depend on when a checkpoint was made.
+FOLD_AFTER = 64
+
+
+class WeightedMean:
+    """The mean of values weighted by samples, added in float64."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._total: Tensor | None = None
+        self._weight = 0
+        self._waiting: list[tuple[Any, int]] = []
+
+    def add(self, value: Any, weight: int) -> None:
+        """Add one value (a number or a scalar tensor) with its weight in samples."""
+        self._waiting.append((value, weight))
+        if len(self._waiting) >= FOLD_AFTER:
+            self._total, self._weight = self._folded()
+            self._waiting = []
+
+    def _folded(self) -> tuple[Tensor | None, int]:
+        if not self._waiting:
+            return self._total, self._weight
+        values = self._stacked()
+        weights = torch.tensor([weight for _, weight in self._waiting], dtype=torch.float64)
+        total = (values * weights.to(values.device, non_blocking=True)).sum()
+        if self._total is not None:
+            total = total + self._total
+        return total, self._weight + sum(weight for _, weight in self._waiting)
+
+    def _stacked(self) -> Tensor:
+        values = [value for value, _ in self._waiting]
+        if all(isinstance(value, Tensor) for value in values):
+            return torch.stack(values).to(torch.float64)
+        return torch.tensor([float(value) for value in values], dtype=torch.float64)
+
+    def sums(self) -> tuple[Tensor, int]:
+        """The weighted sum (float64 scalar) and the weight, without changing anything."""
+        total, weight = self._folded()
+        return (torch.zeros((), dtype=torch.float64) if total is None else total), weight
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sum, and the values that wait to be added."""
+        return {
+            "total": self._total,
+            "weight": self._weight,
+            "waiting": self._stacked() if self._waiting else None,
+            "weights": [weight for _, weight in self._waiting],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over sums."""
+        self._total = state_dict["total"]
+        self._weight = state_dict["weight"]
+        waiting = state_dict["waiting"]
+        values = [] if waiting is None else list(waiting.unbind())
+        self._waiting = list(zip(values, state_dict["weights"], strict=True))
+
+
+class MetricSums:
+    """The summed statistics of one ``Metric``."""
+
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
+        self._sums: Tensor | None = None
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._sums = None
+
+    def add(self, statistics: Tensor) -> None:
+        """Add the statistics of one batch."""
+        statistics = statistics.detach().to(torch.float64)
+        self._sums = statistics if self._sums is None else self._sums + statistics
+
+    @property
+    def sums(self) -> Tensor | None:
+        """The sums, float64 of shape ``(statistics,)``; ``None`` if nothing was added."""
+        return self._sums
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums."""
+        return {"sums": self._sums}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over sums."""
+        self._sums = state_dict["sums"]
