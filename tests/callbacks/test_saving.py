@@ -353,6 +353,13 @@ def test_with_a_monitor_the_best_are_kept(tmp_path):
     assert (saver.best, saver.best_path) == (0.9, "2.pth")
 
 
+def test_what_is_not_finite_is_never_kept_even_where_there_is_room(tmp_path):
+    saver = ModelCheckpoint(tmp_path / "{epoch}.pth", "score", mode="max", max_to_keep=3)
+    run([saver, Script(score=[math.nan, 0.5, math.inf])], 3)
+    assert names(tmp_path) == ["2.pth"]
+    assert saver.kept == [["2.pth", 0.5]]
+
+
 def test_one_name_for_all_keeps_one_file(tmp_path):
     saver = ModelCheckpoint(tmp_path / "last.pth", max_to_keep=3)
     run([saver], 4)
