@@ -178,6 +178,10 @@ def _train(
     except KeyboardInterrupt:
         handler.history.interrupted = True
         handler.logger.warning("interrupted after %d training batches", run.state.global_step)
+    except Preempted as error:  # the interpreter shows nothing of it, so what went wrong is logged
+        for note in getattr(error, "__notes__", ()):
+            handler.logger.error("while the process was ended: %s", note)
+        raise
     finally:
         handler.unfinished.end()
         if outside is not None:

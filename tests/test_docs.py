@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import sklearn.datasets  # noqa: F401  its first import sets environment variables
+import torch
+
+from fitkit import NNHandler
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -86,6 +89,15 @@ def test_every_page_can_be_reached_from_the_index():
 
 def links_of(page: Path) -> list[str]:
     return LINK.findall(without_code(page))
+
+
+def test_the_documented_keys_are_those_of_a_checkpoint():
+    rows = re.findall(
+        r"^\| (`.*?) \|", (ROOT / "docs" / "checkpoints.md").read_text(), re.MULTILINE
+    )
+    documented = [key for row in rows for key in re.findall(r"`(\w+)`", row)]
+    state = NNHandler(torch.nn.Linear, in_features=1, out_features=1).get_state_dict()
+    assert sorted(documented) == sorted(state)
 
 
 def test_readme_has_two_commands_and_ci_runs_them():

@@ -26,7 +26,8 @@ def resolve(name: Any, kind: type[Kind], remedy: str) -> type[Kind]:
     """The class called ``name``, if the program has it already and it is a ``kind``.
 
     Nothing is imported and no attribute access runs code: only the dictionaries of modules and
-    classes are looked into.
+    classes are looked into. A class that is in no module (it was made in a function or a notebook
+    cell) is found among the living subclasses of ``kind``.
 
     Args:
         name: ``"module:qualname"``.
@@ -37,8 +38,9 @@ def resolve(name: Any, kind: type[Kind], remedy: str) -> type[Kind]:
         CheckpointError: there is no such class here, or it is of another kind.
     """
     module_name, _, qualname = str(name).partition(":")
+    living = _living(kind, module_name, qualname)
     found: Any = sys.modules.get(module_name)
-    if found is None:
+    if found is None and living is None:
         raise CheckpointError(
             f"the checkpoint names the class {str(name)!r}, but module {module_name!r} is not "
             f"imported; nothing that a file names is imported for it. Import it first, or {remedy}."
@@ -46,9 +48,11 @@ def resolve(name: Any, kind: type[Kind], remedy: str) -> type[Kind]:
     for part in qualname.split("."):
         found = _namespace(found).get(part)
     if not issubclass(type(found), type):
+        found = living
+    if found is None:
         raise CheckpointError(
             f"the checkpoint names the class {str(name)!r}, which this program does not have (it "
-            f"is not at the top of its module, or was renamed): {remedy}."
+            f"is not defined yet, or was renamed): {remedy}."
         )
     if kind not in vars(type)["__mro__"].__get__(found):
         raise CheckpointError(
@@ -57,6 +61,23 @@ def resolve(name: Any, kind: type[Kind], remedy: str) -> type[Kind]:
         )
     checked: type[Kind] = found
     return checked
+
+
+def _living(kind: type[Kind], module_name: str, qualname: str) -> type[Kind] | None:
+    """A subclass of that module and name which the program has made, the later one of several."""
+    found: type[Kind] | None = None
+    waiting = [kind]
+    seen: set[int] = set()
+    while waiting:
+        cls = waiting.pop()
+        for child in type.__subclasses__(cls):
+            if id(child) not in seen:
+                seen.add(id(child))
+                waiting.append(child)
+                own_name = vars(type)["__qualname__"].__get__(child)
+                if own_name == qualname and _namespace(child).get("__module__") == module_name:
+                    found = child
+    return found
 
 
 def _namespace(holder: Any) -> Mapping[str, Any]:

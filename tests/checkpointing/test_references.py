@@ -187,13 +187,31 @@ def test_names_that_are_none(name):
         find(name)
 
 
-def test_a_class_inside_a_function_cannot_be_found_again():
-    class Local(nn.Module):
-        pass
+def test_a_class_made_in_a_function_is_found_while_it_lives():
+    def make():
+        class Local(nn.Module):
+            pass
 
-    assert "<locals>" in name_of(Local)
-    with pytest.raises(CheckpointError, match="not at the top of its module"):
-        find(name_of(Local))
+        return Local
+
+    first = make()
+    name = name_of(first)
+    assert "<locals>" in name
+    assert find(name) is first
+    second = make()  # the cell of a notebook was run again
+    assert find(name) is second
+    with pytest.raises(CheckpointError, match="where a Optimizer|does not have"):
+        find(name, torch.optim.Optimizer)
+    del first, second
+    gc.collect()
+    with pytest.raises(CheckpointError, match="is not defined yet"):
+        find(name)
+
+
+def test_a_class_of_code_that_belongs_to_no_module_is_found():
+    space = {}
+    exec("import torch\nclass Net(torch.nn.Module):\n    pass", space)
+    assert find(name_of(space["Net"])) is space["Net"]
 
 
 def test_the_main_module_is_the_running_program(monkeypatch):
