@@ -3,106 +3,27 @@
 from __future__ import annotations
 
 import signal
-import warnings
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitkit.assembly import describe_run, fit_run, training_specs
 from fitkit.callbacks.history import History
-from fitkit.checkpointing import discovery
-from fitkit.checkpointing.saver import Saver
 from fitkit.core.callback import Callback
-from fitkit.core.errors import CheckpointNotFoundError, ConfigurationError, Preempted
-from fitkit.core.state import FitState
+from fitkit.core.errors import ConfigurationError, Preempted
 from fitkit.core.state import Phase as EpochPhase
 from fitkit.engine import loop
 from fitkit.engine.run import FitRun
 from fitkit.options import FitOptions
+from fitkit.resuming import finish_what_was_under_way, resume
 from fitkit.runtime.logger import close_files
 from fitkit.runtime.rng import capture_streams, derive_seed, restore_streams, seed_streams
 from fitkit.runtime.signals import SignalWatch
-from fitkit.snapshot import restore
+from fitkit.snapshot import restore, told_as_checkpoint_error, unchanged_on_error
+from fitkit.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from fitkit.nn_handler import NNHandler
-
-_FILE_SUFFIXES = (".pth", ".pt", ".ckpt")
-
-
-class Unfinished:
-    """What a run has at hand only while ``fit`` is under way, kept in between for saving.
-
-    Attributes:
-        run: the run under way, or ``None``.
-        loaded: whether a checkpoint was loaded that the next ``fit`` has to go on from.
-        scheduler: the state of a scheduler that is yet to be set.
-        unheard: an event that some callbacks have yet to hear.
-    """
-
-    KEYS = ("progress", "loader", "scaler_state_dict", "rng")
-
-    def __init__(self) -> None:
-        self.run: FitRun | None = None
-        self.loaded = False
-        self.scheduler: dict[str, Any] | None = None
-        self.unheard: dict[str, Any] | None = None
-        self._kept: dict[str, Any] = {}
-
-    def describe(self, state: FitState) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Progress, loader positions and loss scaler, of the run or as kept."""
-        if self.run is not None:
-            scaler = self.run.forward.precision.state_dict()
-            return self.run.progress(), self.run.positions(), scaler
-        progress = {**self._kept.get("progress", {}), "state": state.state_dict()}
-        return progress, self._kept.get("loader", {}), self._kept.get("scaler_state_dict", {})
-
-    def load(self, saved: dict[str, Any]) -> None:
-        """Keep what a checkpoint holds for the next ``fit``."""
-        self._kept = saved
-        self.unheard = saved["progress"].get("unheard")
-        self.loaded = True
-
-    def remember(self) -> Callable[[], None]:
-        """A function that puts everything back as it is now."""
-        before = dict(vars(self))
-        return lambda: vars(self).update(before)
-
-    def begin(self, run: FitRun) -> None:
-        """``run`` is under way; what was kept goes into it."""
-        if self._kept:
-            run.restore(self._kept["progress"], self._kept["loader"])
-            run.forward.precision.load_state_dict(self._kept["scaler_state_dict"])
-        self.run = run
-
-    def end(self) -> None:
-        """The run is over; keep what a save or a later ``fit`` needs."""
-        if self.run is not None:
-            progress, loader, scaler = self.describe(self.run.state)
-            self._kept = {"progress": progress, "loader": loader, "scaler_state_dict": scaler}
-            self._kept["rng"] = capture_streams()
-        self.run = None
-        self.loaded = False
-
-    def forget_window(self) -> None:
-        """A new call starts the interrupted epoch over: drop what was added up inside it."""
-        if self._kept:
-            self._kept = {**self._kept, "progress": {}}
-
-    @property
-    def streams(self) -> dict[str, Any] | None:
-        """The random streams as kept."""
-        return self._kept.get("rng")
-
-    def streams_to_save(self, *, own: bool) -> dict[str, Any] | None:
-        """The streams that the next batch draws from; ``None`` if the run has yet to begin them.
-
-        Args:
-            own: whether the handler draws from streams of its own, not from the program's.
-        """
-        waits = self.run is None and (own or self.loaded)
-        return self.streams if waits else capture_streams()
 
 
 def run_fit(handler: NNHandler, options: FitOptions) -> History:
@@ -143,34 +64,52 @@ def _attach(handler: NNHandler, options: FitOptions) -> list[Callback]:
 
 
 def _fit_attached(handler: NNHandler, options: FitOptions) -> History:
-    state, unfinished = handler.state, handler.unfinished
     handler.gradient_accumulation_steps = options.gradient_accumulation_steps
+    with SignalWatch((signal.SIGINT, *options.preemption_signals)) as watch:
+        goes_on = bool(options.resume) or handler.unfinished.loaded
+        with unchanged_on_error(handler) if goes_on else nullcontext():
+            prepared = _prepare(handler, options, watch)
+        if prepared is None:
+            return handler.history
+        return _train(handler, *prepared, watch)
+
+
+def _prepare(
+    handler: NNHandler, options: FitOptions, watch: SignalWatch
+) -> tuple[FitRun, dict[str, Any] | None] | None:
+    """Everything up to the first hook.
+
+    Returns:
+        the run, and the program's random streams to be put back after it; ``None`` if this call was
+        over before the process was restarted.
+    """
+    state, unfinished = handler.state, handler.unfinished
     if options.seed is not None:
         handler.adopt_seeds(options.seed, options.seed)
-    goes_on, is_over = _resume(handler, options)
+    goes_on, is_over = resume(handler, options)
     if is_over:
-        return handler.history
+        return None
     resumed = goes_on or unfinished.loaded
     if not resumed:
         _start_over(handler)
     first_epoch = state.first_epoch if goes_on else state.epoch
     first_step = state.first_step if goes_on else state.global_step
-    with SignalWatch((signal.SIGINT, *options.preemption_signals)) as watch:
-        run = fit_run(handler, options, lambda: _raise_signal(watch), (first_epoch, first_step))
-        run.recover = lambda: _finish_what_was_under_way(handler, goes_on=goes_on)
-        params = describe_run(run, options, first_epoch, handler.parts.metrics, resumed=resumed)
-        handler.callbacks.bind(handler, params, handler.settle_saves)
+    run = fit_run(handler, options, lambda: _raise_signal(watch), (first_epoch, first_step))
+    run.recover = lambda: finish_what_was_under_way(handler, goes_on=goes_on)
+    params = describe_run(run, options, first_epoch, handler.parts.metrics, resumed=resumed)
+    handler.callbacks.bind(handler, params, handler.settle_saves)
+    with told_as_checkpoint_error() if resumed else nullcontext():
         handler.callbacks.begin()
         unfinished.begin(run)
-        handler.count_call(new=not goes_on)
-        handler.module.train()
-        return _train(handler, run, watch, resumed=resumed, reseed=options.seed is not None)
+        outside = _enter_streams(handler, resumed=resumed, reseed=options.seed is not None)
+    handler.count_call(new=not goes_on)
+    handler.module.train()
+    return run, outside
 
 
 def _train(
-    handler: NNHandler, run: FitRun, watch: SignalWatch, *, resumed: bool, reseed: bool
+    handler: NNHandler, run: FitRun, outside: dict[str, Any] | None, watch: SignalWatch
 ) -> History:
-    outside = _enter_streams(handler, resumed=resumed, reseed=reseed)
     handler.history.interrupted = False
     try:
         loop.fit(run)
@@ -191,17 +130,6 @@ def _train(
     return handler.history
 
 
-def _finish_what_was_under_way(handler: NNHandler, *, goes_on: bool) -> None:
-    """Let everybody hear the event in which the checkpoint was made, and write its other files."""
-    unheard, handler.unfinished.unheard = handler.unfinished.unheard, None
-    if unheard is not None:
-        handler.callbacks.finish_event(unheard)
-    for saver in handler.callbacks:
-        if isinstance(saver, Saver):
-            saver.ask_again() if goes_on else saver.finish(())
-    handler.settle_saves()
-
-
 def _enter_streams(handler: NNHandler, *, resumed: bool, reseed: bool) -> dict[str, Any] | None:
     """Put the random streams where this run needs them.
 
@@ -209,12 +137,16 @@ def _enter_streams(handler: NNHandler, *, resumed: bool, reseed: bool) -> dict[s
     program are returned, to be put back. Without a seed the run draws from the program's.
     """
     seed, kept = handler.seed, handler.unfinished.streams
-    outside = None if seed is None else capture_streams()
-    if kept is not None and (resumed or (seed is not None and not reseed)):
-        restore_streams(kept)
-    elif seed is not None:
-        seed_streams(derive_seed(seed, "fit"))
-    return outside
+    outside = capture_streams()
+    try:
+        if kept is not None and (resumed or (seed is not None and not reseed)):
+            restore_streams(kept)
+        elif seed is not None:
+            seed_streams(derive_seed(seed, "fit"))
+    except BaseException:
+        restore_streams(outside)
+        raise
+    return None if seed is None else outside
 
 
 def _start_over(handler: NNHandler) -> None:
@@ -233,82 +165,6 @@ def _raise_signal(watch: SignalWatch) -> None:
     if watch.received is signal.SIGINT:
         raise KeyboardInterrupt
     raise Preempted(watch.received)
-
-
-# ---- resuming -----------------------------------------------------------------------------------
-
-
-def _resume(handler: NNHandler, options: FitOptions) -> tuple[bool, bool]:
-    """Load the checkpoint that ``resume`` means.
-
-    Returns:
-        whether this call goes on with an interrupted one, and whether this call was complete when
-        the checkpoint was made, because a later call had begun.
-    """
-    path, is_explicit = _find(handler, options.resume)
-    if path is None:
-        return False, False
-    saved = discovery.read_full(path)
-    call = saved["progress"]["state"]["call"]
-    this_call = handler.calls_made + 1
-    if not is_explicit and call < this_call:
-        return False, False
-    restore(handler, saved)
-    if saved["progress"]["state"]["mid_step"]:
-        warnings.warn(
-            f"{str(path)!r} was saved in the middle of a training step: the run goes on with the "
-            f"step's batch, but not bit for bit as it would have.",
-            stacklevel=2,
-        )
-    if handler.state.stopping and not handler.state.stop_is_final:
-        handler.state.clear_stop()
-    handler.logger.info("resuming from %s", path)
-    is_over = not is_explicit and call > this_call
-    if is_over:
-        handler.count_call(new=False)
-    return True, is_over
-
-
-def _find(handler: NNHandler, resume: Any) -> tuple[Path | None, bool]:
-    """The file to resume from, and whether the user named this very file."""
-    if resume is None or resume is False:
-        return None, False
-    savers = [callback for callback in handler.callbacks if isinstance(callback, Saver)]
-    if resume is True:
-        if not savers:
-            raise ConfigurationError(
-                "resume=True looks where this fit's savers write, but none is attached: call "
-                "auto_save, add a ModelCheckpoint, or pass the folder or file to resume from."
-            )
-        return _newest(handler, [folder for saver in savers for folder in saver.folders]), False
-    if not isinstance(resume, (str, Path)):
-        raise ConfigurationError(
-            f"resume must be a file, a folder, True or None, received {resume!r}."
-        )
-    path = Path(resume)
-    if path.is_dir() or (not path.exists() and path.suffix not in _FILE_SUFFIXES):
-        theirs = [folder for saver in savers for folder in saver.folders]
-        below = [folder for folder in theirs if path.resolve() in _parents(folder)]
-        return _newest(handler, [path, *below]), False
-    if not path.exists():
-        raise CheckpointNotFoundError(
-            f"resume={str(resume)!r}: there is no such file. Pass a folder to start afresh when it "
-            f"holds no checkpoint."
-        )
-    return path, True
-
-
-def _parents(folder: Path) -> list[Path]:
-    return list(folder.resolve().parents)
-
-
-def _newest(handler: NNHandler, folders: list[Path]) -> Path | None:
-    found = discovery.newest(folders)
-    for sentence in found.passed_over:
-        warnings.warn(f"passed over while looking for a checkpoint: {sentence}", stacklevel=2)
-    if found.path is None:
-        handler.logger.info("no checkpoint to resume from: starting afresh")
-    return found.path
 
 
 # ---- trying out ---------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fitkit import snapshot
+from fitkit import description, snapshot
 from fitkit.assembly import evaluation_phase, evaluation_run
 from fitkit.callbacks.history import History
 from fitkit.checkpointing import discovery, loading, saving
@@ -35,7 +35,7 @@ from fitkit.core.tree import map_tensors
 from fitkit.data.batches import split_inputs
 from fitkit.data.loaders import DataSpec
 from fitkit.engine import evaluation
-from fitkit.fitting import Unfinished, run_fit
+from fitkit.fitting import run_fit
 from fitkit.metrics.metric import require_metric
 from fitkit.options import as_options
 from fitkit.parts import ParameterGroups, Parts
@@ -44,6 +44,7 @@ from fitkit.runtime.device import resolve_device
 from fitkit.runtime.logger import make_logger
 from fitkit.runtime.rng import IsolatedStreams, draw_seed
 from fitkit.runtime.world import find_world
+from fitkit.unfinished import Unfinished
 
 
 class NNHandler:
@@ -466,9 +467,11 @@ class NNHandler:
                 f"{str(path)!r} was saved with a ready module, so it does not say how to build "
                 f"one: pass model_class=, a class or a ready module."
             )
-        model = model_class or resolve(state["model_class"], nn.Module, remedy)
-        kwargs = snapshot.build_kwargs(state, "model") if isinstance(model, type) else {}
-        with snapshot.rebuilding("model", "pass model_class=<a ready module>"):
+        model: Any = model_class
+        if model is None:
+            model = resolve(state["model_class"], nn.Module, remedy)
+        kwargs = description.build_kwargs(state, "model") if isinstance(model, type) else {}
+        with description.rebuilding("model", "pass model_class=<a ready module>"):
             handler = cls(model, device, model_type=state["model_type"], **kwargs)
         handler._model_code = state["model_code"]
         skips = snapshot.Skips(
@@ -479,7 +482,9 @@ class NNHandler:
             skip_sampler_sde,
             skip_ema,
         )
-        snapshot.rebuild_parts(handler, state, skips)
+        description.rebuild_parts(
+            handler, state, optimizer=not skip_optimizer, scheduler=not skip_scheduler
+        )
         snapshot.restore(handler, state, strict=strict_load, skips=skips)
         handler.calls_made = handler.state.call
         return handler

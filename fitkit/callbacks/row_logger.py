@@ -54,8 +54,8 @@ class RowLogger(Callback):
         self.text: str | None = None
 
     def identity(self) -> str:
-        """The file."""
-        return self.path.as_posix()
+        """The file's name; its folder may be moved."""
+        return self.path.name
 
     # ---- the format -----------------------------------------------------------------------------
 
