@@ -18,6 +18,7 @@ from fitkit.core.errors import CheckpointError, FitkitError
 from fitkit.parts import Described
 
 if TYPE_CHECKING:
+    from fitkit.handler_view import HandlerView
     from fitkit.nn_handler import NNHandler
 
 _TORCH_LOSSES = "torch.nn.modules.loss"
@@ -44,7 +45,7 @@ def _plain_kwargs(spec: Described) -> dict[str, Any] | None:
     return kwargs
 
 
-def describe_loss(handler: NNHandler) -> dict[str, Any] | None:
+def describe_loss(handler: HandlerView) -> dict[str, Any] | None:
     """A loss module of torch as class and arguments; other losses the program must set again."""
     loss = handler.parts.loss
     if loss is None or type(loss.function).__module__ != _TORCH_LOSSES:

@@ -7,47 +7,42 @@ import inspect
 import logging
 import signal
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fitkit import description, snapshot
 from fitkit.assembly import evaluation_phase, evaluation_run
 from fitkit.callbacks.history import History
-from fitkit.checkpointing import discovery, loading, saving
+from fitkit.checkpointing import loading, saving
 from fitkit.checkpointing.autosaver import AutoSaver
-from fitkit.checkpointing.plain import to_plain
 from fitkit.checkpointing.references import resolve
-from fitkit.checkpointing.saver import SaveQueue, Saver, SaveRequest
 from fitkit.core import types
 from fitkit.core.callback import Callback
-from fitkit.core.callback_list import CallbackList, Event
+from fitkit.core.callback_list import CallbackList
 from fitkit.core.checks import require_count
 from fitkit.core.errors import CheckpointError, ConfigurationError
-from fitkit.core.logs import EMPTY_LOGS
-from fitkit.core.state import FitState
-from fitkit.core.tree import map_tensors
 from fitkit.data.batches import split_inputs
 from fitkit.data.loaders import DataSpec
 from fitkit.engine import evaluation
 from fitkit.fitting import run_fit
+from fitkit.handler_view import HandlerView
 from fitkit.metrics.metric import require_metric
 from fitkit.options import as_options
 from fitkit.parts import ParameterGroups, Parts
-from fitkit.runtime.averaging import WeightAverage
 from fitkit.runtime.device import resolve_device
 from fitkit.runtime.logger import make_logger
-from fitkit.runtime.rng import IsolatedStreams, draw_seed
+from fitkit.runtime.rng import IsolatedStreams
 from fitkit.runtime.world import find_world
-from fitkit.unfinished import Unfinished
 
 
-class NNHandler:
+class NNHandler(HandlerView):
     """A model with everything it takes to train it, and the state that makes training resumable.
 
     Args:
@@ -92,35 +87,17 @@ class NNHandler:
         **model_kwargs: Any,
     ) -> None:
         mode = None if logger_mode is None else types.LoggingMode.parse(logger_mode)
-        self._logger = make_logger(mode, logger_filename, logger_level)
-        self._world = find_world(use_distributed)
+        logger = make_logger(mode, logger_filename, logger_level)
+        world = find_world(use_distributed)
         if seed is not None:
             require_count("seed", seed, minimum=0)
-        self._seed, self._data_seed = seed, seed
         kind = types.ModelType.parse(model_type)
         where = resolve_device(device)
-        if seed is None:
-            self.parts = Parts(model_class, model_kwargs, kind, where)
-        else:  # a seed given here must not disturb the program's own random streams
-            with IsolatedStreams(seed):
-                self.parts = Parts(model_class, model_kwargs, kind, where)
-        self._model_code = _source_of(self.module) if save_model_code else None
-        self._callbacks = CallbackList()
-        self._history = History()
-        self._history.name = "history"  # its state has a key of its own in a checkpoint
-        self._callbacks.add(self._history)
-        self._callbacks.adopt(self._history)
-        self._state = FitState(vars(self.module))
-        self._ema: WeightAverage | None = None
-        self._saves = SaveQueue(
-            lambda: snapshot.take(self),
-            self.scored_weights,
-            lambda path: discovery.is_at(path, self._state.place()),
-            self._announce_save,
-        )
-        self.unfinished = Unfinished()
-        self.calls_made = 0
-        self.gradient_accumulation_steps = 1
+        # a seed given here must not disturb the program's own random streams
+        with nullcontext() if seed is None else IsolatedStreams(seed):
+            parts = Parts(model_class, model_kwargs, kind, where)
+        code = _source_of(parts.module) if save_model_code else None
+        super().__init__(parts, world, logger, seed, code)
 
     # ---- setting up -----------------------------------------------------------------------------
 
@@ -411,11 +388,6 @@ class NNHandler:
 
     # ---- saving and loading ---------------------------------------------------------------------
 
-    def get_state_dict(self) -> dict[str, Any]:
-        """The whole state, as ``save`` writes it; tensors are copies."""
-        state: dict[str, Any] = map_tensors(_copy, snapshot.take(self))
-        return state
-
     def save(self, path: str | Path) -> None:
         """Write the whole state to ``path`` at once; on return the file is whole and durable.
 
@@ -512,211 +484,6 @@ class NNHandler:
         snapshot.check_weights(handler.module, weights, strict=strict_load)
         handler.module.load_state_dict(weights, strict=strict_load)
         return handler
-
-    # ---- what callbacks use ---------------------------------------------------------------------
-
-    def log(self, name: str, value: Any) -> None:
-        """Contribute a value to the logs of the epoch; ``Callback.log`` calls it.
-
-        Raises:
-            ConfigurationError: the name is taken by the loss or a metric.
-        """
-        values = {"loss", *self.parts.metrics}
-        taken = {
-            "lr",
-            "epoch",
-            *values,
-            *(f"val_{value}" for value in values),
-            *self._state.epoch_logs,
-        }
-        if not isinstance(name, str) or not name or name in taken:
-            raise ConfigurationError(
-                f"a callback cannot log {name!r}: choose a non-empty name that is not logged "
-                f"already."
-            )
-        self._state.contributed[name] = value.detach() if isinstance(value, Tensor) else value
-
-    def running_logs(self) -> dict[str, float]:
-        """The means of the epoch's training batches so far; reading them waits for the device."""
-        run = self.unfinished.run
-        return {} if run is None else run.train.meters.running()
-
-    def request_save(self, request: SaveRequest) -> None:
-        """Take a saver's request; it is answered when all callbacks have heard the event."""
-        self._saves.add(request)
-
-    def withdraw_saves(self, saver: Saver) -> None:
-        """Forget what a saver has asked for and was not given yet."""
-        self._saves.withdraw(saver)
-
-    @property
-    def save_is_requested(self) -> bool:
-        """Whether a saver has asked already."""
-        return len(self._saves) > 0
-
-    def settle_saves(self) -> None:
-        """Write what savers have asked for."""
-        self._saves.settle()
-
-    def _announce_save(self, path: Path) -> None:
-        self._logger.info("saved %s", path)
-        self._callbacks.fire(Event.CHECKPOINT_SAVED, str(path), EMPTY_LOGS)
-
-    def start_averaging(self, decay: float) -> None:
-        """Average the weights from now on, or go on with what was averaged, with this decay."""
-        average = WeightAverage(self.module, decay)
-        if self._ema is not None:
-            average.load_state_dict(self._ema.state_dict())
-        self._ema = average
-
-    def drop_average(self) -> None:
-        """Forget the averaged weights."""
-        self._ema = None
-
-    def training_weights(self) -> dict[str, Any]:
-        """The model's own weights, also while averaged ones are swapped in; live tensors."""
-        if self._ema is None:
-            return self.module.state_dict()
-        return self._ema.own_weights(self.module)
-
-    def scored_weights(self) -> dict[str, Any]:
-        """Copies of the weights that evaluation uses: the averaged ones if there are any."""
-        weights = self.module.state_dict()
-        if self._ema is not None:
-            weights.update(self._ema.weights())
-        copies: dict[str, Any] = map_tensors(_copy, to_plain(weights))
-        return copies
-
-    def restore_weights(self, weights: Mapping[str, Any]) -> None:
-        """Make ``weights`` the model's, and the averaged ones too."""
-        self.module.load_state_dict(weights)
-        if self._ema is not None:
-            self._ema.load_weights(dict(weights))
-
-    def count_call(self, *, new: bool) -> None:
-        """A call of ``fit`` begins: a new one, or one that a checkpoint goes on with."""
-        if new:
-            self._state.begin_call()
-        self.calls_made += 1
-
-    def adopt_seeds(self, seed: int | None, data_seed: int | None) -> None:
-        """Go on with the seeds of a checkpoint, or of an argument."""
-        self._seed, self._data_seed = seed, data_seed
-
-    # ---- read-only ------------------------------------------------------------------------------
-
-    @property
-    def model(self) -> nn.Module:
-        """The model as it is called, with its wrappers."""
-        return self.parts.model
-
-    @property
-    def module(self) -> nn.Module:
-        """The model without wrappers."""
-        return self.parts.module
-
-    @property
-    def optimizer(self) -> Optimizer | None:
-        """The optimizer, once set."""
-        return self.parts.optimizer
-
-    @property
-    def scheduler(self) -> LRScheduler | None:
-        """The scheduler, once it and the optimizer are set."""
-        return self.parts.scheduler
-
-    @property
-    def callbacks(self) -> CallbackList:
-        """The callbacks, in the order in which they run."""
-        return self._callbacks
-
-    @property
-    def auto_saver(self) -> AutoSaver | None:
-        """The saver that ``auto_save`` attached."""
-        return next((c for c in self._callbacks if isinstance(c, AutoSaver)), None)
-
-    @property
-    def history(self) -> History:
-        """Every epoch of the run."""
-        return self._history
-
-    @property
-    def state(self) -> FitState:
-        """Where the run stands."""
-        return self._state
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.parts.device
-
-    @property
-    def world(self) -> Any:
-        """The processes of the run."""
-        return self._world
-
-    @property
-    def logger(self) -> logging.Logger:
-        """The handler's own logger."""
-        return self._logger
-
-    @property
-    def ema(self) -> WeightAverage | None:
-        """The averaged weights, if there are any."""
-        return self._ema
-
-    @property
-    def model_code(self) -> str | None:
-        """The source of the model's class, if it was kept."""
-        return self._model_code
-
-    @property
-    def seed(self) -> int | None:
-        """The seed that was given."""
-        return self._seed
-
-    @property
-    def data_seed(self) -> int:
-        """The seed of order and augmentation; drawn at first need if none was given."""
-        if self._data_seed is None:
-            self._data_seed = draw_seed()
-        return self._data_seed
-
-    @property
-    def train_losses(self) -> list[float]:
-        """The training loss of each epoch."""
-        return self._history.train_losses
-
-    @property
-    def val_losses(self) -> list[float]:
-        """The validation loss of each epoch that validated."""
-        return self._history.val_losses
-
-    @property
-    def train_metrics_history(self) -> dict[str, list[float]]:
-        """Each metric over the epochs, in training."""
-        return self._history.train_metrics_history
-
-    @property
-    def val_metrics_history(self) -> dict[str, list[float]]:
-        """Each metric over the epochs that validated, in validation."""
-        return self._history.val_metrics_history
-
-    @property
-    def stop_training(self) -> bool:
-        """Whether training is to end after the current batch; may be set by anyone."""
-        return self._state.stopping
-
-    @stop_training.setter
-    def stop_training(self, stop: bool) -> None:
-        if stop:
-            self._state.stop("stop_training was set")
-        else:
-            self._state.clear_stop()
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()
 
 
 def _source_of(module: nn.Module) -> str | None:

@@ -19,7 +19,7 @@ from fitkit.runtime.averaging import saved_decay
 from fitkit.version import __version__
 
 if TYPE_CHECKING:
-    from fitkit.nn_handler import NNHandler
+    from fitkit.handler_view import HandlerView
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Skips:
     ema: bool = False
 
 
-def take(handler: NNHandler) -> dict[str, Any]:
+def take(handler: HandlerView) -> dict[str, Any]:
     """The state by the keys of ``schema``: tensors (live, not copies) and plain types."""
     parts = handler.parts
     progress, loader, scaler = handler.unfinished.describe(handler.state)
@@ -69,14 +69,14 @@ def take(handler: NNHandler) -> dict[str, Any]:
     return plain
 
 
-def _states_beside_history(handler: NNHandler) -> dict[str, Any]:
+def _states_beside_history(handler: HandlerView) -> dict[str, Any]:
     states = handler.callbacks.state_dict()
     states.pop(handler.history.name, None)
     return states
 
 
 def restore(
-    handler: NNHandler, state: dict[str, Any], *, strict: bool = True, skips: Skips | None = None
+    handler: HandlerView, state: dict[str, Any], *, strict: bool = True, skips: Skips | None = None
 ) -> None:
     """Put ``handler`` into the saved state; on an error it is as it was.
 
@@ -92,7 +92,7 @@ def restore(
 
 
 @contextmanager
-def unchanged_on_error(handler: NNHandler) -> Iterator[None]:
+def unchanged_on_error(handler: HandlerView) -> Iterator[None]:
     """Inside ``with`` the handler goes into another state; on an error it is as it was."""
     before, calls_made = handler.get_state_dict(), handler.calls_made
     undo = (handler.callbacks.remember(), handler.unfinished.remember())
@@ -120,7 +120,7 @@ def told_as_checkpoint_error() -> Iterator[None]:
         raise told from error
 
 
-def _apply(handler: NNHandler, state: dict[str, Any], *, strict: bool, skips: Skips) -> None:
+def _apply(handler: HandlerView, state: dict[str, Any], *, strict: bool, skips: Skips) -> None:
     parts = handler.parts
     parts.module.load_state_dict(from_plain(state["model_state_dict"]), strict=strict)
     if parts.optimizer is not None and state["optimizer_state_dict"] and not skips.optimizer:
@@ -172,7 +172,7 @@ def check_weights(module: nn.Module, weights: Mapping[str, Any], *, strict: bool
         )
 
 
-def _check_optimizer(handler: NNHandler, state: Mapping[str, Any]) -> None:
+def _check_optimizer(handler: HandlerView, state: Mapping[str, Any]) -> None:
     optimizer, saved = handler.optimizer, state["optimizer_state_dict"]
     if optimizer is None or saved is None:
         return

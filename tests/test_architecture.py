@@ -26,14 +26,12 @@ SPEAKS_TO_OTHER_PROCESSES = {"runtime/world.py", "runtime/parallel.py"}
 OPTIONAL = {"matplotlib"}  # may be imported inside functions
 
 MOST_LINES = 250
-# The facade documents every argument; the others wait to be divided, and must not grow.
+# The facade documents every argument of every verb; the other is one idea that reads in one go.
 MOST_LINES_OF = {
-    "nn_handler.py": 740,
+    "nn_handler.py": 505,
+    "handler_view.py": 285,
+    "testing.py": 325,
     "engine/loop.py": 150,
-    "fitting.py": 340,
-    "testing.py": 330,
-    "core/callback_list.py": 320,
-    "snapshot.py": 310,
 }
 MOST_LINES_OF_A_FUNCTION = 40
 

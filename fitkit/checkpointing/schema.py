@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fitkit.core.errors import CheckpointError, DamagedCheckpointError, listed
+from fitkit.core.event import Event
 from fitkit.core.state import FitState
 
 FORMAT_VERSION = 1
@@ -117,7 +118,22 @@ def place(state: dict[str, Any]) -> tuple[int, int, int, int]:
         raise DamagedCheckpointError(
             f"the checkpoint's progress cannot be read: {listed(wrong)} of a wrong type or value."
         )
+    if not _is_event(state["progress"].get("unheard")):
+        raise DamagedCheckpointError("the checkpoint's progress names no event of fitkit.")
     return found
+
+
+def _is_event(unheard: Any) -> bool:
+    """Whether ``unheard`` is what ``CallbackList.unheard`` gives."""
+    if unheard is None:
+        return True
+    known = [event.value for event in Event]
+    return (
+        isinstance(unheard, dict)
+        and unheard.get("event") in known
+        and isinstance(unheard.get("args"), list)
+        and isinstance(unheard.get("waiting"), list)
+    )
 
 
 def _fits(name: str, value: Any) -> bool:

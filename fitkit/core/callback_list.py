@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from fitkit.core.callback import Callback
-from fitkit.core.errors import CheckpointError, ConfigurationError, add_note, listed
+from fitkit.core.callback_states import CallbackStates, entry_of
+from fitkit.core.errors import ConfigurationError, add_note, listed
 from fitkit.core.event import Event
 from fitkit.core.logs import Logs
 
@@ -27,23 +26,15 @@ _AFTER_PROGRESS = (
 )
 
 
-class CallbackList:
+class CallbackList(CallbackStates):
     """Callbacks in the order in which they hear events.
 
     A table of the hooks that are really overridden is built once, so an event that nobody listens
     to costs one lookup.
-
-    Attributes:
-        departed: states of the callbacks of the last call of ``fit``, which are here no more.
-        unclaimed: states of a checkpoint whose callbacks are not here yet.
     """
 
     def __init__(self, callbacks: Iterable[Callback] = ()) -> None:
-        self._callbacks: list[Callback] = []
-        self._restored: set[int] = set()
-        self._run = object()
-        self.departed: list[dict[str, Any]] = []
-        self.unclaimed: dict[str, dict[str, Any]] = {}
+        super().__init__()
         self._after_event: Callable[[], None] | None = None
         self._under_way: tuple[Event, tuple[Any, ...], int] | None = None
         self._table: dict[Event, tuple[tuple[Callback, Hook], ...]] = {}
@@ -108,7 +99,7 @@ class CallbackList:
         """Remove the callbacks of one call of ``fit``; what they knew stays part of the state."""
         for callback in callbacks:
             self.remove(callback)
-            if entry := _entry(callback):
+            if entry := entry_of(callback):
                 self.departed.append(entry)
 
     def _rebuild(self) -> None:
@@ -197,119 +188,8 @@ class CallbackList:
             if [callback.name, callback.identity()] in unheard["waiting"]:
                 hook(*args)
 
-    def adopt(self, callback: Callback) -> None:
-        """Take a callback's progress for that of this run, so that ``begin`` does not reset it."""
-        callback.remember_initial_state()
-        callback.run = self._run
-
-    def begin(self) -> None:
-        """Before the first hook of a ``fit``: give waiting states to their owners, reset the rest.
-
-        States for which no owner is attached are named in one warning and kept.
-        """
-        for callback in self._callbacks:
-            callback.remember_initial_state()
-        self._claim_by_name()
-        for callback in self._callbacks:
-            goes_on = callback.spans_fits and callback.run is self._run
-            if id(callback) not in self._restored and not goes_on:
-                callback.reset()
-            callback.run = self._run
-        self.departed = []
-        self._restored.clear()
-        if self.unclaimed:
-            warnings.warn(
-                f"the checkpoint holds the state of callbacks that are not attached: "
-                f"{listed(self.unclaimed)}. They are kept and saved again; attach the callbacks to "
-                f"go on with them.",
-                stacklevel=2,
-            )
-
-    def state_dict(self) -> dict[str, dict[str, Any]]:
-        """The states of the callbacks, of those that departed, and of those that nobody claimed."""
-        states: dict[str, dict[str, Any]] = {}
-        for callback in self._callbacks:
-            if entry := _entry(callback):
-                states[_free_key(callback.name, states)] = entry
-        for kept in (*self.departed, *self.unclaimed.values()):
-            states[_free_key(kept["name"], states)] = kept
-        return states
-
-    def load_state_dict(self, states: Mapping[str, dict[str, Any]]) -> None:
-        """Keep states until their owners are known; those attached already are looked at now."""
-        self.unclaimed = {key: dict(entry) for key, entry in states.items()}
-        self._restored.clear()
-        for callback in self._callbacks:
-            self._claim_exact(callback)
-
-    def remember(self) -> Callable[[], None]:
-        """A function that undoes whatever ``load_state_dict`` does from now on."""
-        unclaimed, restored = self.unclaimed, set(self._restored)
-        held = [
-            (callback, {name: getattr(callback, name) for name in callback.state_fields}, entry)
-            for callback, entry in ((one, copy.deepcopy(_entry(one))) for one in self._callbacks)
-        ]
-
-        def undo() -> None:
-            for callback, fields, entry in held:
-                for name, value in fields.items():
-                    setattr(callback, name, value)
-                # one with a way of its own; if it refused its state, it has changed nothing
-                if not fields and entry is not None and id(callback) in self._restored:
-                    callback.load_state_dict(entry["state"])
-            self.unclaimed, self._restored = unclaimed, restored
-
-        return undo
-
-    def _claim_exact(self, callback: Callback) -> None:
-        for key, entry in self.unclaimed.items():
-            if entry["name"] == callback.name and entry["identity"] == callback.identity():
-                self._give(key, callback)
-                return
-
-    def _claim_by_name(self) -> None:
-        """States whose configuration has changed go to the callbacks of their name, in order."""
-        for callback in self._callbacks:
-            if id(callback) not in self._restored:
-                self._claim_exact(callback)
-        for callback in self._callbacks:
-            same_name = (key for key, e in self.unclaimed.items() if e["name"] == callback.name)
-            key = next(same_name, None)
-            if key is not None and id(callback) not in self._restored:
-                self._give(key, callback)
-
-    def _give(self, key: str, callback: Callback) -> None:
-        callback.remember_initial_state()
-        try:
-            callback.load_state_dict(self.unclaimed[key]["state"])
-        except BaseException as error:
-            add_note(error, f"raised while the state of callback {callback.name!r} was restored")
-            raise
-        del self.unclaimed[key]
-        self._restored.add(id(callback))
-
 
 def _overrides(callback: Callback, event: Event) -> bool:
     """Whether the hook is more than the no-op of the base class, on the class or the instance."""
     hook = getattr(callback, event.value)
     return getattr(hook, "__func__", hook) is not getattr(Callback, event.value)
-
-
-def _entry(callback: Callback) -> dict[str, Any] | None:
-    """A callback's state with whose it is; ``None`` if it keeps none."""
-    state: object = callback.state_dict()
-    if not isinstance(state, dict):
-        raise CheckpointError(
-            f"state_dict of callback {callback.name!r} must return a dict, received "
-            f"{type(state).__name__}: return {{}} if there is nothing to keep."
-        )
-    if not state:
-        return None
-    return {"name": callback.name, "identity": callback.identity(), "state": state}
-
-
-def _free_key(name: str, taken: Mapping[str, Any]) -> str:
-    key, number = name, 2
-    while key in taken:
-        key, number = f"{name}_{number}", number + 1
-    return key
