@@ -51,6 +51,11 @@ class Forward:
         num_samples = output.num_samples
         if num_samples is None:
             num_samples = leading_size(batch)
+        if num_samples == 0:
+            raise DataError(
+                f"a batch holds no sample ({_shapes(batch)}): leave empty batches out, for "
+                f"instance in the sampler or in collate_fn."
+            )
         return output, 1 if num_samples is None else num_samples
 
     def _compute(self, batch: Any) -> StepOutput:

@@ -11,6 +11,7 @@ import textwrap
 import pytest
 import torch
 
+import fitkit
 from fitkit import Callback, Event, Preempted
 from fitkit.callbacks.lambda_callback import LambdaCallback
 
@@ -270,3 +271,13 @@ def test_sigterm_in_a_program_saves_once_and_exits(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["preempted.pth"]
     state = torch.load(tmp_path / "preempted.pth", weights_only=True)
     assert state["progress"]["state"]["global_step"] == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*reduction over an empty.*")
+def test_a_batch_without_samples_is_named():
+    handler = fitkit.NNHandler(torch.nn.Linear, in_features=2, out_features=1, seed=0)
+    handler.set_optimizer(torch.optim.SGD, lr=0.1)
+    handler.set_loss_fn(lambda outputs, targets: (outputs - targets).sum())
+    empty = [(torch.zeros(0, 2), torch.zeros(0, 1))]
+    with pytest.raises(fitkit.DataError, match=r"holds no sample \(float32 \(0, 2\)"):
+        handler.fit(empty, gradient_accumulation_steps=2, progress_bar=False)
