@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 _WATCHED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _GRACE_SECONDS = 10.0
@@ -47,6 +48,11 @@ def _leftovers(threads: set[threading.Thread], children: set[int]) -> list[str]:
     left += [f"child {pid}" for pid in _children() - children]
     left += [f"thread {one.name}" for one in threading.enumerate() if one not in threads]
     return left
+
+
+# The same examples each time: a run that fails can be repeated, and one that passes says so again.
+settings.register_profile("repeatable", derandomize=True, database=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

@@ -100,6 +100,17 @@ def test_the_documented_keys_are_those_of_a_checkpoint():
     assert sorted(documented) == sorted(state)
 
 
+def test_the_architecture_page_names_the_files_that_there_are():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    package = ROOT / "fitkit"
+    top = {path.name for path in package.glob("*.py")} - {"__init__.py", "version.py"}
+    assert top == set(re.findall(r"^  (\w+\.py) ", text, re.MULTILINE))
+    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert rooms == set(re.findall(r"^  (\w+)/ ", text, re.MULTILINE))
+    for named in re.findall(r"`(\w+/\w+\.py)`", text):
+        assert (package / named).exists() or (ROOT / named).exists(), named
+
+
 def test_readme_has_two_commands_and_ci_runs_them():
     commands = [
         body for kind, body in BLOCK.findall((ROOT / "README.md").read_text()) if kind == "bash"

@@ -57,7 +57,8 @@ def feed(meters, outputs, targets, sizes):
 def scores(sizes, seed):
     generator = torch.Generator().manual_seed(seed)
     total = sum(sizes)
-    outputs = torch.randn(total, 4, generator=generator)
+    # probabilities: torchmetrics normalizes a batch of logits or not by what it happens to hold
+    outputs = torch.randn(total, 4, generator=generator).softmax(1)
     return outputs, torch.randint(4, (total,), generator=generator)
 
 
