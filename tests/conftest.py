@@ -18,10 +18,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-# The suite runs a process on each core; threads of small networks would only wait for each other.
-torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 _WATCHED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _GRACE_SECONDS = 10.0
 
