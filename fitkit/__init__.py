@@ -22,6 +22,7 @@ from fitkit.callbacks.terminate_on_nan import TerminateOnNaN
 from fitkit.callbacks.throughput_monitor import ThroughputMonitor
 from fitkit.callbacks.timer import Timer
 from fitkit.checkpointing.autosaver import AutoSaver
+from fitkit.checkpointing.retention import Retention
 from fitkit.core.callback import Callback
 from fitkit.core.callback_list import CallbackList
 from fitkit.core.errors import (
@@ -90,6 +91,7 @@ __all__ = [
     "ProgressBar",
     "R2Score",
     "ReduceLROnPlateau",
+    "Retention",
     "SaveError",
     "StepOutput",
     "TerminateOnNaN",

@@ -108,6 +108,7 @@ def fit_run(
         last_step=None if max_steps is None else first[1] + max_steps,
         learning_rate=parts.learning_rate,
         recover=lambda: None,
+        finish=lambda: None,
     )
 
 

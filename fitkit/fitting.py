@@ -95,9 +95,11 @@ def _prepare(
     first_epoch = state.first_epoch if goes_on else state.epoch
     first_step = state.first_step if goes_on else state.global_step
     run = fit_run(handler, options, lambda: _raise_signal(watch), (first_epoch, first_step))
+    handler.saves.begin(state.global_step)
+    run.finish = handler.saves.finish
     run.recover = lambda: finish_what_was_under_way(handler, goes_on=goes_on)
     params = describe_run(run, options, first_epoch, handler.parts.metrics, resumed=resumed)
-    handler.callbacks.bind(handler, params, handler.settle_saves)
+    handler.callbacks.bind(handler, params, handler.saves.settle)
     with told_as_checkpoint_error() if resumed else nullcontext():
         handler.callbacks.begin()
         unfinished.begin(run)

@@ -16,13 +16,12 @@ from fitkit import snapshot
 from fitkit.callbacks.history import History
 from fitkit.checkpointing import discovery
 from fitkit.checkpointing.autosaver import AutoSaver
-from fitkit.checkpointing.plain import to_plain
-from fitkit.checkpointing.saver import SaveQueue, Saver, SaveRequest
+from fitkit.checkpointing.plain import Place, to_plain
+from fitkit.checkpointing.save_queue import SaveQueue
 from fitkit.core.callback_list import CallbackList, Event
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.logs import EMPTY_LOGS
 from fitkit.core.state import FitState
-from fitkit.core.tree import map_tensors
 from fitkit.parts import Parts
 from fitkit.runtime.averaging import WeightAverage
 from fitkit.runtime.rng import draw_seed
@@ -62,8 +61,8 @@ class HandlerView:
         self._state = FitState(vars(self.module))
         self._ema: WeightAverage | None = None
         self._saves = SaveQueue(
-            lambda: snapshot.take(self),
-            self.scored_weights,
+            lambda place: snapshot.take(self, place),
+            self._scored_weights,
             lambda path: discovery.is_at(path, self._state.place()),
             self._announce_save,
         )
@@ -75,8 +74,7 @@ class HandlerView:
 
     def get_state_dict(self) -> dict[str, Any]:
         """The whole state, as ``save`` writes it; tensors are copies."""
-        state: dict[str, Any] = map_tensors(copied, snapshot.take(self))
-        return state
+        return snapshot.take(self, copied)
 
     def log(self, name: str, value: Any) -> None:
         """Contribute a value to the logs of the epoch; ``Callback.log`` calls it.
@@ -104,22 +102,18 @@ class HandlerView:
         run = self.unfinished.run
         return {} if run is None else run.train.meters.running()
 
-    def request_save(self, request: SaveRequest) -> None:
-        """Take a saver's request; it is answered when all callbacks have heard the event."""
-        self._saves.add(request)
-
-    def withdraw_saves(self, saver: Saver) -> None:
-        """Forget what a saver has asked for and was not given yet."""
-        self._saves.withdraw(saver)
-
     @property
-    def save_is_requested(self) -> bool:
-        """Whether a saver has asked already."""
-        return len(self._saves) > 0
+    def saves(self) -> SaveQueue:
+        """What savers have asked for, on its way to files."""
+        return self._saves
 
-    def settle_saves(self) -> None:
-        """Write what savers have asked for."""
-        self._saves.settle()
+    def wait_for_saves(self) -> None:
+        """Wait until every save that is under way behind training is durable.
+
+        Raises:
+            SaveError: one could not be written, and its saver has ``on_error="raise"``.
+        """
+        self._saves.wait()
 
     def _announce_save(self, path: Path) -> None:
         self._logger.info("saved %s", path)
@@ -144,11 +138,14 @@ class HandlerView:
 
     def scored_weights(self) -> dict[str, Any]:
         """Copies of the weights that evaluation uses: the averaged ones if there are any."""
+        return self._scored_weights(copied)
+
+    def _scored_weights(self, place: Place) -> dict[str, Any]:
         weights = self.module.state_dict()
         if self._ema is not None:
             weights.update(self._ema.weights())
-        copies: dict[str, Any] = map_tensors(copied, to_plain(weights))
-        return copies
+        plain: dict[str, Any] = to_plain(weights, place=place)
+        return plain
 
     def restore_weights(self, weights: Mapping[str, Any]) -> None:
         """Make ``weights`` the model's, and the averaged ones too."""

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fitkit import description, snapshot
 from fitkit.assembly import evaluation_phase, evaluation_run
 from fitkit.callbacks.history import History
-from fitkit.checkpointing import loading, saving
+from fitkit.checkpointing import discovery, loading, saving
 from fitkit.checkpointing.autosaver import AutoSaver
 from fitkit.checkpointing.references import resolve
 from fitkit.core import types
@@ -205,6 +205,7 @@ class NNHandler(HandlerView):
         save_path: str | Path = ".",
         name: str = "model_epoch{epoch:02d}",
         overwrite: bool = False,
+        **options: Any,
     ) -> None:
         """Save the whole handler every ``interval`` epochs; a second call replaces the first.
 
@@ -213,8 +214,10 @@ class NNHandler(HandlerView):
             save_path: the folder.
             name: file name with placeholders, as in ``AutoSaver``.
             overwrite: keep only the newest file.
+            **options: ``retention``, ``on_error``, ``background`` and ``max_overhead`` of
+                ``AutoSaver``.
         """
-        saver = AutoSaver(interval, save_path, name, overwrite)
+        saver = AutoSaver(interval, save_path, name, overwrite, **options)
         if self.auto_saver is not None:
             self._callbacks.remove(self.auto_saver)
         if interval:
@@ -394,6 +397,7 @@ class NNHandler(HandlerView):
         Raises:
             SaveError: it could not be written; an earlier file of that name is as it was.
         """
+        self.wait_for_saves()
         self._world.on_main(lambda: saving.save_single_file(self, snapshot.take(self), path))
 
     @classmethod
@@ -432,7 +436,7 @@ class NNHandler(HandlerView):
         Raises:
             CheckpointError: the file cannot be used; the sentence says why.
         """
-        state = loading.read_state(path)
+        state = discovery.read_full(Path(path))
         remedy = "pass model_class="
         if model_class is None and state["model_class"] is None:
             raise CheckpointError(

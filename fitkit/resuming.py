@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitkit.checkpointing import discovery
+from fitkit.checkpointing.discovery import Found
 from fitkit.checkpointing.saver import Saver
 from fitkit.core.errors import CheckpointNotFoundError, ConfigurationError
 from fitkit.snapshot import restore
@@ -25,10 +26,10 @@ def resume(handler: NNHandler, options: FitOptions) -> tuple[bool, bool]:
         whether this call goes on with an interrupted one, and whether this call was complete when
         the checkpoint was made, because a later call had begun.
     """
-    path, is_explicit = _find(handler, options.resume)
+    found, is_explicit = _find(handler, options.resume)
+    path, saved = found.path, found.state
     if path is None:
         return False, False
-    saved = discovery.read_full(path)
     call = saved["progress"]["state"]["call"]
     this_call = handler.calls_made + 1
     if not is_explicit and call < this_call:
@@ -43,16 +44,17 @@ def resume(handler: NNHandler, options: FitOptions) -> tuple[bool, bool]:
     if handler.state.stopping and not handler.state.stop_is_final:
         handler.state.clear_stop()
     handler.logger.info("resuming from %s", path)
+    handler.saves.keep_for_now(path)
     is_over = not is_explicit and call > this_call
     if is_over:
         handler.count_call(new=False)
     return True, is_over
 
 
-def _find(handler: NNHandler, resume: Any) -> tuple[Path | None, bool]:
+def _find(handler: NNHandler, resume: Any) -> tuple[Found, bool]:
     """The file to resume from, and whether the user named this very file."""
     if resume is None or resume is False:
-        return None, False
+        return Found(), False
     savers = [callback for callback in handler.callbacks if isinstance(callback, Saver)]
     if resume is True:
         if not savers:
@@ -75,20 +77,20 @@ def _find(handler: NNHandler, resume: Any) -> tuple[Path | None, bool]:
             f"resume={str(resume)!r}: there is no such file. Pass a folder to start afresh when it "
             f"holds no checkpoint."
         )
-    return path, True
+    return Found(path, discovery.read_full(path)), True
 
 
 def _parents(folder: Path) -> list[Path]:
     return list(folder.resolve().parents)
 
 
-def _newest(handler: NNHandler, folders: list[Path]) -> Path | None:
+def _newest(handler: NNHandler, folders: list[Path]) -> Found:
     found = discovery.newest(folders)
     for sentence in found.passed_over:
         warnings.warn(f"passed over while looking for a checkpoint: {sentence}", stacklevel=2)
     if found.path is None:
         handler.logger.info("no checkpoint to resume from: starting afresh")
-    return found.path
+    return found
 
 
 def finish_what_was_under_way(handler: NNHandler, *, goes_on: bool) -> None:
@@ -98,5 +100,5 @@ def finish_what_was_under_way(handler: NNHandler, *, goes_on: bool) -> None:
         handler.callbacks.finish_event(unheard)
     for saver in handler.callbacks:
         if isinstance(saver, Saver):
-            saver.ask_again() if goes_on else saver.finish(())
-    handler.settle_saves()
+            saver.ask_again() if goes_on else handler.saves.let_go(saver)
+    handler.saves.settle()

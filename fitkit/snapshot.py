@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fitkit.checkpointing import schema
-from fitkit.checkpointing.plain import from_plain, to_plain
+from fitkit.checkpointing.plain import Place, from_plain, to_plain
 from fitkit.checkpointing.references import name_of
 from fitkit.core.errors import CheckpointError, FitkitError, add_note, listed
 from fitkit.description import describe, describe_loss
@@ -34,8 +34,13 @@ class Skips:
     ema: bool = False
 
 
-def take(handler: HandlerView) -> dict[str, Any]:
-    """The state by the keys of ``schema``: tensors (live, not copies) and plain types."""
+def take(handler: HandlerView, place: Place = lambda tensor: tensor) -> dict[str, Any]:
+    """The state by the keys of ``schema``, in tensors and plain types.
+
+    Args:
+        handler: whose state it is.
+        place: gives what stands for each tensor; by default the tensor itself, live.
+    """
     parts = handler.parts
     progress, loader, scaler = handler.unfinished.describe(handler.state)
     state: dict[str, Any] = {
@@ -65,7 +70,7 @@ def take(handler: HandlerView) -> dict[str, Any]:
         "sampler": None,
         "sde": None,
     }
-    plain: dict[str, Any] = to_plain(state)
+    plain: dict[str, Any] = to_plain(state, place=place)
     return plain
 
 

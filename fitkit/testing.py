@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitkit.checkpointing import files
+from fitkit.checkpointing import archive
 from fitkit.checkpointing.saver import Saver
 from fitkit.core.callback import Callback
 from fitkit.core.errors import CheckpointError, ConfigurationError
@@ -48,6 +48,7 @@ class BoundaryRecorder(Saver):
     order = 10_000
 
     def __init__(self, copies: Path) -> None:
+        super().__init__()
         self._copies = copies
         self._label = ""
         self.boundaries: list[Boundary] = []
@@ -255,7 +256,7 @@ def _contents(folder: Path) -> dict[str, Any]:
         if not path.is_file() or path.name == _BOUNDARY_FILE:
             continue
         try:
-            contents[path.as_posix()] = files.read(path)
+            contents[path.as_posix()] = archive.read(path)
         except CheckpointError:
             contents[path.as_posix()] = path.read_bytes()
     return contents

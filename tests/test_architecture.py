@@ -25,7 +25,7 @@ ROOMS = {
 SPEAKS_TO_OTHER_PROCESSES = {"runtime/world.py", "runtime/parallel.py"}
 OPTIONAL = {"matplotlib"}  # may be imported inside functions
 
-MOST_LINES = 250
+MOST_LINES = 260
 # The facade documents every argument of every verb; the other is one idea that reads in one go.
 MOST_LINES_OF = {
     "nn_handler.py": 505,

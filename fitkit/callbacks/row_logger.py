@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
-from uuid import uuid4
 
+from fitkit.checkpointing import files
 from fitkit.core.callback import Callback
 from fitkit.core.errors import ConfigurationError, listed
 from fitkit.core.logs import Logs
@@ -87,7 +86,7 @@ class RowLogger(Callback):
         elif found is not None and found != self.text:
             self._require_own(found)
         if found != self.text:
-            _write_whole(self.path, self.text)
+            self._write_whole(self.text)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Write the epoch's row."""
@@ -100,12 +99,15 @@ class RowLogger(Callback):
         if new and columns:
             rows: list[Row] = [*self.parse(text)[1], row]
             self.text = self._render([*columns, *new], rows)
-            _write_whole(self.path, self.text)
+            self._write_whole(self.text)
         else:
             header = self.render_header(new) if new else ""
             line = header + self.render_row(columns or new, row)
             self.text = text + line
             _append(self.path, line)
+
+    def _write_whole(self, text: str) -> None:
+        files.replace(self.path, lambda file: file.write(text.encode("utf-8")))
 
     def _render(self, columns: Sequence[str], rows: Sequence[Row]) -> str:
         return self.render_header(columns) + "".join(self.render_row(columns, row) for row in rows)
@@ -161,19 +163,3 @@ class RowLogger(Callback):
 def _append(path: Path, line: str) -> None:
     with path.open("ab") as file:
         file.write(line.encode("utf-8"))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write the file so that it is either as before or whole, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.fitkit-tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(text.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise

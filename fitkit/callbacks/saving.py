@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fitkit.checkpointing import naming
-from fitkit.checkpointing.saver import Saver, SaveRequest
-from fitkit.core.checks import require_count, require_number
+from fitkit.checkpointing.retention import Retention, decide
+from fitkit.checkpointing.save_job import SaveRequest
+from fitkit.checkpointing.saver import Saver
+from fitkit.core.checks import require_number
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.logs import Logs
 from fitkit.core.monitor import Monitor
@@ -33,6 +35,14 @@ class ModelCheckpoint(Saver):
         initial_value_threshold: nothing is written until the monitored value is strictly better.
         max_to_keep: keep this many files: the best by ``monitor``, or without it the last.
         every_n_seconds: also save when so much wall time has passed since the last save.
+        retention: which files are kept, by rules that combine; instead of ``max_to_keep``.
+        on_error: ``"raise"``: a save that fails ends training; ``"warn"``: training goes on.
+        background: write behind training, which waits only for a copy of the state in memory. A
+            newer save takes the place of one that still waits for its turn, unless that was better
+            or is kept for good. ``fit`` returns when all are done.
+        max_overhead: save as often as this share of wall time, in ``(0, 1)``, allows, and at the
+            end of training. What a save costs is measured, both waiting for it and being slower
+            beside it. Takes the place of ``save_freq`` and ``every_n_seconds``.
         verbose: 1 logs each decision.
 
     Raises:
@@ -43,9 +53,9 @@ class ModelCheckpoint(Saver):
         *Saver.state_fields,
         "best",
         "best_path",
-        "kept",
         "is_due",
     )
+    planned_fields: ClassVar[tuple[str, ...]] = (*Saver.planned_fields, "best", "best_path")
 
     def __init__(
         self,
@@ -59,8 +69,13 @@ class ModelCheckpoint(Saver):
         *,
         max_to_keep: int | None = None,
         every_n_seconds: float | None = None,
+        retention: Retention | None = None,
+        on_error: str = "raise",
+        background: bool | None = None,
+        max_overhead: float | None = None,
         verbose: int = 0,
     ) -> None:
+        super().__init__(on_error=on_error, background=background, max_overhead=max_overhead)
         self.filepath = _checked_path(filepath)
         self.monitor = "val_loss" if save_best_only and monitor is None else monitor
         self.save_best_only = save_best_only
@@ -68,18 +83,25 @@ class ModelCheckpoint(Saver):
         self.save_freq = _checked_frequency(save_freq)
         self.initial_value_threshold = initial_value_threshold
         self.max_to_keep = max_to_keep
+        self.max_overhead = max_overhead
         self.every_n_seconds = every_n_seconds
         self.verbose = verbose
         self._judge = None if self.monitor is None else Monitor(self.monitor, mode)
         self._check(mode)
+        self.retention = decide(retention, max_to_keep, self.monitor, mode)
         self.best = initial_value_threshold
         self.best_path: str | None = None
-        self.kept: list[list[Any]] = []  # [name, score] of each file, the oldest first
         self.is_due = False  # a batch trigger waits for a value that validation has yet to bring
         self._saved_at = 0.0
 
     def _check(self, mode: str) -> None:
-        require_count("max_to_keep", self.max_to_keep, optional=True)
+        if self.max_overhead is not None and (
+            self.save_best_only or self.save_freq != "epoch" or self.every_n_seconds is not None
+        ):
+            raise ConfigurationError(
+                "max_overhead decides by itself when to save: leave out save_best_only, save_freq "
+                "and every_n_seconds."
+            )
         if self.every_n_seconds is not None:
             require_number("every_n_seconds", self.every_n_seconds)
             if self.every_n_seconds <= 0:
@@ -113,6 +135,7 @@ class ModelCheckpoint(Saver):
     def on_train_begin(self, logs: Logs) -> None:
         """The monitored name must be one that this fit can bring."""
         self._saved_at = time.monotonic()
+        self.begin_measuring()
         if self._judge is not None:
             self._judge.check_possible(self.params, self.name)
 
@@ -123,15 +146,18 @@ class ModelCheckpoint(Saver):
             self.is_due = True
         if self.every_n_seconds is not None:
             self.is_due = self.is_due or time.monotonic() - self._saved_at >= self.every_n_seconds
+        if self._cadence is not None:
+            self._cadence.count_batch(self.handler.saves)
+            self.is_due = self.is_due or self.fits_into_overhead()
         if self.is_due and not self.handler.state.stopped_non_finite:
             self._save_within_epoch(batch, logs)
 
     def _save_within_epoch(self, batch: int, logs: Logs) -> None:
         score = None
         if self._must_score():
-            if self.monitor not in logs:
+            score = logs.get(str(self.monitor))
+            if score is None:
                 return  # stays due until the end of the epoch brings the value
-            score = logs[str(self.monitor)]
         state = self.handler.state
         counters = {"epoch": state.epoch + 1, "batch": batch + 1}
         self._save_if_worth_it(score, counters, logs)
@@ -151,23 +177,32 @@ class ModelCheckpoint(Saver):
         score = None
         if self._judge is not None:
             score = self._judge.read(logs, self.params, self.name)
-        due = self.save_freq == "epoch" or self.is_due
+        due = self.is_due or (self.save_freq == "epoch" and self._cadence is None)
+        if self._cadence is not None:
+            self._cadence.pause()
+            due = due or self.handler.state.stopping or epoch + 1 >= self.params["last_epoch"]
         if not due or (score is None and self._must_score()):
             return
-        self._save_if_worth_it(score, {"epoch": epoch + 1, "batch": self.params["steps"]}, logs)
+        counters = {"epoch": epoch + 1, "batch": self.params["steps"]}
+        self._save_if_worth_it(score, counters, logs, epochs_done=epoch + 1)
 
     # ---- decisions ------------------------------------------------------------------------------
 
     def _save_if_worth_it(
-        self, score: float | None, counters: dict[str, Any], logs: Mapping[str, float]
+        self,
+        score: float | None,
+        counters: dict[str, Any],
+        logs: Mapping[str, float],
+        epochs_done: int | None = None,
     ) -> None:
+        self.is_due = False
         if self._must_score() and not self._is_worth_it(score):
-            self.is_due = False
             if self.verbose:
                 self.handler.logger.info("%s: %s=%s is not saved", self.name, self.monitor, score)
             return
         self._saved_at = time.monotonic()
-        self.ask(self._file_for(counters, logs), score=score)
+        path = self._file_for(counters, logs)
+        self.ask(path, score=score, logs=logs, epochs_done=epochs_done)
 
     def _is_worth_it(self, score: float | None) -> bool:
         judge = self._judge
@@ -192,25 +227,11 @@ class ModelCheckpoint(Saver):
         return Path(naming.format_name(self.filepath, values, suffix))
 
     def plan(self, request: SaveRequest) -> None:
-        """The new best, and the files kept; what no longer belongs to them may go."""
+        """Become what this saver is once the file is there; a better value is the new best."""
         super().plan(request)
-        if request.preempted:
-            return
-        self.is_due = False
-        name = self._relative(request.path)
         score, judge = request.score, self._judge
         if judge is not None and score is not None and judge.is_better(score, self.best):
-            self.best, self.best_path = score, name
-        self.kept = [entry for entry in self.kept if entry[0] != name] + [[name, score]]
-        if self.max_to_keep is None:
-            self.kept = self.kept[-1:]
-            return
-        while len(self.kept) > self.max_to_keep:
-            gone = self.kept[0]
-            if judge is not None:
-                gone = max(self.kept, key=lambda entry: judge.sort_key(entry[1]))
-            self.kept = [entry for entry in self.kept if entry is not gone]
-            self._drop(gone[0])
+            self.best, self.best_path = score, self._relative(request.path)
 
 
 def _checked_path(filepath: Any) -> str:

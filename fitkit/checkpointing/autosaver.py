@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fitkit.checkpointing import naming
-from fitkit.checkpointing.saver import Saver, SaveRequest
+from fitkit.checkpointing.retention import Retention, decide
+from fitkit.checkpointing.saver import Saver
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.logs import Logs
 
@@ -24,6 +25,14 @@ class AutoSaver(Saver):
             everything in the epoch's logs; ``.pth`` is appended if it is missing.
         overwrite_last_saved: remove the previous file of this saver once the new one is durable.
         save_on_last_epoch: save the last epoch as well, whatever the interval.
+        retention: which files are kept, as in ``Saver``; instead of ``overwrite_last_saved``.
+        on_error: ``"raise"`` or ``"warn"`` when a save fails, as in ``Saver``.
+        background: write behind training, as in ``Saver``.
+        max_overhead: leave out saves that would cost more than this share of wall time; the last
+            epoch is always saved.
+
+    Raises:
+        ConfigurationError: an argument cannot be used.
     """
 
     def __init__(
@@ -33,7 +42,14 @@ class AutoSaver(Saver):
         save_model_name: str = "model_epoch{epoch:02d}",
         overwrite_last_saved: bool = False,
         save_on_last_epoch: bool = True,
+        *,
+        retention: Retention | None = None,
+        on_error: str = "raise",
+        background: bool | None = None,
+        max_overhead: float | None = None,
     ) -> None:
+        super().__init__(on_error=on_error, background=background, max_overhead=max_overhead)
+        self.retention = decide(retention, 1 if overwrite_last_saved else None, None, "auto")
         self.save_interval = _checked_interval(save_interval)
         self.save_path = Path(save_path)
         self.save_model_name = str(save_model_name)
@@ -55,6 +71,10 @@ class AutoSaver(Saver):
         """The name of its files."""
         return self.save_model_name
 
+    def on_train_begin(self, logs: Logs) -> None:
+        """Costs are counted from here."""
+        self.begin_measuring()
+
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Save if this epoch is due."""
         last_epoch = self.params["last_epoch"]
@@ -74,9 +94,9 @@ class AutoSaver(Saver):
         interval = self.save_interval
         if not interval or self.handler.state.stopped_non_finite:
             return
-        due = interval > 0 and (epoch + 1) % interval == 0
+        due = interval > 0 and (epoch + 1) % interval == 0 and self.fits_into_overhead()
         if due or (is_last and (interval == -1 or self.save_on_last_epoch)):
-            self.ask(self.file_for(epoch, logs))
+            self.ask(self.file_for(epoch, logs), logs=logs, epochs_done=epoch + 1)
 
     def file_for(self, epoch: int, logs: Mapping[str, float]) -> Path:
         """The file of ``epoch`` (from 0)."""
@@ -84,12 +104,6 @@ class AutoSaver(Saver):
         values: Mapping[str, Any] = ChainMap(counters, logs)  # type: ignore[arg-type]
         name = naming.format_name(self.save_model_name, values, f"_epoch{epoch + 1}")
         return self.save_path / naming.with_extension(naming.clean_name(name))
-
-    def plan(self, request: SaveRequest) -> None:
-        """With overwriting, the previous file may go."""
-        if self.overwrite_last_saved and not request.preempted:
-            self._drop(self.last_path)
-        super().plan(request)
 
 
 def _checked_interval(interval: Any) -> int | None:

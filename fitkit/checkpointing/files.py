@@ -1,40 +1,56 @@
-"""One file: written so that it is whole or absent, read so that damage is noticed."""
+"""One file: written so that it is whole or absent, under one name or several."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import shutil
-import warnings
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from fitkit.checkpointing import temporary
-from fitkit.core.errors import (
-    CheckpointError,
-    CheckpointNotFoundError,
-    DamagedCheckpointError,
-    SaveError,
-    UnsafeCheckpointError,
-)
+from fitkit.core.errors import CheckpointError, SaveError
 
 
-def write(content: Any, path: Path) -> None:
+def write(content: Any, path: Path, also: Iterable[Path] = ()) -> None:
     """Write ``content`` with ``torch.save``; on return the file is whole and durable.
 
     A temporary file in the same folder is flushed to the device and renamed, then the folder is
-    flushed; the folder is made if it is missing.
+    flushed; the folder is made if it is missing. torch stores a checksum (CRC-32) of each record.
+
+    Args:
+        content: tensors and plain types.
+        path: the file.
+        also: further names of it: hard links where possible, else copies.
 
     Raises:
         SaveError: it could not be written; an earlier file of that name is as it was, and no
-            temporary file is left.
+            temporary file is left. Names before the one that failed are durable.
     """
-    _replace(path, lambda file: torch.save(content, file))
+    replace(path, lambda file: torch.save(content, file), also)
+
+
+def replace(path: Path, fill: Callable[[BinaryIO], object], also: Iterable[Path] = ()) -> None:
+    """Put what ``fill`` writes in the place of ``path``, then of ``also``; as ``write``.
+
+    Raises:
+        SaveError: as ``write``.
+    """
+    renamed: list[Path] = []
+    try:
+        with _told(path):
+            _rename_filled(path, fill)
+        renamed.append(path)
+        for name in also:
+            with _told(name):
+                _give_name(path, name)
+            renamed.append(name)
+    finally:  # one flush of a folder makes all its renames durable
+        for folder in dict.fromkeys(one.parent for one in renamed):
+            _flush_folder(folder)
 
 
 def duplicate(source: Path, path: Path) -> None:
@@ -43,23 +59,36 @@ def duplicate(source: Path, path: Path) -> None:
     Raises:
         SaveError: as ``write``.
     """
+    with _told(path):
+        _give_name(source, path)
+    _flush_folder(path.parent)
+
+
+def _rename_filled(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    if path.is_dir():
+        raise IsADirectoryError("it is a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.sweep(path.parent)
+    file = temporary.create(path.parent)
+    with temporary.held(file), _removed_on_error(Path(file.name)):
+        with file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, path)
+
+
+def _give_name(source: Path, path: Path) -> None:
     if path == source:
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     name = temporary.new_name(path.parent)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with source.open("r+b") as file, temporary.held(file):
+    with source.open("r+b") as file, temporary.held(file):
+        with _removed_on_error(name):
             if _link(source, name):
                 os.replace(name, path)
-                _flush_folder(path.parent)
                 return
-            _replace(path, lambda target: shutil.copyfileobj(file, target))
-    except SaveError:
-        raise
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            name.unlink(missing_ok=True)
-        raise _save_error(path, error) from error
+        _rename_filled(path, lambda target: shutil.copyfileobj(file, target))
 
 
 def _link(source: Path, name: Path) -> bool:
@@ -70,40 +99,32 @@ def _link(source: Path, name: Path) -> bool:
     return True
 
 
-def _replace(path: Path, fill: Callable[[BinaryIO], None]) -> None:
-    name: Path | None = None
+@contextlib.contextmanager
+def _removed_on_error(name: Path) -> Iterator[None]:
     try:
-        if path.is_dir():
-            raise IsADirectoryError("it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.sweep(path.parent)
-        file = temporary.create(path.parent)
-        name = Path(file.name)
-        with temporary.held(file):
-            with file:
-                fill(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        _flush_folder(path.parent)
-    except BaseException as error:
-        if name is not None:
-            with contextlib.suppress(OSError):
-                name.unlink(missing_ok=True)
-        # torch's writer reports a full disk as a RuntimeError, Path a null byte as a ValueError
-        is_ours = isinstance(error, CheckpointError)
-        if isinstance(error, (OSError, RuntimeError, ValueError)) and not is_ours:
-            raise _save_error(path, error) from error
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            name.unlink(missing_ok=True)
         raise
 
 
-def _save_error(path: Path, error: Exception) -> SaveError:
-    cause = error if isinstance(error, OSError) else (error.__context__ or error)
-    reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return SaveError(
-        f"could not save to {str(path)!r}: {reason}. Earlier files are as they were; free space or "
-        f"choose a path that can be written, then save again."
-    )
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Inside ``with`` failing to write ``path`` becomes a ``SaveError``."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    # torch's writer reports a full disk as a RuntimeError, Path a null byte as a ValueError
+    except (OSError, RuntimeError, ValueError) as error:
+        cause = error if isinstance(error, OSError) else (error.__context__ or error)
+        reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+        raise SaveError(
+            f"could not save to {str(path)!r}: {reason}. Earlier files are as they were; free "
+            f"space or choose a path that can be written, then save again.",
+            path,
+        ) from error
 
 
 def _flush_folder(folder: Path) -> None:
@@ -119,18 +140,22 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove(path: Path) -> None:
-    """Remove a file that may be gone already; if it cannot be removed, warn."""
+def remove(path: Path) -> str | None:
+    """Remove a checkpoint that may be gone already.
+
+    Returns:
+        a sentence that says why it is still there; ``None`` if it is not.
+    """
     try:
+        if path.exists() and not is_checkpoint_like(path):
+            return f"{str(path)!r} was to be removed, but is no checkpoint: it was left alone."
         path.unlink(missing_ok=True)
     except OSError as error:
-        reason = error.strerror or error
-        warnings.warn(
-            f"{str(path)!r} is not needed any more but cannot be removed: {reason}. Remove it "
-            f"yourself.",
-            RuntimeWarning,
-            stacklevel=2,
+        return (
+            f"{str(path)!r} is not needed any more but cannot be removed: "
+            f"{error.strerror or error}. Remove it yourself."
         )
+    return None
 
 
 def is_checkpoint_like(path: Path) -> bool:
@@ -140,81 +165,3 @@ def is_checkpoint_like(path: Path) -> bool:
             return file.read(4) == b"PK\x03\x04"
     except OSError:
         return False
-
-
-def verify(path: Path) -> None:
-    """Check every checksum that the file carries.
-
-    torch itself checks none when it reads: a flipped bit in a tensor would load silently.
-
-    Raises:
-        CheckpointNotFoundError: there is no such file.
-        DamagedCheckpointError: the file is truncated or altered, or no checkpoint.
-    """
-    _require_file(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _refuse_bombs(archive, path)
-            broken = archive.testzip()
-    except Exception as error:  # whatever zipfile says of bytes that mean nothing
-        raise DamagedCheckpointError(
-            f"{str(path)!r} is not a whole checkpoint: {error}. It was truncated or is another "
-            f"kind of file; use an earlier checkpoint."
-        ) from error
-    if broken is not None:
-        raise DamagedCheckpointError(
-            f"{str(path)!r} is damaged: the checksum of its record {broken!r} does not match. Use "
-            f"an earlier checkpoint."
-        )
-
-
-def _refuse_bombs(archive: zipfile.ZipFile, path: Path) -> None:
-    """Records of a checkpoint are stored as they are, one after the other."""
-    records = archive.infolist()
-    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        raise zipfile.BadZipFile("a record is compressed")
-    if sum(record.file_size for record in records) > path.stat().st_size:
-        raise zipfile.BadZipFile("its records are larger than the file")
-
-
-def read(path: Path, *, map_location: Any = "cpu", mmap: bool = False) -> Any:
-    """The verified content of a file; nothing in it is executed.
-
-    Args:
-        path: the file.
-        map_location: where tensors go, as in ``torch.load``.
-        mmap: read tensors from the file only when they are used.
-
-    Raises:
-        CheckpointNotFoundError: there is no such file.
-        DamagedCheckpointError: the file is truncated, altered, or no checkpoint.
-        UnsafeCheckpointError: it holds something other than tensors and plain types.
-    """
-    verify(path)
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        raise UnsafeCheckpointError(
-            f"{str(path)!r} holds something other than tensors and plain types, which could run "
-            f"code when it is read, so it was not read: {_first_line(error)} Save it again with "
-            f"tensors and plain types only."
-        ) from error
-    except Exception as error:
-        raise DamagedCheckpointError(
-            f"{str(path)!r} cannot be read as a checkpoint: {_first_line(error)} Use an earlier "
-            f"checkpoint."
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".") + "."
-
-
-def _require_file(path: Path) -> None:
-    if path.is_dir():
-        raise CheckpointError(f"{str(path)!r} is a folder: name a file in it.")
-    if not path.exists():
-        raise CheckpointNotFoundError(f"there is no file {str(path)!r}: check the path.")
-    if not path.is_file():  # opening a pipe or a device could wait for ever
-        raise CheckpointError(f"{str(path)!r} is not an ordinary file: check the path.")

@@ -7,12 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fitkit.checkpointing import discovery, files, schema
+from fitkit.checkpointing import archive, schema
+from fitkit.checkpointing.metadata import Metadata, read_metadata
 from fitkit.checkpointing.plain import from_plain
 from fitkit.core.errors import DamagedCheckpointError
 
 if TYPE_CHECKING:
     from fitkit.nn_handler import NNHandler
+
+__all__ = [
+    "Metadata",
+    "initialize_from_checkpoint",
+    "load",
+    "provide_handler_class",
+    "read_metadata",
+    "read_state",
+    "read_weights",
+]
 
 # The facade stands above this module, so it introduces itself instead of being imported.
 _handler_class: list[type[NNHandler]] = []
@@ -49,11 +60,13 @@ def read_state(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file cannot be used.
     """
-    return discovery.read_full(Path(path))
+    return schema.validate(archive.read(Path(path)), path)
 
 
 def read_weights(path: str | Path, *, averaged: bool = True) -> dict[str, Any]:
     """The model's weights in a full checkpoint, in a weights file, or in a bare state dict.
+
+    They stay in the file until they are used: copy what must outlive a change of it.
 
     Args:
         path: the file.
@@ -62,7 +75,7 @@ def read_weights(path: str | Path, *, averaged: bool = True) -> dict[str, Any]:
     Raises:
         CheckpointError: the file cannot be used.
     """
-    state = files.read(Path(path))
+    state = archive.read(Path(path), mmap=True)
     if schema.is_full(state):
         state = schema.validate(state, path)
         average = state["ema_state_dict"]

@@ -6,11 +6,11 @@ import glob
 import re
 import string
 import warnings
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fitkit.core.errors import ConfigurationError, listed
+from fitkit.core.errors import CheckpointError, ConfigurationError, listed
 
 _UNSAFE = re.compile(r'[\x00-\x1f<>:"|?*\\/]')
 
@@ -117,3 +117,24 @@ def clean_name(name: str) -> str:
 def with_extension(name: str, extension: str = ".pth") -> str:
     """The name with the extension appended if it does not end with it."""
     return name if name.endswith(extension) else f"{name}{extension}"
+
+
+def require_inside(names: Iterable[Any], owner: str) -> None:
+    """Fail unless each name in a saved state, if it is one, stays in its owner's folder.
+
+    Raises:
+        CheckpointError: one does not; files of these names would be written and removed.
+    """
+    for name in names:
+        if name is not None and not _is_inside(name):
+            raise CheckpointError(
+                f"the saved state of callback {owner!r} names the file {name!r}, which is outside "
+                f"its folder: the checkpoint was altered, use another."
+            )
+
+
+def _is_inside(name: Any) -> bool:
+    if not isinstance(name, str) or not name or "\\" in name or "\0" in name:
+        return False
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and not Path(name).drive

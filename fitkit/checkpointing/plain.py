@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any
@@ -19,7 +19,10 @@ from torch import Tensor
 
 from fitkit.core.errors import CheckpointError
 
+Place = Callable[[Tensor], Tensor]
+
 TAG = "__fitkit__"
+DEEPEST = 100  # levels of containers
 _ATOMS = (type(None), bool, int, float, complex, str, bytes)
 _ARRAY_TYPES = frozenset(
     f"{kind}{bits}"
@@ -35,45 +38,87 @@ _ARRAY_TYPES = frozenset(
 _TORCH_ATOMS = (torch.dtype, torch.device, torch.Size)
 
 
-def to_plain(value: Any, path: str = "state") -> Any:
+def to_plain(value: Any, name: str = "state", place: Place = lambda tensor: tensor) -> Any:
     """``value`` with every leaf a tensor or a plain type.
 
     Args:
         value: what is to be saved; it is not changed.
-        path: where it stands, for the error.
+        name: what it is called in the error.
+        place: gives what stands for each tensor; by default the tensor itself, live.
 
     Raises:
-        CheckpointError: a leaf is of another type; the sentence names its path.
+        CheckpointError: a leaf is of another type, or it is nested too deep; the sentence says
+            where.
     """
-    if type(value) is bytes and value == b"":  # pickled as a call, which no reader allows
-        return {TAG: "bytes", "text": ""}
-    if type(value) in _ATOMS or isinstance(value, _TORCH_ATOMS):
-        return value
+    try:
+        return _plain(value, DEEPEST, place)
+    except _UnsavableError as error:
+        raise CheckpointError(f"{name}{error.path} {error}") from None
+
+
+class _UnsavableError(Exception):
+    """What a leaf is that a checkpoint cannot hold; ``path`` grows on the way out of containers."""
+
+    path = ""
+
+
+def _plain(value: Any, depth: int, place: Place) -> Any:
+    """``value`` in at most ``depth`` levels."""
+    kind = type(value)
+    if kind in _ATOMS:
+        # an empty one is pickled as a call, which no reader allows
+        return {TAG: "bytes", "text": ""} if kind is bytes and not value else value
     if isinstance(value, Tensor):
         # a subclass, or attributes of a tensor, could not be loaded again
         plain = value.detach()
-        return plain if type(plain) is Tensor else plain.as_subclass(Tensor)
-    if isinstance(value, dict) and type(value) in (dict, OrderedDict, Counter):
-        return _plain_dict(value, path)
-    if type(value) in (list, tuple):
-        return type(value)(to_plain(item, f"{path}[{i}]") for i, item in enumerate(value))
-    return _tagged(value, path)
+        plain = plain if type(plain) is Tensor else plain.as_subclass(Tensor)
+        return place(plain.contiguous() if _is_expanded(plain) else plain)
+    if kind in (dict, OrderedDict, Counter):
+        return _plain_dict(value, depth, place)
+    if kind in (list, tuple):
+        return kind(_plain_items(enumerate(value), depth, place))
+    if isinstance(value, _TORCH_ATOMS):
+        return value
+    return _tagged(value, depth, place)
 
 
-def _plain_dict(value: dict[Any, Any], path: str) -> Any:
-    plain = {}
-    for key, item in value.items():
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether it is larger than its memory, which readers take for a trap."""
+    if tensor.layout is not torch.strided:
+        return False
+    return tensor.nbytes > tensor.untyped_storage().nbytes()
+
+
+def _plain_items(items: Iterable[tuple[Any, Any]], depth: int, place: Place) -> Iterator[Any]:
+    """The values of a container; an error is told where it is, from the inside out."""
+    if not depth:
+        raise _UnsavableError(
+            f"is nested more than {DEEPEST} levels deep, or contains itself: save what it stands "
+            f"for instead."
+        )
+    here = None
+    try:
+        for key, item in items:
+            here = key
+            yield _plain(item, depth - 1, place)
+    except _UnsavableError as error:
+        error.path = f"[{here!r}]{error.path}"
+        raise
+
+
+def _plain_dict(value: dict[Any, Any], depth: int, place: Place) -> Any:
+    for key in value:
         if not _is_plain_key(key):
-            raise CheckpointError(
-                f"{path} has a key of type {type(key).__name__}, but a checkpoint takes only plain "
-                f"keys (str, int, ...): convert it."
+            raise _UnsavableError(
+                f"has a key of type {type(key).__name__}, but a checkpoint takes only plain keys "
+                f"(str, int, ...): convert it."
             )
-        plain[key] = to_plain(item, f"{path}[{key!r}]")
+    plain = dict(zip(value, _plain_items(value.items(), depth, place), strict=True))
     if isinstance(value, OrderedDict):
         ordered = OrderedDict(plain)
         metadata = getattr(value, "_metadata", None)  # module state dicts carry versions in it
         if metadata is not None:
-            vars(ordered)["_metadata"] = to_plain(metadata, f"{path}._metadata")
+            vars(ordered)["_metadata"] = _plain(metadata, depth, place)
         return ordered
     return Counter(plain) if isinstance(value, Counter) else plain
 
@@ -84,22 +129,21 @@ def _is_plain_key(key: Any) -> bool:
     return type(key) in _ATOMS and not (type(key) is bytes and key == b"")
 
 
-def _tagged(value: Any, path: str) -> Any:
+def _tagged(value: Any, depth: int, place: Place) -> Any:
     if isinstance(value, np.generic):
-        return _plain_scalar(value, path)
+        return _plain_scalar(value, depth, place)
     if isinstance(value, Enum) and isinstance(value.value, _ATOMS):
-        return to_plain(value.value, path)
+        return _plain(value.value, depth, place)
     if type(value) in (np.ndarray, np.memmap) and value.dtype.name in _ARRAY_TYPES:
         native = np.array(value, dtype=value.dtype.newbyteorder("="))
         return {TAG: "ndarray", "data": torch.from_numpy(native), "dtype": str(value.dtype)}
-    if type(value) is set:
-        items = [to_plain(item, path) for item in value]
-        return set(items) if all(map(_is_plain_key, items)) else {TAG: "set", "items": items}
-    if isinstance(value, deque):
-        items = [to_plain(item, f"{path}[{i}]") for i, item in enumerate(value)]
-        return {TAG: "deque", "items": items, "maxlen": value.maxlen}
-    if type(value) is frozenset:
-        return {TAG: "frozenset", "items": [to_plain(item, path) for item in value]}
+    if isinstance(value, (set, frozenset, deque)):
+        items = list(_plain_items(enumerate(value), depth, place))
+        if type(value) is set:
+            return set(items) if all(map(_is_plain_key, items)) else {TAG: "set", "items": items}
+        if isinstance(value, deque):
+            return {TAG: "deque", "items": items, "maxlen": value.maxlen}
+        return {TAG: "frozenset", "items": items}
     if isinstance(value, PurePath):
         return {TAG: "path", "path": value.as_posix()}
     if isinstance(value, datetime.timedelta):
@@ -108,24 +152,22 @@ def _tagged(value: Any, path: str) -> Any:
         return {TAG: "datetime", "iso": value.isoformat()}
     if isinstance(value, range):
         return {TAG: "range", "parts": [value.start, value.stop, value.step]}
-    if isinstance(value, Mapping):
-        return {key: to_plain(item, f"{path}[{key!r}]") for key, item in value.items()}
-    bases: tuple[Any, ...] = (list, tuple, dict, str, int, float)
+    bases: tuple[Any, ...] = (list, tuple, Mapping, str, int, float)
     for base in bases:  # named tuples and other subclasses
         if isinstance(value, base):
-            return to_plain(base(value), path)
-    raise CheckpointError(
-        f"{path} is a {type(value).__module__}.{type(value).__qualname__}, but a checkpoint holds "
-        f"only tensors and plain types (numbers, strings, lists, dicts, ...): save what describes "
-        f"it instead, and rebuild it when the state is loaded."
+            return _plain(dict(value) if base is Mapping else base(value), depth, place)
+    raise _UnsavableError(
+        f"is a {type(value).__module__}.{type(value).__qualname__}, but a checkpoint holds only "
+        f"tensors and plain types (numbers, strings, lists, dicts, ...): save what describes it "
+        f"instead, and rebuild it when the state is loaded."
     )
 
 
-def _plain_scalar(value: np.generic[Any], path: str) -> Any:
+def _plain_scalar(value: np.generic[Any], depth: int, place: Place) -> Any:
     item = value.item()
     if isinstance(item, np.generic):  # of more digits than Python's own types have
         item = complex(value) if isinstance(value, np.complexfloating) else float(value)
-    return to_plain(item, path)
+    return _plain(item, depth, place)
 
 
 _FROM_TAG: dict[str, Callable[[dict[str, Any]], Any]] = {

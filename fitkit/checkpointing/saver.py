@@ -1,45 +1,41 @@
-"""Savers ask; at the end of the event one snapshot is taken, and it serves them all."""
+"""Saver: what ModelCheckpoint and AutoSaver share."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fitkit.checkpointing import files
+from fitkit.checkpointing.cadence import Cadence
+from fitkit.checkpointing.naming import require_inside
+from fitkit.checkpointing.retention import Retention
+from fitkit.checkpointing.save_job import SaveRequest
 from fitkit.core.callback import Callback
-from fitkit.core.errors import Preempted, add_note
+from fitkit.core.errors import CheckpointError, ConfigurationError, Preempted
 
 PREEMPTED_NAME = "preempted.pth"
-
-
-@dataclass(frozen=True)
-class SaveRequest:
-    """A saver's wish for one file.
-
-    Attributes:
-        saver: who asks.
-        path: the file to write.
-        weights_only: only the model's weights, as they were scored.
-        score: the monitored value that led to it, or ``None``.
-        preempted: the process is about to be ended.
-        again: the request was made before a restart, and may have been answered then.
-    """
-
-    saver: Saver
-    path: Path
-    weights_only: bool = False
-    score: float | None = None
-    preempted: bool = False
-    again: bool = False
 
 
 class Saver(Callback):
     """What ModelCheckpoint and AutoSaver share: asking, and remembering what was written.
 
     Files are remembered relative to ``folder``, so that a run's folder can be moved.
+
+    Args:
+        on_error: ``"raise"``: a save that fails ends training with a ``SaveError``; ``"warn"``: it
+            is a warning, and training goes on. In both cases earlier files are whole, and this
+            saver is as it was before.
+        background: write behind training, which waits only for a copy of the state in memory. While
+            one save is under way another may wait; a newer one takes the waiting one's place
+            unless that was a better or a lasting one. ``fit`` returns when all are done.
+        max_overhead: the largest share of wall time, in ``(0, 1)``, that saving may cost.
+
+    Attributes:
+        retention: which files are kept; ``None``: all of them.
+
+    Raises:
+        ConfigurationError: an argument cannot be used.
     """
 
     order = 60
@@ -49,20 +45,40 @@ class Saver(Callback):
         "last_path",
         "last_step",
         "preempted_path",
+        "kept",
         "asked",
         "writing",
         "dropping",
     )
+    # The part of the state that describes files; it is put back when a save fails.
+    planned_fields: ClassVar[tuple[str, ...]] = state_fields
 
-    last_path: str | None = None
-    last_step: int = -1
-    preempted_path: str | None = None
-    # What was asked for and not yet answered, and what the save under way writes and lets go. A
-    # snapshot holds it, so that a resume from one file finishes what was left undone.
-    asked: tuple[tuple[str, float | None, bool], ...] = ()
-    writing: tuple[str, ...] = ()
-    dropping: tuple[str, ...] = ()
     saves_weights_only: bool = False
+
+    def __init__(
+        self,
+        *,
+        on_error: str = "raise",
+        background: bool | None = None,
+        max_overhead: float | None = None,
+    ) -> None:
+        if on_error not in ("raise", "warn"):
+            raise ConfigurationError(f"on_error must be 'raise' or 'warn', received {on_error!r}.")
+        if background not in (None, True, False):
+            raise ConfigurationError(f"background must be True or False, received {background!r}.")
+        self.retention: Retention | None = None
+        self.on_error = on_error
+        self.background = bool(background)
+        self._cadence = None if max_overhead is None else Cadence(max_overhead)
+        self.last_path: str | None = None
+        self.last_step = -1
+        self.preempted_path: str | None = None
+        self.kept: list[list[Any]] = []  # [name, rank] of each file, the oldest first
+        # What was asked for and not yet answered, and what the save under way writes and lets go.
+        # A snapshot holds it, so that a resume from one file finishes what was left undone.
+        self.asked: tuple[dict[str, Any], ...] = ()
+        self.writing: tuple[str, ...] = ()
+        self.dropping: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -74,29 +90,87 @@ class Saver(Callback):
         """``folder``, and those below it that hold files of this saver."""
         return [self.folder]
 
-    def ask(self, path: Path, *, score: float | None = None, preempted: bool = False) -> None:
+    # ---- asking ---------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        path: Path,
+        *,
+        score: float | None = None,
+        logs: Mapping[str, float] | None = None,
+        epochs_done: int | None = None,
+        preempted: bool = False,
+    ) -> None:
         """Ask for ``path`` to be written when all callbacks have heard the current event.
 
         The same file is written at most once per step.
+
+        Args:
+            path: the file.
+            score: the monitored value that led to it.
+            logs: values for ranking.
+            epochs_done: at the end of an epoch, its number from 1.
+            preempted: the process is about to be ended.
         """
-        if (
-            self.last_step == self.handler.state.global_step
-            and self._absolute(self.last_path) == path
-        ):
+        details = {
+            "score": score,
+            "rank": self._rank(logs or {}, at_end=epochs_done is not None),
+            "is_lasting": self.retention is not None and self.retention.is_lasting(epochs_done),
+            "preempted": preempted,
+        }
+        self._request(path, details)
+
+    def _request(self, path: Path, details: dict[str, Any]) -> None:
+        step = self.handler.state.global_step
+        if self.last_step == step and self._absolute(self.last_path) == path:
             return
-        self.asked = (*self.asked, (self._relative(path), score, preempted))
-        self.handler.request_save(
-            SaveRequest(self, path, self.saves_weights_only, score, preempted)
-        )
+        self.asked = (*self.asked, {"name": self._relative(path), **details})
+        self.handler.saves.add(SaveRequest(self, path, step, **details))
+
+    def _rank(self, logs: Mapping[str, float], *, at_end: bool) -> float | None:
+        judge = None if self.retention is None else self.retention.judge
+        if judge is None:
+            return None
+        return judge.read(logs, self.params, self.name) if at_end else logs.get(judge.name)
 
     def ask_again(self) -> None:
         """After a restart, ask for what was asked for, or being written, when the file was made."""
+        step = self.handler.state.global_step
         for name in self.writing:
-            path = self.folder / name
-            self.handler.request_save(SaveRequest(self, path, self.saves_weights_only, again=True))
+            self.handler.saves.add(SaveRequest(self, self.folder / name, step, again=True))
         asked, self.asked = self.asked, ()
-        for name, score, preempted in asked:
-            self.ask(self.folder / name, score=score, preempted=preempted)
+        for details in asked:
+            path = self.folder / details["name"]
+            self._request(path, {key: value for key, value in details.items() if key != "name"})
+
+    def on_exception(self, error: BaseException) -> None:
+        """Before the process is ended, one saver writes where the run stands."""
+        # an event that an error cut short was not heard by all: nobody could resume from it exactly
+        self.handler.saves.withdraw(self)
+        can_resume = isinstance(error, Preempted) and not self.saves_weights_only
+        if can_resume and not len(self.handler.saves):
+            self.ask(self.folder / PREEMPTED_NAME, preempted=True)
+
+    def begin_measuring(self) -> None:
+        """A call of ``fit`` begins; costs are counted from here."""
+        if self._cadence is not None:
+            # optimizers keep up to two values for each weight
+            self._cadence.begin(3 * sum(one.nbytes for one in self.model.parameters()))
+
+    def fits_into_overhead(self) -> bool:
+        """Whether ``max_overhead`` allows a save now."""
+        return self._cadence is None or (self._cadence.is_due and not self.handler.saves.is_busy)
+
+    # ---- what is on disk ------------------------------------------------------------------------
+
+    def planned(self) -> dict[str, Any]:
+        """The part of the state that describes files."""
+        return {name: getattr(self, name) for name in self.planned_fields}
+
+    def put_back(self, planned: Mapping[str, Any]) -> None:
+        """Describe files as ``planned`` was returned."""
+        for name, value in planned.items():
+            setattr(self, name, value)
 
     def plan(self, request: SaveRequest) -> None:
         """Become what this saver is once the file is there.
@@ -107,29 +181,55 @@ class Saver(Callback):
         self.writing = (*self.writing, name)
         self._drop(self.preempted_path)
         self.preempted_path = name if request.preempted else None
-        if not request.preempted:
-            self.last_path = name
-            self.last_step = self.handler.state.global_step
+        if request.preempted:
+            return
+        self.last_path = name
+        self.last_step = request.step
+        if self.retention is None:
+            return
+        self.kept = [entry for entry in self.kept if entry[0] != name]
+        if request.is_lasting:
+            return
+        self.kept = [*self.kept, [name, request.rank]]
+        for obsolete in self.retention.obsolete(self.kept):
+            self._drop(obsolete)
+        self.kept = [entry for entry in self.kept if entry[0] not in self.dropping]
 
     def _drop(self, name: str | None) -> None:
         """Let a file go that this saver wrote, once the new one is durable."""
         if name is not None:
             self.dropping = (*self.dropping, name)
 
-    def finish(self, written: Collection[Path]) -> None:
-        """The files are durable: let go of what is obsolete."""
-        for name in self.dropping:
-            if self.folder / name not in written:
-                files.remove(self.folder / name)
-        self.asked, self.writing, self.dropping = (), (), ()
+    def answered(self, spared: Path | None) -> list[Path]:
+        """What was asked for is on its way.
 
-    def on_exception(self, error: BaseException) -> None:
-        """Before the process is ended, one saver writes where the run stands."""
-        # an event that an error cut short was not heard by all: nobody could resume from it exactly
-        self.handler.withdraw_saves(self)
-        can_resume = isinstance(error, Preempted) and not self.saves_weights_only
-        if can_resume and not self.handler.save_is_requested:
-            self.ask(self.folder / PREEMPTED_NAME, preempted=True)
+        Args:
+            spared: a file that has to stay for now.
+
+        Returns:
+            the files to remove once it is durable.
+        """
+        obsolete = {name: self.folder / name for name in self.dropping}
+        self.asked, self.writing = (), ()
+        self.dropping = tuple(name for name, path in obsolete.items() if path.resolve() == spared)
+        return [path for name, path in obsolete.items() if name not in self.dropping]
+
+    def supersedes(self, newer: SaveRequest, older: SaveRequest) -> bool:
+        """Whether a file that waits to be written is not worth it any more."""
+        judge = None if self.retention is None else self.retention.judge
+        if older.is_lasting or judge is None or older.rank is None:
+            return not older.is_lasting
+        return newer.rank is not None and not judge.is_better(older.rank, newer.rank)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over progress from a checkpoint.
+
+        Raises:
+            CheckpointError: keys are missing or unknown, or a file name would leave the folder;
+                nothing was changed.
+        """
+        require_inside(_names_in(state_dict, self.name), self.name)
+        super().load_state_dict(state_dict)
 
     def _relative(self, path: Path) -> str:
         return Path(os.path.relpath(path, self.folder)).as_posix()
@@ -138,81 +238,17 @@ class Saver(Callback):
         return None if name is None else self.folder / name
 
 
-class SaveQueue:
-    """The requests of one event, and how they become files.
-
-    Args:
-        take_snapshot: the whole state, as it is written.
-        take_weights: the model's weights as they were scored.
-        is_current: whether a file holds the handler's state at the place where it stands now.
-        announce: told each path once it is durable.
-    """
-
-    def __init__(
-        self,
-        take_snapshot: Callable[[], dict[str, Any]],
-        take_weights: Callable[[], dict[str, Any]],
-        is_current: Callable[[Path], bool],
-        announce: Callable[[Path], None],
-    ) -> None:
-        self._take_snapshot = take_snapshot
-        self._take_weights = take_weights
-        self._is_current = is_current
-        self._announce = announce
-        self._requests: list[SaveRequest] = []
-
-    def __len__(self) -> int:
-        return len(self._requests)
-
-    def add(self, request: SaveRequest) -> None:
-        """Take a request; ``settle`` answers it."""
-        self._requests.append(request)
-
-    def withdraw(self, saver: Saver) -> None:
-        """Forget what ``saver`` has asked for."""
-        self._requests = [request for request in self._requests if request.saver is not saver]
-
-    def settle(self) -> None:
-        """Write what was asked for, then let obsolete files go, then tell everybody.
-
-        Raises:
-            SaveError: a file could not be written; the savers are as they were before they asked.
-        """
-        if not self._requests:
-            return
-        requests, self._requests = self._requests, []
-        for request in requests:
-            request.saver.asked = ()
-        before = [(request.saver, request.saver.state_dict()) for request in requests]
-        try:
-            for request in requests:
-                if not request.again:
-                    request.saver.plan(request)
-            written = self._write(requests)
-        except BaseException as error:
-            for saver, state in reversed(before):
-                saver.load_state_dict(state)
-            add_note(error, "the savers' own state is as it was before this save")
-            raise
-        for request in requests:
-            request.saver.finish(written)
-        for path in written:
-            self._announce(path)
-
-    def _write(self, requests: list[SaveRequest]) -> list[Path]:
-        """Each content is serialized once; further names of it are links or copies."""
-        written: list[Path] = []
-        for weights_only, take in ((False, self._take_snapshot), (True, self._take_weights)):
-            same = [r for r in requests if r.weights_only == weights_only]
-            paths = [p for p in dict.fromkeys(r.path for r in same) if p not in written]
-            here = [
-                r.path for r in same if r.again and not weights_only and self._is_current(r.path)
-            ]
-            missing = [path for path in paths if path not in here]
-            if missing and not here:
-                files.write(take(), missing[0])
-                here = [missing.pop(0)]
-            for path in missing:
-                files.duplicate(here[0], path)
-            written += paths
-        return written
+def _names_in(state: Mapping[str, Any], owner: str) -> list[Any]:
+    """The file names in a saved state: a file decides on them."""
+    try:
+        return [
+            *(state.get(key) for key in ("last_path", "preempted_path", "best_path")),
+            *(entry["name"] for entry in state.get("asked", ())),
+            *(name for name, _ in state.get("kept", ())),
+            *state.get("writing", ()),
+            *state.get("dropping", ()),
+        ]
+    except (TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"the saved state of callback {owner!r} cannot be read: {error!r}."
+        ) from error

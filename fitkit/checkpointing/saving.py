@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitkit.checkpointing import files
+from fitkit.checkpointing import archive, files
 from fitkit.checkpointing.plain import to_plain
 from fitkit.core.errors import CheckpointError, did_you_mean, listed
 
@@ -67,7 +67,7 @@ def save_multi_from_single(path: str | Path, keys_to_save: Sequence[str] | None 
         CheckpointError: the file cannot be used, or a key is not in it; nothing was written.
         SaveError: a file could not be written.
     """
-    state = files.read(Path(path))
+    state = archive.read(Path(path), mmap=True)
     if not isinstance(state, dict):
         raise CheckpointError(f"{str(path)!r} holds a {type(state).__name__}, not named parts.")
     for part_path, content in _parts(state, Path(path), keys_to_save).items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class FitkitError(Exception):
@@ -42,7 +43,15 @@ class UnsafeCheckpointError(DamagedCheckpointError):
 
 
 class SaveError(CheckpointError, OSError):
-    """A checkpoint that could not be written; every earlier file is as it was."""
+    """A checkpoint that could not be written; every earlier file is as it was.
+
+    Attributes:
+        path: the file, if it is known.
+    """
+
+    def __init__(self, message: str, path: Path | None = None) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class Preempted(SystemExit):

@@ -32,6 +32,10 @@ def fit(run: FitRun) -> None:
         errors.append(error)
         errors += run.callbacks.fire_to_all(Event.EXCEPTION, error)
     errors += run.callbacks.fire_to_all(Event.TRAIN_END, _epoch_logs(run))
+    try:
+        run.finish()
+    except BaseException as error:  # noqa: BLE001  as above
+        errors.append(error)
     # an interrupt is answered with the history: what failed after it must not end with it
     errors = [error for error in errors if not isinstance(error, KeyboardInterrupt)] or errors
     if errors:

@@ -80,6 +80,7 @@ class FitRun(EvaluationRun):
         last_step: value of ``state.global_step`` at which this call is complete, or ``None``.
         learning_rate: the learning rate in use.
         recover: after a resume, finishes what was under way when the checkpoint was made.
+        finish: brings to an end what is still under way behind training.
     """
 
     step: TrainStep
@@ -91,6 +92,7 @@ class FitRun(EvaluationRun):
     last_step: int | None
     learning_rate: Callable[[], float | None]
     recover: Callable[[], None]
+    finish: Callable[[], None]
 
     def progress(self) -> dict[str, Any]:
         """Where the run stands, with what has been added up inside the epoch."""

@@ -16,6 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fitkit.core.errors import CheckpointError
+
+_WORDS_OF_NUMPY = 624  # of the Mersenne Twister's state
+
 
 def derive_seed(*key: int | str) -> int:
     """A seed in ``[0, 2**63)`` that is a function of ``key`` alone.
@@ -98,6 +102,11 @@ def _as_plain(state: HostState) -> dict[str, Any]:
 
 def _from_plain(state: dict[str, Any]) -> HostState:
     saved = state["numpy"]
+    if not 0 <= saved["position"] <= _WORDS_OF_NUMPY:  # NumPy would read past its memory
+        raise CheckpointError(
+            f"the state of NumPy's random stream has position {saved['position']}, outside 0 to "
+            f"{_WORDS_OF_NUMPY}: the checkpoint was altered, use another."
+        )
     numpy_state = (
         saved["name"],
         saved["key"].cpu().numpy().astype(np.uint32),

@@ -13,7 +13,7 @@ from torch import nn
 
 import fitkit
 from fitkit import AutoSaver, ConfigurationError, ModelCheckpoint, MonitorError, SaveError
-from fitkit.checkpointing import files
+from fitkit.checkpointing import archive, files
 
 DATA = (torch.zeros(10, 2), torch.zeros(10, 1))
 
@@ -203,7 +203,7 @@ def test_everybody_hears_of_a_saved_file_when_it_is_there(tmp_path):
 
     class Hears(fitkit.Callback):
         def on_checkpoint_saved(self, path, logs):
-            files.read(fitkit.checkpointing.files.Path(path))
+            archive.read(fitkit.checkpointing.files.Path(path))
             heard.append(os.path.basename(path))
 
     run([Hears(), ModelCheckpoint(tmp_path / "a.pth"), ModelCheckpoint(tmp_path / "b.pth")], 1)
@@ -379,14 +379,14 @@ def test_overwriting_removes_the_old_file_after_the_new_one_is_durable(tmp_path,
     order = []
     real_write, real_remove = files.write, files.remove
 
-    def write(content, path):
-        real_write(content, path)
+    def write(content, path, also):
+        real_write(content, path, also)
         order.append(("written", path.name))
 
     def remove(path):
         assert path.exists()
         order.append(("removed", path.name))
-        real_remove(path)
+        return real_remove(path)
 
     monkeypatch.setattr(files, "write", write)
     monkeypatch.setattr(files, "remove", remove)
@@ -585,7 +585,7 @@ def test_a_full_disk_leaves_files_and_savers_as_they_were(small_disk):
     for saver, before in zip(savers, fills.before, strict=True):
         assert saver.state_dict() == before
     for path in fills.files:
-        files.verify(path)
+        archive.verify(path)
     # and the same run goes on once there is room
     savers = [
         ModelCheckpoint(small_disk / "{epoch}.pth", "loss", max_to_keep=1),
@@ -599,11 +599,11 @@ def test_a_failed_save_can_be_tried_again_with_the_same_savers(tmp_path, monkeyp
     saver = ModelCheckpoint(tmp_path / "{epoch}.pth", "loss", save_best_only=True)
     real, failures = files.write, []
 
-    def write(content, path):
+    def write(content, path, also):
         if not failures:
             failures.append(path)
-            raise SaveError(f"could not save to {path}")
-        real(content, path)
+            raise SaveError(f"could not save to {path}", path)
+        real(content, path, also)
 
     monkeypatch.setattr(files, "write", write)
     handler = make()
@@ -625,7 +625,7 @@ def test_the_second_name_of_a_file_fails(tmp_path):
         run(savers, 1)
     assert [saver.last_path for saver in savers] == [None, None]
     assert sorted(names(tmp_path)) == ["a.pth", "b.pth"]
-    files.verify(tmp_path / "a.pth")
+    archive.verify(tmp_path / "a.pth")
 
 
 def test_trial_runs_write_nothing(tmp_path):

@@ -1,0 +1,82 @@
+"""BackgroundWriter: files are written behind training, one at a time."""
+
+from __future__ import annotations
+
+import threading
+from typing import Protocol
+
+
+class Job(Protocol):
+    """What can be written behind training."""
+
+    error: BaseException | None
+
+    def run(self) -> None:
+        """Write; what goes wrong is left in ``error``."""
+
+
+class BackgroundWriter:
+    """One job is under way and one more may wait; a thread lives only as long as there are jobs.
+
+    A job that failed holds up the one that waits, which was made in the belief that the other would
+    succeed, until it is collected.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._under_way: Job | None = None
+        self._waiting: Job | None = None
+        self._done: list[Job] = []
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job is under way."""
+        return self._under_way is not None
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a job is done that ``collect`` has not returned yet."""
+        return bool(self._done)
+
+    def submit(self, job: Job) -> None:
+        """Write ``job`` as soon as the one under way is done; there must be none that waits."""
+        with self._changed:
+            if self._under_way is not None or any(one.error is not None for one in self._done):
+                self._waiting = job
+                return
+            self._under_way = job
+        threading.Thread(target=self._work, args=(job,), name="fitkit-save").start()
+
+    def _work(self, job: Job | None) -> None:
+        while job is not None:
+            job.run()
+            with self._changed:
+                self._done.append(job)
+                following = None if job.error is not None else self._waiting
+                if following is not None:
+                    self._waiting = None
+                job = self._under_way = following
+                self._changed.notify_all()
+
+    def take_waiting(self) -> Job | None:
+        """Take the job that waits away, if there is one."""
+        with self._changed:
+            waiting, self._waiting = self._waiting, None
+            return waiting
+
+    def collect(self) -> list[Job]:
+        """The jobs that are done since the last call, in order."""
+        with self._changed:
+            done, self._done = self._done, []
+            return done
+
+    def wait_for_one(self) -> None:
+        """Wait until the job that is under way now is done."""
+        with self._changed:
+            job = self._under_way
+            self._changed.wait_for(lambda: self._under_way is not job or job is None)
+
+    def wait(self) -> None:
+        """Wait until no job is under way."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._under_way is None)

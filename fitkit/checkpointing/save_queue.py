@@ -1,0 +1,259 @@
+"""SaveQueue: savers ask; at the end of the event one snapshot is taken, and it serves them all."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fitkit.checkpointing import files
+from fitkit.checkpointing.background import BackgroundWriter
+from fitkit.checkpointing.cadence import SaveLedger
+from fitkit.checkpointing.plain import Place
+from fitkit.checkpointing.save_job import SaveJob, SaveRequest
+from fitkit.checkpointing.saver import Saver
+from fitkit.core.errors import SaveError, add_note
+from fitkit.runtime.host_copy import HostCopies
+
+
+class SaveQueue:
+    """The requests of one event, and how they become files.
+
+    Args:
+        take_snapshot: the whole state, as it is written; given where each live tensor goes.
+        take_weights: the model's weights as they were scored, likewise.
+        is_current: whether a file holds the handler's state at the place where it stands now.
+        announce: told each path once it is durable.
+
+    Attributes:
+        ledger: what saving has cost.
+    """
+
+    def __init__(
+        self,
+        take_snapshot: Callable[[Place], dict[str, Any]],
+        take_weights: Callable[[Place], dict[str, Any]],
+        is_current: Callable[[Path], bool],
+        announce: Callable[[Path], None],
+    ) -> None:
+        self._take_snapshot = take_snapshot
+        self._take_weights = take_weights
+        self._is_current = is_current
+        self._announce = announce
+        self._requests: list[SaveRequest] = []
+        self._writer = BackgroundWriter()
+        self._spare: HostCopies | None = None
+        self._origin: Path | None = None
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        """A call of ``fit`` begins after ``step`` training batches."""
+        now = time.monotonic()
+        self.ledger = SaveLedger(now, now, step)
+
+    def keep_for_now(self, origin: Path) -> None:
+        """Keep the file that a run goes on from until a newer one is durable."""
+        self._origin = origin.resolve()
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a save is under way behind training."""
+        return self._writer.is_busy
+
+    def add(self, request: SaveRequest) -> None:
+        """Take a request; ``settle`` answers it."""
+        self._requests.append(request)
+
+    def withdraw(self, saver: Saver) -> None:
+        """Forget what ``saver`` has asked for."""
+        self._requests = [request for request in self._requests if request.saver is not saver]
+
+    def settle(self) -> None:
+        """Answer what was asked for: write now, or take a copy and write behind training.
+
+        Raises:
+            SaveError: a file could not be written, of this or of an earlier save, and its saver
+                wants that to end training; the savers are as they were before they asked.
+        """
+        if self._writer.has_news:
+            self._collect()
+        if not self._requests:
+            return
+        requests, self._requests = self._requests, []
+        began = time.perf_counter()
+        try:
+            if all(request.may_wait for request in requests):
+                self._start(requests)
+            else:
+                self.wait()
+                self._write_now(requests)
+        finally:
+            self.ledger.blocked_seconds += time.perf_counter() - began
+
+    def wait(self) -> None:
+        """Wait until no save is under way.
+
+        Raises:
+            SaveError: as ``settle``.
+        """
+        while self._writer.is_busy or self._writer.has_news:
+            self._writer.wait()
+            self._collect()
+
+    def finish(self) -> None:
+        """A call of ``fit`` ends: as ``wait``, and the memory of copies is given back.
+
+        Raises:
+            SaveError: as ``settle``.
+        """
+        try:
+            self.wait()
+        finally:
+            self._spare = None
+
+    def let_go(self, saver: Saver) -> None:
+        """Remove what ``saver`` was about to remove when its state was saved."""
+        for path in saver.answered(self._origin):
+            _warn(files.remove(path))
+
+    # ---- now ------------------------------------------------------------------------------------
+
+    def _write_now(self, requests: list[SaveRequest]) -> None:
+        while requests:
+            job = self._plan(requests)
+            self._fill(job, lambda tensor: tensor)
+            job.obsolete = self._obsolete(job)
+            job.run()
+            if job.error is None:
+                self._tell(job)
+                return
+            requests = self._without_failed(job)
+
+    def _plan(self, requests: list[SaveRequest]) -> SaveJob:
+        """Let the savers become what they are once the files are there."""
+        for request in requests:
+            request.saver.asked = ()
+        savers = dict.fromkeys(request.saver for request in requests)
+        job = SaveJob(requests, [(saver, saver.planned()) for saver in savers])
+        try:
+            for request in requests:
+                if not request.again:
+                    request.saver.plan(request)
+        except BaseException:
+            job.put_back()
+            raise
+        return job
+
+    def _fill(self, job: SaveJob, place: Place) -> None:
+        """Take the state that the files are to hold."""
+        job.taken_at = time.monotonic()
+        whole = job.paths(weights_only=False)
+        again = (r.path for r in job.requests if r.again and not r.weights_only)
+        job.here = next((path for path in again if self._is_current(path)), None)
+        try:
+            if whole and job.here is None:
+                job.snapshot = self._take_snapshot(place)
+            if job.paths(weights_only=True):
+                job.weights = self._take_weights(place)
+        except BaseException as error:
+            job.put_back()
+            add_note(error, "the savers' own state is as it was before this save")
+            raise
+
+    def _obsolete(self, job: SaveJob) -> list[Path]:
+        """What may go once the job is done; what the run came from only when there is newer."""
+        spared = None if job.paths(weights_only=False) else self._origin
+        return [path for saver, _ in job.before for path in saver.answered(spared)]
+
+    def _without_failed(self, job: SaveJob) -> list[SaveRequest]:
+        """The requests of a job that failed without those whose file could not be written.
+
+        Raises:
+            BaseException: the error, if it is not one that the savers concerned go on after.
+        """
+        job.put_back()
+        error: Any = job.error
+        path = error.path if isinstance(error, SaveError) else None
+        failed = [one for one in job.requests if one.path == path] or job.requests
+        if path is None or any(one.saver.on_error == "raise" for one in failed):
+            add_note(error, "the savers' own state is as it was before this save")
+            raise error
+        _warn(f"{error} Training goes on, as on_error='warn' says.")
+        return [request for request in job.requests if request not in failed]
+
+    def _tell(self, job: SaveJob) -> None:
+        self.ledger.num_saves += 1
+        if job.paths(weights_only=False):
+            self._origin = None
+            self.ledger.saved_at = job.taken_at
+            self.ledger.saved_step = max(request.step for request in job.requests)
+        for problem in job.problems:
+            _warn(problem)
+        for path in job.written:
+            self._announce(path)
+
+    # ---- behind training ------------------------------------------------------------------------
+
+    def _start(self, requests: list[SaveRequest]) -> None:
+        self._make_room(requests)
+        job = self._plan(requests)
+        job.copies, self._spare = self._spare or HostCopies(), None
+        self._fill(job, job.copies.reserve)
+        job.copies.fetch()
+        job.obsolete = self._obsolete(job)
+        self._writer.submit(job)
+
+    def _make_room(self, requests: list[SaveRequest]) -> None:
+        """One job may wait: a newer one takes its place, or waits for it to begin."""
+        waiting: Any = self._writer.take_waiting()
+        if waiting is None:
+            return
+        if all(
+            any(new.saver is old.saver and new.saver.supersedes(new, old) for new in requests)
+            for old in waiting.requests
+        ):
+            waiting.put_back()
+            self._spare = waiting.copies
+            return
+        self._writer.submit(waiting)
+        self._writer.wait_for_one()
+        self._collect()
+
+    def _collect(self) -> None:
+        """Tell of the saves that are done.
+
+        A job that waits was planned in the belief that the one before would succeed. If that
+        failed, it is planned anew, and its snapshot describes the files that there really are.
+        """
+        jobs: list[Any] = self._writer.collect()
+        for job in jobs:
+            self.ledger.behind_seconds += job.seconds
+            if job.error is None:
+                self._spare = job.copies
+                self._tell(job)
+                continue
+            waiting: Any = self._writer.take_waiting()
+            if waiting is not None:
+                waiting.put_back()
+            rest = [(job, self._without_failed(job))]
+            if waiting is not None:
+                rest.append((waiting, waiting.requests))
+            for old, requests in rest:
+                if requests:
+                    self._writer.submit(self._plan_again(old, requests))
+
+    def _plan_again(self, old: SaveJob, requests: list[SaveRequest]) -> SaveJob:
+        job = self._plan(requests)
+        job.take_over(old)
+        job.obsolete = self._obsolete(job)
+        return job
+
+
+def _warn(sentence: str | None) -> None:
+    if sentence is not None:
+        warnings.warn(sentence, RuntimeWarning, stacklevel=2)
