@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping
@@ -51,13 +52,18 @@ def describe_loss(handler: HandlerView) -> dict[str, Any] | None:
     if loss is None or type(loss.function).__module__ != _TORCH_LOSSES:
         return None
     module = loss.function
-    names = inspect.signature(type(module)).parameters
+    names = _parameters_of(type(module))  # type: ignore[arg-type]  # types are hashable
     return {
         "class": name_of(type(module)),
         "kwargs": {name: getattr(module, name) for name in names if hasattr(module, name)},
         "pass_epoch": loss.pass_epoch,
         "call_kwargs": _plain_kwargs(Described(type(module), loss.kwargs)),
     }
+
+
+@functools.cache
+def _parameters_of(cls: type[Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(cls).parameters)
 
 
 def build_kwargs(state: Mapping[str, Any], part: str) -> dict[str, Any]:

@@ -16,14 +16,19 @@ class Job(Protocol):
 
 
 class BackgroundWriter:
-    """One job is under way and one more may wait; a thread lives only as long as there are jobs.
+    """One job is under way and one more may wait.
 
     A job that failed holds up the one that waits, which was made in the belief that the other would
-    succeed, until it is collected.
+    succeed, until it is collected. The thread ends when it is told to, or when there is nothing to
+    do for a while, so that no program waits for it in vain.
     """
+
+    IDLE_SECONDS = 1.0
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closing = False
         self._under_way: Job | None = None
         self._waiting: Job | None = None
         self._done: list[Job] = []
@@ -45,17 +50,28 @@ class BackgroundWriter:
                 self._waiting = job
                 return
             self._under_way = job
-        threading.Thread(target=self._work, args=(job,), name="fitkit-save").start()
+            if self._thread is None:
+                self._closing = False
+                self._thread = threading.Thread(target=self._work, name="fitkit-save")
+                self._thread.start()
+            self._changed.notify_all()
 
-    def _work(self, job: Job | None) -> None:
-        while job is not None:
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._under_way is not None or self._closing, self.IDLE_SECONDS
+                )
+                job = self._under_way
+                if job is None:
+                    self._thread = None
+                    return
             job.run()
             with self._changed:
                 self._done.append(job)
-                following = None if job.error is not None else self._waiting
-                if following is not None:
-                    self._waiting = None
-                job = self._under_way = following
+                self._under_way = None
+                if job.error is None:
+                    self._under_way, self._waiting = self._waiting, None
                 self._changed.notify_all()
 
     def take_waiting(self) -> Job | None:
@@ -80,3 +96,11 @@ class BackgroundWriter:
         """Wait until no job is under way."""
         with self._changed:
             self._changed.wait_for(lambda: self._under_way is None)
+
+    def close(self) -> None:
+        """Let the thread end; a later job starts another."""
+        with self._changed:
+            thread, self._closing = self._thread, True
+            self._changed.notify_all()
+        if thread is not None:
+            thread.join()

@@ -24,6 +24,7 @@ Place = Callable[[Tensor], Tensor]
 TAG = "__fitkit__"
 DEEPEST = 100  # levels of containers
 _ATOMS = (type(None), bool, int, float, complex, str, bytes)
+_SIMPLE = frozenset(_ATOMS) - {bytes}
 _ARRAY_TYPES = frozenset(
     f"{kind}{bits}"
     for kind, sizes in {
@@ -76,7 +77,7 @@ def _plain(value: Any, depth: int, place: Place) -> Any:
     if kind in (dict, OrderedDict, Counter):
         return _plain_dict(value, depth, place)
     if kind in (list, tuple):
-        return kind(_plain_items(enumerate(value), depth, place))
+        return kind(_plain_items(value, depth, place))
     if isinstance(value, _TORCH_ATOMS):
         return value
     return _tagged(value, depth, place)
@@ -89,37 +90,47 @@ def _is_expanded(tensor: Tensor) -> bool:
     return tensor.nbytes > tensor.untyped_storage().nbytes()
 
 
-def _plain_items(items: Iterable[tuple[Any, Any]], depth: int, place: Place) -> Iterator[Any]:
-    """The values of a container; an error is told where it is, from the inside out."""
+def _plain_items(items: Iterable[Any], depth: int, place: Place) -> Iterator[Any]:
+    """The values of a sequence; an error is told where it is, from the inside out."""
+    _require_room(depth)
+    number = -1
+    try:
+        for number, item in enumerate(items):  # noqa: B007  also told below
+            yield item if type(item) in _SIMPLE else _plain(item, depth - 1, place)
+    except _UnsavableError as error:
+        error.path = f"[{number}]{error.path}"
+        raise
+
+
+def _require_room(depth: int) -> None:
     if not depth:
         raise _UnsavableError(
             f"is nested more than {DEEPEST} levels deep, or contains itself: save what it stands "
             f"for instead."
         )
-    here = None
-    try:
-        for key, item in items:
-            here = key
-            yield _plain(item, depth - 1, place)
-    except _UnsavableError as error:
-        error.path = f"[{here!r}]{error.path}"
-        raise
 
 
 def _plain_dict(value: dict[Any, Any], depth: int, place: Place) -> Any:
+    _require_room(depth)
+    plain: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
+    key = None
     for key in value:
-        if not _is_plain_key(key):
+        if type(key) is not str and not _is_plain_key(key):
             raise _UnsavableError(
                 f"has a key of type {type(key).__name__}, but a checkpoint takes only plain keys "
                 f"(str, int, ...): convert it."
             )
-    plain = dict(zip(value, _plain_items(value.items(), depth, place), strict=True))
+    try:
+        for key, item in value.items():
+            plain[key] = item if type(item) in _SIMPLE else _plain(item, depth - 1, place)
+    except _UnsavableError as error:
+        error.path = f"[{key!r}]{error.path}"
+        raise
     if isinstance(value, OrderedDict):
-        ordered = OrderedDict(plain)
         metadata = getattr(value, "_metadata", None)  # module state dicts carry versions in it
         if metadata is not None:
-            vars(ordered)["_metadata"] = _plain(metadata, depth, place)
-        return ordered
+            vars(plain)["_metadata"] = _plain(metadata, depth, place)
+        return plain
     return Counter(plain) if isinstance(value, Counter) else plain
 
 
@@ -138,7 +149,7 @@ def _tagged(value: Any, depth: int, place: Place) -> Any:
         native = np.array(value, dtype=value.dtype.newbyteorder("="))
         return {TAG: "ndarray", "data": torch.from_numpy(native), "dtype": str(value.dtype)}
     if isinstance(value, (set, frozenset, deque)):
-        items = list(_plain_items(enumerate(value), depth, place))
+        items = list(_plain_items(value, depth, place))
         if type(value) is set:
             return set(items) if all(map(_is_plain_key, items)) else {TAG: "set", "items": items}
         if isinstance(value, deque):

@@ -106,7 +106,7 @@ class SaveQueue:
             self._collect()
 
     def finish(self) -> None:
-        """A call of ``fit`` ends: as ``wait``, and the memory of copies is given back.
+        """A call of ``fit`` ends: as ``wait``, and thread and memory of copies are given back.
 
         Raises:
             SaveError: as ``settle``.
@@ -114,6 +114,7 @@ class SaveQueue:
         try:
             self.wait()
         finally:
+            self._writer.close()
             self._spare = None
 
     def let_go(self, saver: Saver) -> None:

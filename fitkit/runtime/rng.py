@@ -10,6 +10,7 @@ import hashlib
 import random
 import secrets
 import struct
+from array import array
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,11 @@ def _as_plain(state: HostState) -> dict[str, Any]:
     name, key, position, has_gauss, gauss = state[1]
     return {
         # one tensor instead of 625 numbers, which would take longer to pickle than a small model
-        "python": {"version": version, "state": torch.tensor(words), "gauss": gauss_next},
+        "python": {
+            "version": version,
+            "state": torch.frombuffer(array("q", words), dtype=torch.int64),
+            "gauss": gauss_next,
+        },
         "numpy": {
             "name": str(name),
             "key": torch.from_numpy(np.asarray(key, dtype=np.int64)),
