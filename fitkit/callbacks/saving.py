@@ -144,13 +144,18 @@ class ModelCheckpoint(Saver):
         step = self.handler.state.global_step
         if isinstance(self.save_freq, int) and step % self.save_freq == 0:
             self.is_due = True
+            self.handler.saves.meet()
+        elif self.handler.saves.is_invited:
+            self.handler.saves.meet()
         if self.every_n_seconds is not None:
             self.is_due = self.is_due or time.monotonic() - self._saved_at >= self.every_n_seconds
         if self._cadence is not None:
             self._cadence.count_batch(self.handler.saves)
             self.is_due = self.is_due or self.fits_into_overhead()
         if self.is_due and not self.handler.state.stopped_non_finite:
-            self._save_within_epoch(batch, logs)
+            self.handler.saves.wish()
+            if self.handler.saves.is_meeting:
+                self._save_within_epoch(batch, logs)
 
     def _save_within_epoch(self, batch: int, logs: Logs) -> None:
         score = None
@@ -172,6 +177,7 @@ class ModelCheckpoint(Saver):
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """The trigger by epochs, and batch triggers that wait for a value of validation."""
+        self.handler.saves.meet()
         if self.handler.state.stopped_non_finite:
             return
         score = None

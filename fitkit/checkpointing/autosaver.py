@@ -77,6 +77,7 @@ class AutoSaver(Saver):
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Save if this epoch is due."""
+        self.handler.saves.meet()
         last_epoch = self.params["last_epoch"]
         is_last = self.handler.state.stopping or epoch + 1 >= last_epoch
         if self.save_interval != -1 and not self.params.get("save_on_last_epoch", True):
@@ -85,6 +86,7 @@ class AutoSaver(Saver):
 
     def on_train_end(self, logs: Logs) -> None:
         """Save the last epoch if it was only known to be the last after its end."""
+        self.handler.saves.meet()
         state = self.handler.state
         if self.save_interval == -1 and state.stopping and state.epoch > self.params["first_epoch"]:
             self.save_if_due(state.epoch - 1, is_last=True, logs=logs)

@@ -29,7 +29,12 @@ class SaveQueue:
 
     Attributes:
         ledger: what saving has cost.
+        wishes_to_meet: a saver would save if all processes were there.
+        is_invited: all will be there at the end of the next batch.
     """
+
+    wishes_to_meet = False
+    is_invited = False
 
     def __init__(
         self,
@@ -64,6 +69,20 @@ class SaveQueue:
     def is_busy(self) -> bool:
         """Whether a save is under way behind training."""
         return self._writer.is_busy
+
+    @property
+    def is_meeting(self) -> bool:
+        """Whether a save can be answered at the end of this event; one process always can."""
+        return True
+
+    def meet(self) -> None:
+        """All processes are there at the end of this event; called on each."""
+
+    def wish(self) -> None:
+        """A saver of this process would save if all were there."""
+
+    def invite(self) -> None:
+        """All processes will be there at the end of the next batch."""
 
     def add(self, request: SaveRequest) -> None:
         """Take a request; ``settle`` answers it."""

@@ -148,6 +148,8 @@ class Saver(Callback):
         # an event that an error cut short was not heard by all: nobody could resume from it exactly
         self.handler.saves.withdraw(self)
         can_resume = isinstance(error, Preempted) and not self.saves_weights_only
+        if can_resume:  # every process has the same signal
+            self.handler.saves.meet()
         if can_resume and not len(self.handler.saves):
             self.ask(self.folder / PREEMPTED_NAME, preempted=True)
 

@@ -40,4 +40,5 @@ def auto_save_epoch(
                 save_on_last_epoch or callback.save_interval == -1
             )
             callback.save_if_due(epoch, is_last=is_last, logs=logs)
+    nn_handler.saves.meet()
     nn_handler.saves.settle()

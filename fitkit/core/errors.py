@@ -54,6 +54,20 @@ class SaveError(CheckpointError, OSError):
         self.path = path
 
 
+class RankError(FitkitError, RuntimeError):
+    """Another process of the run failed, so this one cannot go on.
+
+    Attributes:
+        rank: the process that failed.
+        told: what it raised, as text.
+    """
+
+    def __init__(self, rank: int, told: str) -> None:
+        super().__init__(f"the process of rank {rank} failed: {told}. Look at what it logged.")
+        self.rank = rank
+        self.told = told
+
+
 class Preempted(SystemExit):
     """The process was asked to end (SIGTERM); its exit code is 128 plus the signal's number."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -89,12 +89,29 @@ class Stateful(Protocol):
         ...
 
 
+class Share(NamedTuple):
+    """This process's part of a batch that several processes share.
+
+    Attributes:
+        own: samples that this process counts; 0 for a batch that only keeps it in step.
+        total: samples of all processes.
+    """
+
+    own: int
+    total: int
+
+
 class BatchSource(Protocol):
     """Batches whose position can be saved: what the loop reads from."""
 
     @property
     def num_batches(self) -> int | None:
         """Batches of one pass, or ``None`` where that cannot be known."""
+        ...
+
+    @property
+    def share(self) -> Share | None:
+        """Of the batch that ``iterate`` gave last; ``None`` if one process has it all."""
         ...
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
