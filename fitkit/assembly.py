@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset
@@ -156,7 +157,7 @@ def _forward(
     state = handler.state
     return Forward(
         model=parts.model,
-        place=lambda batch: to_device(batch, parts.device),
+        place=partial(to_device, device=parts.device),
         split=make_split(parts.model_type),
         call=call_model,
         loss=None if parts.loss is None else parts.loss.bound(lambda: state.epoch),
@@ -191,6 +192,7 @@ def _source(
         dtype=floating_dtype(handler.module),
         training=training,
         in_order=in_order,
+        device=handler.device,
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from fitkit.core.callback import Callback
 from fitkit.core.checks import require_count
 from fitkit.core.logs import Logs
+from fitkit.runtime.device import is_on_host
 
 
 class TerminateOnNaN(Callback):
@@ -41,7 +42,7 @@ class TerminateOnNaN(Callback):
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Look at the loss, or keep it in mind."""
         loss: Any = logs.raw("loss")
-        if not isinstance(loss, Tensor) or loss.device.type == "cpu":
+        if not isinstance(loss, Tensor) or is_on_host(loss):
             value = float(loss)
             if not math.isfinite(value):
                 self._stop(f"the training loss is {value} in batch {batch + 1}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from typing import Any
 
 from fitkit.core.callback import Callback
@@ -14,6 +15,7 @@ from fitkit.core.logs import Logs
 __all__ = ["CallbackList", "Event"]
 
 Hook = Callable[..., None]
+Listener = tuple[Callback, Hook]
 
 # Events before which the run's position has moved on, so that a resume does not repeat them.
 _AFTER_PROGRESS = (
@@ -36,8 +38,9 @@ class CallbackList(CallbackStates):
     def __init__(self, callbacks: Iterable[Callback] = ()) -> None:
         super().__init__()
         self._after_event: Callable[[], None] | None = None
-        self._under_way: tuple[Event, tuple[Any, ...], int] | None = None
-        self._table: dict[Event, tuple[tuple[Callback, Hook], ...]] = {}
+        # the event that is heard now, with its arguments and those who have yet to hear it
+        self._under_way: tuple[Event, tuple[Any, ...], Iterator[Listener]] | None = None
+        self._table: dict[Event, tuple[Listener, ...]] = {}
         self._rebuild()
         for callback in callbacks:
             self.add(callback)
@@ -138,16 +141,16 @@ class CallbackList(CallbackStates):
         hooks = self._table[event]
         if not hooks:
             return
-        outer = self._under_way
-        for number, (callback, hook) in enumerate(hooks, 1):
-            self._under_way = (event, args, number)
-            try:
+        outer, waiting = self._under_way, iter(hooks)
+        self._under_way = (event, args, waiting)
+        try:
+            for callback, hook in waiting:  # noqa: B007  the error says whose hook it was
                 hook(*args)
-            except BaseException as error:
-                add_note(error, f"raised by callback {callback.name!r} in {event.value}")
-                raise
-            finally:
-                self._under_way = outer
+        except BaseException as error:
+            add_note(error, f"raised by callback {callback.name!r} in {event.value}")
+            raise
+        finally:
+            self._under_way = outer
         if self._after_event is not None:
             self._after_event()
 
@@ -175,8 +178,8 @@ class CallbackList(CallbackStates):
         """
         if self._under_way is None or self._under_way[0] not in _AFTER_PROGRESS:
             return None
-        event, args, heard = self._under_way
-        waiting = [[c.name, c.identity()] for c, _ in self._table[event][heard:]]
+        event, args, listeners = self._under_way
+        waiting = [[c.name, c.identity()] for c, _ in copy(listeners)]
         plain = [dict(arg) if isinstance(arg, Logs) else arg for arg in args]
         return {"event": event.value, "args": plain, "waiting": waiting} if waiting else None
 

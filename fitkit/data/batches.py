@@ -35,6 +35,8 @@ def split_supervised(batch: Any) -> tuple[Any, Any]:
     Raises:
         DataError: the batch cannot be split that way.
     """
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
     if isinstance(batch, Mapping):
         target_keys = [key for key in TARGET_KEYS if key in batch]
         if len(target_keys) == 1:
@@ -44,8 +46,6 @@ def split_supervised(batch: Any) -> tuple[Any, Any]:
             f"{listed(TARGET_KEYS)}; received the keys {listed(map(str, batch))}. Rename the "
             f"key, or use set_train_step to handle the batch yourself."
         )
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
     raise DataError(
         f"a batch must be (inputs, targets), a pair, or a mapping; received {describe(batch)}. "
         f"For several inputs make the batch ((first, second), targets); for a model without "

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import (
-    ConcatDataset,
     Dataset,
     IterableDataset,
     Subset,
     TensorDataset,
     default_collate,
-    default_convert,
     get_worker_info,
 )
 
 from fitkit.core.errors import DataError
+from fitkit.data.draw_free import collates_draw_free, fetches_batches, is_draw_free
+from fitkit.data.in_memory import rows
 from fitkit.runtime.rng import derive_seed, get_host_state, seed_host_streams, set_host_state
 
 
@@ -48,13 +51,18 @@ class SeededFetch(Dataset[Any]):
         self.dataset = dataset
         self._collate = collate
         self._batched = batched
-        cannot_draw = is_draw_free(dataset) and collate in (default_collate, default_convert)
-        self._draws = not cannot_draw
+        self._epoch = -1
+        self._draws = True
         self._at_once = not batched or fetches_batches(dataset)
+        self._as_rows = batched and collate is default_collate
 
     def __getitem__(self, request: Request) -> Any:
+        if request.epoch != self._epoch:  # between epochs a data set may get other contents
+            self._epoch = request.epoch
+            self._draws = not (is_draw_free(self.dataset) and collates_draw_free(self._collate))
         if not self._draws:
-            return self._collate(self._fetch(request))
+            found = collated_rows(self.dataset, request.indices) if self._as_rows else None
+            return self._collate(self._fetch(request)) if found is None else found
         outside = get_host_state() if get_worker_info() is None else None
         try:
             return self._collate(self._fetch(request))
@@ -68,6 +76,8 @@ class SeededFetch(Dataset[Any]):
             if self._batched:
                 return self.dataset.__getitems__(request.indices)
             return self.dataset[request.indices]
+        if not self._draws:
+            return [self.dataset[index] for index in request.indices]
         samples = []
         for offset, index in enumerate(request.indices):
             self._seed(request, offset)
@@ -80,20 +90,33 @@ class SeededFetch(Dataset[Any]):
             seed_host_streams(derive_seed(request.seed, "sample", request.epoch, position))
 
 
-def is_draw_free(dataset: Any) -> bool:
-    """Whether fetching from ``dataset`` cannot draw random numbers, as far as its type tells."""
-    if type(dataset) is Subset:
-        return is_draw_free(dataset.dataset)
-    if type(dataset) is ConcatDataset:
-        return all(is_draw_free(part) for part in dataset.datasets)
-    return type(dataset) is TensorDataset
+def collated_rows(dataset: Any, indices: Any) -> list[Tensor] | None:
+    """What ``default_collate`` makes of samples of a ``TensorDataset``, by one indexing per tensor.
+
+    Returns:
+        ``None`` where it would not be the same, or where the samples have to be fetched one by one
+        to find out what is wrong with an index.
+    """
+    while type(dataset) is Subset:
+        if type(indices) is not list:
+            return None
+        places = dataset.indices
+        dataset, indices = dataset.dataset, [places[index] for index in indices]
+    is_plain = type(dataset) is TensorDataset and all(map(_is_plain_memory, dataset.tensors))
+    if not is_plain or type(indices) is not list or get_worker_info() is not None:
+        return None
+    index = torch.from_numpy(np.array(indices))
+    if index.dtype is not torch.int64 or index.ndim != 1:
+        return None
+    try:
+        return [rows(tensor, index) for tensor in dataset.tensors]
+    except IndexError:  # out of range, or counted from the end
+        return None
 
 
-def fetches_batches(dataset: Any) -> bool:
-    """Whether ``dataset`` fetches a whole batch at once; ``Subset`` only passes the call on."""
-    if type(dataset) is Subset:
-        return fetches_batches(dataset.dataset)
-    return callable(getattr(dataset, "__getitems__", None))
+def _is_plain_memory(tensor: Tensor) -> bool:
+    is_dense = type(tensor) is Tensor and tensor.layout is torch.strided
+    return is_dense and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
 def require_length(dataset: Any) -> int:

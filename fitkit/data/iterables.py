@@ -58,7 +58,7 @@ class IterableSource:
         self._open_epoch = epoch
         if skipped:
             self._warn_of_replay(skipped)
-        for batch in _drawn_in(streams, iterator):
+        for batch in drawn_in(streams, iterator):
             self._taken += 1
             if skipped:
                 skipped -= 1
@@ -162,7 +162,7 @@ class StatefulSource:
             with self._streams:
                 iterator = iter(self._loader)
         self._open_epoch, self._has_begun = epoch, True
-        yield from _drawn_in(self._streams, iterator)
+        yield from drawn_in(self._streams, iterator)
         self._open_epoch = None
         self._generators.close()
 
@@ -220,7 +220,7 @@ def _length(batches: Any) -> int | None:
         return None
 
 
-def _drawn_in(streams: IsolatedStreams, iterator: Iterator[Any]) -> Iterator[Any]:
+def drawn_in(streams: IsolatedStreams, iterator: Iterator[Any]) -> Iterator[Any]:
     """What ``iterator`` gives, drawn from ``streams``."""
     while True:
         with streams:

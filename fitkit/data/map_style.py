@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
+import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -17,6 +18,7 @@ from torch.utils.data import (
 
 from fitkit.data.fetching import Request, SeededFetch
 from fitkit.data.generators import UserGenerators, announce_epoch
+from fitkit.data.iterables import drawn_in
 from fitkit.data.order import EpochSampler
 from fitkit.runtime.rng import IsolatedStreams, derive_seed
 
@@ -55,7 +57,7 @@ class RequestPlan:
 
     def __iter__(self) -> Iterator[Request]:
         streams = IsolatedStreams(derive_seed(self._seed, "sampler", self._epoch))
-        iterator = _DrawnApart(self._indices, streams, always=self._draws_late)
+        iterator = _drawn_apart(self._indices, streams, always=self._draws_late)
         position = sum(self._size(indices) for indices in islice(iterator, self._start))
         for indices in iterator:
             yield Request(indices, self._seed, self._epoch, position)
@@ -65,25 +67,14 @@ class RequestPlan:
         return len(indices) if self._batched else 1
 
 
-class _DrawnApart:
+def _drawn_apart(
+    indices: Iterable[Any], streams: IsolatedStreams, *, always: bool
+) -> Iterator[Any]:
     """An iteration whose first draw, or every draw, comes from streams of its own."""
-
-    def __init__(self, indices: Iterable[Any], streams: IsolatedStreams, *, always: bool) -> None:
-        self._indices = indices
-        self._streams = streams
-        self._always = always
-        self._iterator: Iterator[Any] | None = None
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        if self._iterator is not None and not self._always:
-            return next(self._iterator)
-        with self._streams:
-            if self._iterator is None:
-                self._iterator = iter(self._indices)
-            return next(self._iterator)
+    with streams:
+        iterator = iter(indices)
+        first = list(islice(iterator, 1))
+    return chain(first, drawn_in(streams, iterator) if always else iterator)
 
 
 class MapStyleSource:
@@ -141,7 +132,27 @@ def _indices_of(loader: DataLoader[Any]) -> Iterable[Any]:
     return loader.sampler if loader.batch_sampler is None else loader.batch_sampler
 
 
-def _fed_by(plan: RequestPlan, loader: DataLoader[Any]) -> DataLoader[Any]:
+class _FetchedHere:
+    """What a DataLoader without workers does with requests, without its detours."""
+
+    def __init__(
+        self, plan: RequestPlan, fetch: SeededFetch, generator: torch.Generator | None
+    ) -> None:
+        self._plan = plan
+        self._fetch = fetch
+        self._generator = generator
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._generator is not None:
+            # a DataLoader draws a seed for its workers, also where it has none, and then the order
+            torch.empty((), dtype=torch.int64).random_(generator=self._generator)
+        return map(self._fetch.__getitem__, self._plan)
+
+
+def _fed_by(plan: RequestPlan, loader: DataLoader[Any]) -> Iterable[Any]:
+    fetch = SeededFetch(loader.dataset, loader.collate_fn, batched=_is_batched(loader))
+    if not loader.num_workers and not loader.pin_memory:
+        return _FetchedHere(plan, fetch, loader.generator)
     options: dict[str, Any] = {}
     if loader.num_workers:
         options = {
@@ -152,7 +163,7 @@ def _fed_by(plan: RequestPlan, loader: DataLoader[Any]) -> DataLoader[Any]:
             "in_order": getattr(loader, "in_order", True),
         }
     return DataLoader(
-        SeededFetch(loader.dataset, loader.collate_fn, batched=_is_batched(loader)),
+        fetch,
         batch_size=None,
         sampler=plan,
         num_workers=loader.num_workers,

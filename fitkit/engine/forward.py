@@ -50,7 +50,7 @@ class Forward:
         _require_scalar(output.loss)
         num_samples = output.num_samples
         if num_samples is None:
-            num_samples = leading_size(batch)
+            num_samples = _num_samples(batch)
         if num_samples == 0:
             raise DataError(
                 f"a batch holds no sample ({_shapes(batch)}): leave empty batches out, for "
@@ -94,6 +94,13 @@ def as_step_output(result: Any) -> StepOutput:
         f"a training step must return the loss (a scalar tensor), a StepOutput or a dict of its "
         f"fields, received {type(result).__name__}."
     )
+
+
+def _num_samples(batch: Any) -> int | None:
+    first = batch[0] if type(batch) in (list, tuple) and batch else batch
+    if type(first) is Tensor and first.ndim:  # the common batch, without a walk
+        return first.shape[0]
+    return leading_size(batch)
 
 
 def _require_scalar(loss: Any) -> None:

@@ -78,7 +78,7 @@ def run_epoch(run: FitRun) -> None:
 
 def train_pass(run: FitRun) -> None:
     """The rest of the epoch's training batches."""
-    state, callbacks = run.state, run.callbacks
+    state, callbacks, step, meters = run.state, run.callbacks, run.step, run.train.meters
     listens_to_ends = callbacks.listens(Event.TRAIN_BATCH_END)
     num_batches = run.train.num_batches
     # an epoch has at least one batch; further ones may be unwanted since before a restart
@@ -87,8 +87,8 @@ def train_pass(run: FitRun) -> None:
         index = state.batch
         callbacks.fire(Event.TRAIN_BATCH_BEGIN, index, EMPTY_LOGS)
         state.mid_step = True
-        output, num_samples = run.step(batch, is_last=index + 1 == num_batches)
-        values = run.train.meters.update(output, num_samples)
+        output, num_samples = step(batch, is_last=index + 1 == num_batches)
+        values = meters.update(output, num_samples)
         state.mid_step = False
         state.advance_batch(num_samples)
         if _steps_are_used_up(run):
@@ -96,15 +96,15 @@ def train_pass(run: FitRun) -> None:
         if listens_to_ends:
             callbacks.fire(Event.TRAIN_BATCH_END, index, Logs(values))
         run.check_signals()
-        if _must_stop(run):
+        if state.stopping:
             break
     if state.batch == 0:
         raise DataError(
             "the training data yields no batch: check that it is not empty, that drop_last does "
             "not drop all of it, and that a generator is not used up by an earlier epoch."
         )
-    run.step.finish()
-    state.epoch_logs = run.train.meters.compute(run.reduce)
+    step.finish()
+    state.epoch_logs = meters.compute(run.reduce)
     state.enter(EpochPhase.VALIDATE)
 
 

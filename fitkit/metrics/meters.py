@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from fitkit.core.errors import CheckpointError, ConfigurationError, DataError, listed
-from fitkit.core.logs import Deferred
 from fitkit.core.types import StepOutput
 from fitkit.metrics.metric import Metric, as_scalar, is_reserved
 from fitkit.metrics.stateful import StatefulMetric, accumulates
-from fitkit.metrics.sums import MetricSums, WeightedMean
+from fitkit.metrics.sums import MeanSums, MetricSums, WeightedMean, sums_of
 
 Meter = WeightedMean | MetricSums | StatefulMetric
 
@@ -35,13 +34,15 @@ class Meters:
         self._meters: dict[str, Meter] = {}
         for name, metric in metrics.items():
             if isinstance(metric, Metric):
-                self._meters[name] = MetricSums(metric)
+                self._meters[name] = sums_of(metric)
             elif accumulates(metric):
                 self._meters[name] = StatefulMetric(name, copy.deepcopy(metric), device)
             else:
                 self._functions[name] = metric
                 self._meters[name] = WeightedMean()
         self._order = list(metrics)
+        means = {name: m for name, m in self._meters.items() if isinstance(m, MeanSums)}
+        self._only_means = means if len(means) == len(self._meters) else {}
         self._extra: dict[str, WeightedMean] = {}
 
     def reset(self) -> None:
@@ -50,7 +51,6 @@ class Meters:
             meter.reset()
         self._extra.clear()
 
-    @torch.no_grad()
     def update(self, output: StepOutput, num_samples: int) -> dict[str, Any]:
         """Add one batch of ``num_samples`` samples.
 
@@ -60,14 +60,23 @@ class Meters:
         loss = output.loss.detach()
         self._loss.add(loss, num_samples)
         batch: dict[str, Any] = {"loss": loss}
-        if output.outputs is not None:
-            for name in self._order:
-                self._update_one(name, output, num_samples, batch)
+        if self._order and output.outputs is not None:
+            self._update_metrics(output, num_samples, batch)
         for name, value in output.logs.items():
             scalar = as_scalar(name, value)
             self._extra_mean(name).add(scalar, num_samples)
             batch[name] = scalar
         return batch
+
+    def _update_metrics(self, output: StepOutput, num_samples: int, batch: dict[str, Any]) -> None:
+        if self._only_means and isinstance(output.outputs, Tensor):
+            outputs = output.outputs.detach()  # cheaper than turning gradients off
+            for name, meter in self._only_means.items():
+                batch[name] = meter.measure(name, outputs, output.targets)
+            return
+        with torch.no_grad():
+            for name in self._order:
+                self._update_one(name, output, num_samples, batch)
 
     def _update_one(
         self, name: str, output: StepOutput, num_samples: int, batch: dict[str, Any]
@@ -78,14 +87,7 @@ class Meters:
             meter.add(value, num_samples)
             batch[name] = value
         elif isinstance(meter, MetricSums):
-            metric, statistics = meter.metric, meter.metric.update(output.outputs, output.targets)
-            if not isinstance(statistics, Tensor) or statistics.ndim != 1:
-                raise DataError(
-                    f"update of metric {name!r} must return a tensor of shape (statistics,), "
-                    f"received {type(statistics).__name__}."
-                )
-            meter.add(statistics)
-            batch[name] = Deferred(lambda: metric.compute(statistics.to(torch.float64)))
+            batch[name] = meter.measure(name, output.outputs, output.targets)
         else:
             meter.update(output.outputs, output.targets)
 

@@ -30,10 +30,12 @@ class Accuracy(MeanMetric):
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """1 where the answer is right."""
-        has_classes = outputs.ndim > 1 and outputs.shape[1] > 1
-        if has_classes and outputs.shape[:1] + outputs.shape[2:] == targets.shape:
+        shape = outputs.shape
+        has_classes = len(shape) > 1 and shape[1] > 1
+        rest = shape[:1] if len(shape) == 2 else shape[:1] + shape[2:]
+        if has_classes and rest == targets.shape:
             return outputs.argmax(dim=1) == targets
-        if has_classes and outputs.shape == targets.shape:
+        if has_classes and shape == targets.shape:
             return outputs.argmax(dim=1) == targets.argmax(dim=1)
         if outputs.numel() == targets.numel():
             return (outputs > self.threshold).reshape(targets.shape) == (targets > 0.5)

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitkit.metrics.metric import Metric
+from fitkit.core.errors import DataError
+from fitkit.core.logs import Deferred
+from fitkit.metrics.metric import MeanMetric, Metric
 
 # Values wait in a list and are added in one operation when so many have come: a step then costs an
 # append, not an addition on the device. Saving keeps the list as it is, so that the order of
@@ -84,10 +86,21 @@ class MetricSums:
         """Begin anew."""
         self._sums = None
 
-    def add(self, statistics: Tensor) -> None:
-        """Add the statistics of one batch."""
+    def measure(self, name: str, outputs: Any, targets: Any) -> Deferred:
+        """Add one batch; its own value, computed when it is read.
+
+        Raises:
+            DataError: the metric does not give a vector.
+        """
+        statistics = self.metric.update(outputs, targets)
+        if not isinstance(statistics, Tensor) or statistics.ndim != 1:
+            raise DataError(
+                f"update of metric {name!r} must return a tensor of shape (statistics,), "
+                f"received {type(statistics).__name__}."
+            )
         statistics = statistics.detach().to(torch.float64)
         self._sums = statistics if self._sums is None else self._sums + statistics
+        return Deferred(lambda: self.metric.compute(statistics))
 
     @property
     def sums(self) -> Tensor | None:
@@ -101,3 +114,73 @@ class MetricSums:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over sums."""
         self._sums = state_dict["sums"]
+
+
+def sums_of(metric: Metric) -> MetricSums:
+    """What adds up ``metric``, by the shorter way where its statistics are those of a mean."""
+    is_mean = getattr(metric.update, "__func__", None) is MeanMetric.update
+    return MeanSums(metric) if is_mean and isinstance(metric, MeanMetric) else MetricSums(metric)
+
+
+class MeanSums(MetricSums):
+    """The summed values of a ``MeanMetric`` and their number, which is counted without the device.
+
+    The sums are those that ``MeanMetric.update`` would give, bit for bit. Values that are true or
+    false are counted, and their counts added when ``FOLD_AFTER`` have come: they are whole numbers,
+    whose sum does not depend on the order.
+    """
+
+    def __init__(self, metric: MeanMetric) -> None:
+        super().__init__(metric)
+        self._values = metric.values
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._total: Tensor | None = None
+        self._number = 0
+        self._counts: list[Tensor] = []
+
+    def measure(self, name: str, outputs: Any, targets: Any) -> Deferred:
+        """Add one batch; its own value, computed when it is read."""
+        values = self._values(outputs, targets).detach()
+        number = values.numel()
+        self._number += number
+        if values.dtype is torch.bool:
+            total = values.count_nonzero()
+            self._counts.append(total)
+            if len(self._counts) >= FOLD_AFTER:
+                self._fold()
+        else:
+            self._fold()
+            total = values.to(torch.float64).sum()
+            self._total = total if self._total is None else self._total + total
+        return Deferred(lambda: self.metric.compute(_pair(total, number)))
+
+    def _fold(self) -> None:
+        if self._counts:
+            count = torch.stack(self._counts).sum().to(torch.float64)
+            self._total = count if self._total is None else self._total + count
+            self._counts = []
+
+    @property
+    def sums(self) -> Tensor | None:
+        """The sum of the values and their number; ``None`` if nothing was added."""
+        self._fold()
+        return None if self._total is None else _pair(self._total, self._number)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums."""
+        return {"sums": self.sums}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over sums."""
+        self.reset()
+        if state_dict["sums"] is not None:
+            self._total, number = state_dict["sums"].unbind()
+            self._number = int(number)
+
+
+def _pair(total: Tensor, number: int) -> Tensor:
+    total = total.to(torch.float64)
+    return torch.stack([total, total.new_tensor(number)])

@@ -50,6 +50,12 @@ def to_device(batch: Any, device: torch.device) -> Any:
     Other leaves that know how to move (``leaf.to(device)``: packed sequences, graphs) are moved
     too; what has no ``to`` stays as it is.
     """
+    if type(batch) in (list, tuple):  # the common case, without a walk: nothing has to move
+        for part in batch:
+            if type(part) is not Tensor or part.device != device:
+                break
+        else:
+            return type(batch)(batch)
     return map_leaves(lambda leaf: _move(leaf, device), batch)
 
 
@@ -57,6 +63,16 @@ def _move(leaf: Any, device: torch.device) -> Any:
     if isinstance(leaf, Tensor):
         return leaf if leaf.device == device else leaf.to(device, non_blocking=True)
     return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
+
+
+def is_on_host(tensor: Tensor) -> bool:
+    """Whether reading ``tensor`` waits for nothing."""
+    return tensor.device.type == "cpu"
+
+
+def reads_pinned_memory(device: torch.device) -> bool:
+    """Whether a copy from pinned memory to ``device`` goes on beside the computation."""
+    return device.type in ("cuda", "xpu")
 
 
 def floating_dtype(module: nn.Module) -> torch.dtype:

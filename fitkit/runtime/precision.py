@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 
 from fitkit.core.errors import ConfigurationError, FitkitError, did_you_mean, listed
 
+_NOTHING = nullcontext()
+
 
 class Precision:
     """Single precision: every method does the plain thing."""
@@ -22,7 +24,7 @@ class Precision:
 
     def forward(self) -> AbstractContextManager[Any]:
         """The context in which the model and the loss run."""
-        return nullcontext()
+        return _NOTHING
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss``."""

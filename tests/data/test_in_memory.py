@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
 from fitkit.core.errors import DataError
+from fitkit.core.tree import iterate_leaves
 from fitkit.data.in_memory import InMemorySource, as_tensors, is_in_memory, take, tensors_of
+from fitkit.data.order import epoch_order
 
 Named = namedtuple("Named", "x y")
 
@@ -195,3 +197,16 @@ def test_only_a_plain_tensor_dataset_is_nothing_but_tensors():
 
     assert tensors_of(TensorDataset(T))[0] is T
     assert tensors_of(Augmented(T)) is None
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("nest", [lambda x: x, lambda x: (x, x), lambda x: {"x": x}])
+def test_batches_have_the_values_and_the_layout_that_indexing_gives(nest, shuffle):
+    images = torch.randn(6, 3, 4, 4)
+    for data in (images, images.contiguous(memory_format=torch.channels_last), images.mT):
+        source = InMemorySource(nest(data), 4, shuffle=shuffle, seed=1)
+        order = epoch_order(6, 1, 2) if shuffle else torch.arange(6)
+        for batch, index in zip(source.iterate(2), order.split(4), strict=True):
+            for found in iterate_leaves(batch):
+                assert torch.equal(found, data[index])
+                assert found.stride() == (data[index] if shuffle else data[:4].clone()).stride()

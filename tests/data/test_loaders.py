@@ -264,3 +264,38 @@ def test_override_replaces_only_what_is_given():
     changed = spec.override(batch_size=5, shuffle=True)
     assert (changed.batch_size, changed.shuffle) == (5, True)
     assert (spec.batch_size, spec.shuffle) == (3, False)
+
+
+# ---- what only speed depends on
+
+
+class Hearing(Squares):
+    def set_epoch(self, epoch):
+        pass
+
+
+def settings_of(data, device, **loader_kwargs):
+    spec = DataSpec(data, loader_kwargs=loader_kwargs)
+    settings = {"seed": 1, "dtype": torch.float32, "training": True}
+    loader = make_source(spec, **settings, device=torch.device(device))._given
+    return loader.pin_memory, loader.persistent_workers
+
+
+def test_loaders_made_for_an_accelerator_pin_memory_and_keep_their_workers():
+    assert settings_of(Squares(), "cpu", num_workers=2) == (False, False)
+    assert settings_of(Squares(), "mps") == (False, False)
+    assert settings_of(Squares(), "cuda") == (True, False)
+    assert settings_of(Squares(), "cuda", num_workers=2) == (True, True)
+    assert settings_of(Hearing(), "cuda", num_workers=2) == (True, False)
+
+
+def test_what_the_user_says_of_them_holds():
+    given = {"num_workers": 2, "pin_memory": False, "persistent_workers": False}
+    assert settings_of(Squares(), "cuda", **given) == (False, False)
+    own = DataLoader(Squares(), 7)
+    spec = DataSpec(own)
+    source = make_source(
+        spec, seed=1, dtype=torch.float32, training=True, device=torch.device("cuda")
+    )
+    assert source._given is own
+    assert not own.pin_memory

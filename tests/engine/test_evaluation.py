@@ -444,3 +444,19 @@ def test_a_callback_of_one_evaluation_is_gone_afterwards(make_handler, make_data
     handler.evaluate(make_data(2))
     assert recorder.count(Event.TEST_END) == heard == 1
     assert recorder not in handler.callbacks
+
+
+def test_evaluation_and_prediction_keep_nothing_for_a_backward_pass(make_handler, make_data):
+    modes = []
+
+    class Asking(nn.Linear):
+        def forward(self, inputs):
+            modes.append(torch.is_inference_mode_enabled())
+            return super().forward(inputs)
+
+    handler = make_handler(Asking(3, 1, dtype=torch.float64))
+    fit(handler, make_data(4), validation_data=make_data(2))
+    assert modes == [False, False, True]
+    handler.evaluate(make_data(2))
+    handler.predict(make_data(2)[0])
+    assert modes[3:] == [True, True]

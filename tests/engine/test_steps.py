@@ -519,3 +519,33 @@ def test_hooks_may_set_gradients_before_the_step(make_handler, make_data, weight
 
     fit(handler, make_data(4), callbacks=[LambdaCallback(on_optimizer_step_begin=ones)])
     torch.testing.assert_close(weights(handler), before - 1.0)
+
+
+# ---- gradients between steps --------------------------------------------------------------------
+
+
+def test_gradients_are_none_between_steps(make_handler, make_data):
+    seen = []
+    handler = make_handler()
+    parameters = list(handler.module.parameters())
+    look = LambdaCallback(
+        on_train_batch_end=lambda batch, logs: seen.extend(p.grad for p in parameters)
+    )
+    fit(handler, make_data(8), callbacks=[look])
+    assert seen == [None] * 4
+
+
+def test_an_optimizer_that_clears_gradients_in_its_own_way_is_asked(make_handler, make_data):
+    cleared = []
+
+    class Own(torch.optim.SGD):
+        def zero_grad(self, set_to_none=True):
+            cleared.append(set_to_none)
+            super().zero_grad(set_to_none)
+
+    fit(make_handler(optimizer=Own), make_data(8))
+    assert cleared[-2:] == [True, True]
+    handler = make_handler()
+    handler.optimizer.zero_grad = lambda set_to_none: cleared.append("patched")
+    fit(handler, make_data(8))
+    assert cleared[-1] == "patched"

@@ -15,6 +15,7 @@ from fitkit import (
     ConfigurationError,
     DataError,
     MeanAbsoluteError,
+    MeanMetric,
     MeanSquaredError,
     Metric,
     R2Score,
@@ -307,3 +308,90 @@ def test_any_object_that_accumulates_is_a_metric():
     other = Meters({"plain": metric}, CPU)
     with pytest.raises(ConfigurationError, match="'plain' has no load_state_dict"):
         other.load_state_dict(meters.state_dict())
+
+
+# ---- means: the short way gives the same bits as the long one
+
+
+def mean_metrics():
+    return {"accuracy": Accuracy(), "top2": TopKAccuracy(k=2), "mse": OneHotError()}
+
+
+class OneHotError(MeanMetric):
+    def values(self, outputs, targets):
+        return (outputs - torch.nn.functional.one_hot(targets, outputs.shape[1])).square()
+
+
+class Long(Metric):
+    """A metric by what it says of itself, without anything known of its class."""
+
+    def __init__(self, inner):
+        self.update, self.compute = inner.update, inner.compute
+
+    update = compute = None
+
+
+Long.__abstractmethods__ = frozenset()
+
+
+@settings(deadline=None, max_examples=12)
+@given(sizes=SIZES, seed=st.integers(0, 1000), cut=st.integers(0, 12), many=st.booleans())
+def test_means_are_bit_for_bit_those_of_their_statistics(sizes, seed, cut, many):
+    sizes = sizes * 12 if many else sizes
+    outputs, targets = scores(sizes, seed)
+    short = Meters(mean_metrics(), CPU)
+    long = Meters({name: Long(metric) for name, metric in mean_metrics().items()}, CPU)
+    parts = list(zip(outputs.split(sizes), targets.split(sizes), strict=True))
+    for number, (x, y) in enumerate(parts):
+        if number == cut:
+            saved = short.state_dict()
+            assert_same(saved, long.state_dict())
+            short = Meters(mean_metrics(), CPU)
+            short.load_state_dict(saved)
+        values = [meters.update(output(x, y), len(x)) for meters in (short, long)]
+        for name in mean_metrics():
+            assert float(values[0][name]()) == float(values[1][name]())
+    assert short.running() == long.running()
+    assert short.compute() == long.compute()
+
+
+def assert_same(one, other):
+    for name in mean_metrics():
+        first, second = one["metrics"][name]["sums"], other["metrics"][name]["sums"]
+        assert (first is None) is (second is None)
+        assert first is None or (torch.equal(first, second) and first.dtype == second.dtype)
+
+
+def test_a_metric_whose_values_change_their_kind_is_added_in_order():
+    class Changing(MeanMetric):
+        def values(self, outputs, targets):
+            return outputs > 0 if len(outputs) == 2 else outputs
+
+    batches = [torch.tensor([1.0, -1.0]), torch.tensor([0.1, 0.2, 0.3])] * 3
+    short, long = Meters({"m": Changing()}, CPU), Meters({"m": Long(Changing())}, CPU)
+    for batch in batches:
+        for meters in (short, long):
+            meters.update(StepOutput(torch.tensor(0.0), batch), len(batch))
+    assert short.compute() == long.compute()
+
+
+def test_a_mean_with_statistics_of_its_own_is_asked_for_them():
+    class Weighted(Accuracy):
+        def update(self, outputs, targets):
+            return 3 * super().update(outputs, targets)
+
+    patched = Accuracy()
+    patched.update = lambda outputs, targets: torch.tensor([1.0, 4.0])
+    meters = Meters({"weighted": Weighted(), "patched": patched}, CPU)
+    meters.update(output(*scores([5], 0)), 5)
+    saved = meters.state_dict()["metrics"]
+    assert saved["weighted"]["sums"][1] == 15
+    assert meters.compute()["patched"] == 0.25
+
+
+def test_means_of_outputs_with_a_graph_carry_none():
+    meters = Meters({"mse": OneHotError()}, CPU)
+    outputs, targets = scores([3], 1)
+    batch = meters.update(output(outputs.requires_grad_(), targets), 3)
+    assert not batch["mse"]().requires_grad
+    assert not meters.state_dict()["metrics"]["mse"]["sums"].requires_grad
