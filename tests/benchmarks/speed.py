@@ -231,6 +231,7 @@ class Arm:
         name: its row in the table.
         train: trains and returns the model.
         reference: the arm whose last loss it must have.
+        is_peer: whether it is another package's, which is left out where it does not run.
         wall: ratio to the plain loop, round by round.
         cpu: the same in processor time.
         loss: the last loss.
@@ -239,6 +240,7 @@ class Arm:
     name: str
     train: Callable[[], nn.Module]
     reference: str = "plain loop"
+    is_peer: bool = False
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     loss: float = float("nan")
@@ -278,7 +280,7 @@ def arms_of(workload: Workload, *, peers: bool) -> list[Arm]:
     arms[-3].reference = arms[-3].name
     if peers:
         for name, train in speed_peers.installed(workload, tensors):
-            arms.append(Arm(name, train))
+            arms.append(Arm(name, train, is_peer=True))
     return arms
 
 
@@ -297,8 +299,15 @@ def timed(train: Callable[[], Any]) -> tuple[float, float, Any]:
 def take_turns(workload: Workload, arms: list[Arm], repeats: int) -> None:
     """Every arm once a round, the plain loop first, in between and last."""
     inputs, targets = workload.data()
-    for arm in arms:  # the first time builds caches, and shows the last loss
-        model = arm.train().eval()
+    for arm in list(arms):  # the first time builds caches, and shows the last loss
+        try:
+            model = arm.train().eval()
+        except Exception as error:
+            if not arm.is_peer:
+                raise
+            say(f"{arm.name} is left out: {type(error).__name__}: {error}")
+            arms.remove(arm)
+            continue
         with torch.no_grad():
             arm.loss = float(nn.functional.cross_entropy(model(inputs), targets))
     base, others = arms[0], arms[1:]

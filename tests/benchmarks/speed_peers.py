@@ -65,14 +65,14 @@ def _ignite(workload: Any, tensors: TensorDataset, kept: bool) -> nn.Module:
 
 
 def _skorch(workload: Any, tensors: TensorDataset, kept: bool) -> nn.Module:
-    from skorch import NeuralNet
+    from skorch import NeuralNetClassifier
     from skorch.callbacks import EpochScoring, ProgressBar
 
     callbacks = []
     if kept:
         accuracy = EpochScoring("accuracy", on_train=True, use_caching=True, name="accuracy")
         callbacks = [("accuracy", accuracy), ("bar", ProgressBar())]
-    net = NeuralNet(
+    net = NeuralNetClassifier(
         workload.model(),
         criterion=nn.CrossEntropyLoss,
         optimizer=workload.optimizer,
