@@ -348,3 +348,100 @@ def test_tags_that_mean_nothing_are_our_errors(saved):
 
 def test_paths_of_other_flavours():
     assert through_a_file(PurePosixPath("a/../b")) == Path("a/../b")
+
+
+# ---- depth --------------------------------------------------------------------------------------
+
+WRAPS = {
+    "list": lambda value: [value],
+    "tuple": lambda value: (value,),
+    "dict": lambda value: {"a": value},
+    "ordered": lambda value: OrderedDict(a=value),
+}
+
+
+def wrapped(wrap, levels, value=1):
+    for _ in range(levels):
+        value = wrap(value)
+    return value
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_hundred_levels_come_back(wrap):
+    value = wrapped(WRAPS[wrap], 100)
+    assert same(through_a_file(value), value)
+
+
+@pytest.mark.parametrize("wrap", [*WRAPS, "deque", "set"])
+def test_more_levels_are_refused(wrap):
+    make = {**WRAPS, "deque": lambda value: deque([value]), "set": lambda value: frozenset([value])}
+    for levels in (101, 150):
+        with pytest.raises(CheckpointError, match="nested more than 100 levels deep"):
+            to_plain(wrapped(make[wrap], levels))
+
+
+def test_the_innermost_empty_container_counts():
+    to_plain(wrapped(WRAPS["list"], 99, []))
+    with pytest.raises(CheckpointError, match="levels deep"):
+        to_plain(wrapped(WRAPS["list"], 100, []))
+
+
+def contains_itself():
+    values = [], {}, deque(), OrderedDict()
+    values[0].append(values[0])
+    values[1]["a"] = [values[1]]
+    values[2].append(values[2])
+    values[3]["a"] = values[3]
+    return values
+
+
+@pytest.mark.parametrize("value", contains_itself(), ids=lambda value: type(value).__name__)
+def test_what_contains_itself_is_refused_with_its_place(value):
+    with pytest.raises(CheckpointError, match="contains itself") as caught:
+        to_plain({"mine": value}, "callback 'Mine'")
+    assert str(caught.value).startswith("callback 'Mine'['mine']")
+
+
+@pytest.mark.parametrize("levels", [0, 1])
+def test_versions_that_contain_themselves_are_refused(levels):
+    # FAILS for 0 (library bug): _metadata is walked without counting its own level: a
+    # RecursionError, for a state that a hostile file can bring in.
+    value = OrderedDict(a=1)
+    value._metadata = {"": value} if levels else value
+    with pytest.raises(CheckpointError, match="contains itself"):
+        to_plain({"mine": value})
+
+
+# ---- expanded tensors ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor(2.0).expand(1000),
+        torch.arange(3.0)[:, None].expand(3, 50),
+        torch.arange(5.0).unfold(0, 3, 1),
+    ],
+    ids=["scalar", "column", "windows"],
+)
+def test_what_is_larger_than_its_memory_is_written_in_full(tensor, tmp_path):
+    """A reader takes such a tensor for a trap."""
+    from fitkit.checkpointing import archive, files
+
+    files.write(to_plain({"a": tensor}), tmp_path / "a.pth")
+    assert torch.equal(archive.read(tmp_path / "a.pth")["a"], tensor)
+
+
+def test_a_place_is_asked_once_for_each_tensor_and_gets_it_plain():
+    asked = []
+
+    def place(tensor):
+        asked.append(tensor)
+        return tensor.clone()
+
+    value = {"a": nn.Parameter(torch.ones(2)), "b": [torch.ones(3).as_subclass(Marked)], "c": 1}
+    plain = to_plain(value, place=place)
+    assert [type(one) for one in asked] == [torch.Tensor, torch.Tensor]
+    assert not any(one.requires_grad for one in asked)
+    value["a"].data.zero_()
+    assert plain["a"].tolist() == [1.0, 1.0]
