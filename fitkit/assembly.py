@@ -7,17 +7,20 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from torch.utils.data import IterableDataset
 
+from fitkit.agreement import Agreement
 from fitkit.core.callback_list import CallbackList
 from fitkit.core.checks import require_count
-from fitkit.core.errors import ConfigurationError
+from fitkit.core.errors import ConfigurationError, Preempted
 from fitkit.core.state import FitState
 from fitkit.core.types import BatchSource
 from fitkit.data.batches import call_model, make_split
 from fitkit.data.fetching import is_map_style
 from fitkit.data.in_memory import is_in_memory
 from fitkit.data.loaders import DataSpec, make_source, split_off_validation
+from fitkit.data.shares import Ranks
 from fitkit.engine.forward import Forward
 from fitkit.engine.run import EvaluationRun, FitRun, Phase
 from fitkit.engine.schedule import Schedule
@@ -25,7 +28,10 @@ from fitkit.engine.steps import TrainStep
 from fitkit.metrics.meters import Meters
 from fitkit.options import FitOptions
 from fitkit.runtime.device import floating_dtype, to_device
+from fitkit.runtime.parallel import DataParallel
 from fitkit.runtime.precision import Precision, make_precision
+from fitkit.runtime.rng import derive_seed, seed_streams
+from fitkit.runtime.signals import SignalWatch
 
 if TYPE_CHECKING:
     from fitkit.nn_handler import NNHandler
@@ -60,17 +66,14 @@ def _is_batched_here(data: Any) -> bool:
 
 
 def fit_run(
-    handler: NNHandler,
-    options: FitOptions,
-    check_signals: Callable[[], None],
-    first: tuple[int, int],
+    handler: NNHandler, options: FitOptions, agreement: Agreement, first: tuple[int, int]
 ) -> FitRun:
     """Everything that ``engine.loop.fit`` needs.
 
     Args:
         handler: whose parts are used.
         options: the arguments of the call.
-        check_signals: raises what a signal asked for.
+        agreement: what has to happen at the same batch on all processes.
         first: epochs and training batches done when this call began.
     """
     state = handler.state
@@ -99,7 +102,8 @@ def fit_run(
         callbacks=handler.callbacks,
         state=state,
         reduce=handler.world.sum,
-        check_signals=check_signals,
+        agreement=agreement,
+        prepare=lambda: _same_buffers(handler),
         step=_train_step(handler, options, precision, schedule),
         schedule=schedule,
         train=train,
@@ -110,6 +114,8 @@ def fit_run(
         learning_rate=parts.learning_rate,
         recover=lambda: None,
         finish=lambda: None,
+        blame=_blame(handler),
+        before_step=_before_step(handler),
     )
 
 
@@ -117,8 +123,11 @@ def _train_step(
     handler: NNHandler, options: FitOptions, precision: Precision, schedule: Schedule
 ) -> TrainStep:
     parts = handler.parts
+    world = handler.world
+    parallel = DataParallel(world)
+    parts.wrapped = model = parallel.wrap(parts.model)
     return TrainStep(
-        _forward(handler, precision, parts.train_step),
+        _forward(handler, precision, parts.train_step, model),
         parts.module,
         parts.optimizer,
         schedule,
@@ -127,6 +136,9 @@ def _train_step(
         accumulation=lambda: handler.gradient_accumulation_steps,
         clip_norm=options.gradient_clipping_norm,
         clip_value=options.gradient_clipping_value,
+        num_processes=world.size,
+        held_back=lambda: parallel.held_back(model),
+        average=parallel.average_gradients,
     )
 
 
@@ -141,7 +153,8 @@ def evaluation_run(
         callbacks=callbacks,
         state=FitState(),
         reduce=handler.world.sum,
-        check_signals=lambda: None,
+        agreement=Agreement(FitState(), SignalWatch(())),
+        prepare=lambda: _same_buffers(handler),
     )
 
 
@@ -150,13 +163,39 @@ def _averaged(handler: NNHandler) -> AbstractContextManager[None]:
     return nullcontext() if average is None else average.swapped_into(handler.module)
 
 
+def _same_buffers(handler: NNHandler) -> None:
+    """Running statistics differ between processes; those of the main one are saved and scored."""
+    handler.world.copy_from_main(handler.module.buffers())
+
+
+def _blame(handler: NNHandler) -> Callable[[BaseException], BaseException]:
+    """Whose error it is that ends training; a signal is everybody's."""
+
+    def blame(error: BaseException) -> BaseException:
+        is_shared = isinstance(error, (Preempted, KeyboardInterrupt))
+        return error if is_shared else handler.world.fail(error)
+
+    return blame
+
+
+def _before_step(handler: NNHandler) -> Callable[[], None] | None:
+    """What a process that is not the main one draws is a function of the step: nothing to save."""
+    rank, state = handler.world.rank, handler.state
+    if not rank:
+        return None
+    return lambda: seed_streams(derive_seed(handler.data_seed, "rank", rank, state.global_step))
+
+
 def _forward(
-    handler: NNHandler, precision: Precision, custom: Callable[..., Any] | None
+    handler: NNHandler,
+    precision: Precision,
+    custom: Callable[..., Any] | None,
+    model: nn.Module | None = None,
 ) -> Forward:
     parts = handler.parts
     state = handler.state
     return Forward(
-        model=parts.model,
+        model=parts.model if model is None else model,
         place=partial(to_device, device=parts.device),
         split=make_split(parts.model_type),
         call=call_model,
@@ -192,6 +231,7 @@ def _source(
         dtype=floating_dtype(handler.module),
         training=training,
         in_order=in_order,
+        ranks=Ranks(handler.world.rank, handler.world.size),
         device=handler.device,
     )
 

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from fitkit.agreement import make_agreement
 from fitkit.assembly import describe_run, fit_run, training_specs
 from fitkit.callbacks.history import History
 from fitkit.core.callback import Callback
@@ -71,7 +72,7 @@ def _fit_attached(handler: NNHandler, options: FitOptions) -> History:
             prepared = _prepare(handler, options, watch)
         if prepared is None:
             return handler.history
-        return _train(handler, *prepared, watch)
+        return _train(handler, *prepared)
 
 
 def _prepare(
@@ -94,7 +95,8 @@ def _prepare(
         _start_over(handler)
     first_epoch = state.first_epoch if goes_on else state.epoch
     first_step = state.first_step if goes_on else state.global_step
-    run = fit_run(handler, options, lambda: _raise_signal(watch), (first_epoch, first_step))
+    agreement = make_agreement(state, watch, handler.world, handler.saves)
+    run = fit_run(handler, options, agreement, (first_epoch, first_step))
     handler.saves.begin(state.global_step)
     run.finish = handler.saves.finish
     run.recover = lambda: finish_what_was_under_way(handler, goes_on=goes_on)
@@ -102,20 +104,18 @@ def _prepare(
     handler.callbacks.bind(handler, params, handler.saves.settle)
     with told_as_checkpoint_error() if resumed else nullcontext():
         handler.callbacks.begin()
-        unfinished.begin(run)
+        unfinished.begin(run, handler.world)
         outside = _enter_streams(handler, resumed=resumed, reseed=options.seed is not None)
     handler.count_call(new=not goes_on)
     handler.module.train()
     return run, outside
 
 
-def _train(
-    handler: NNHandler, run: FitRun, outside: dict[str, Any] | None, watch: SignalWatch
-) -> History:
+def _train(handler: NNHandler, run: FitRun, outside: dict[str, Any] | None) -> History:
     handler.history.interrupted = False
     try:
         loop.fit(run)
-        _raise_signal(watch)  # one that came after the last batch
+        run.agreement.check(now=True)  # a signal may have come after the last batch
     except KeyboardInterrupt:
         handler.history.interrupted = True
         handler.logger.warning("interrupted after %d training batches", run.state.global_step)
@@ -125,6 +125,7 @@ def _train(
         raise
     finally:
         handler.unfinished.end()
+        handler.parts.wrapped = None
         if outside is not None:
             restore_streams(outside)
     if run.state.stop_reason is not None:
@@ -159,14 +160,6 @@ def _start_over(handler: NNHandler) -> None:
     handler.state.mid_step = False
     if handler.optimizer is not None:
         handler.optimizer.zero_grad(set_to_none=True)
-
-
-def _raise_signal(watch: SignalWatch) -> None:
-    if watch.received is None:
-        return
-    if watch.received is signal.SIGINT:
-        raise KeyboardInterrupt
-    raise Preempted(watch.received)
 
 
 # ---- trying out ---------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from fitkit import snapshot
 from fitkit.callbacks.history import History
 from fitkit.checkpointing import discovery
 from fitkit.checkpointing.autosaver import AutoSaver
+from fitkit.checkpointing.meeting import MeetingQueue
 from fitkit.checkpointing.plain import Place, to_plain
 from fitkit.checkpointing.save_queue import SaveQueue
+from fitkit.checkpointing.saver import Saver
 from fitkit.core.callback_list import CallbackList, Event
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.logs import EMPTY_LOGS
-from fitkit.core.state import FitState
+from fitkit.core.state import FitState, Phase
+from fitkit.core.tree import map_tensors
 from fitkit.parts import Parts
 from fitkit.runtime.averaging import WeightAverage
 from fitkit.runtime.rng import draw_seed
@@ -60,12 +64,15 @@ class HandlerView:
         self._callbacks.adopt(self._history)
         self._state = FitState(vars(self.module))
         self._ema: WeightAverage | None = None
-        self._saves = SaveQueue(
-            lambda place: snapshot.take(self, place),
-            self._scored_weights,
-            lambda path: discovery.is_at(path, self._state.place()),
-            self._announce_save,
-        )
+        writing: dict[str, Any] = {
+            "take_snapshot": lambda place: snapshot.take(self, place),
+            "take_weights": self._scored_weights,
+            "is_current": lambda path: discovery.is_at(path, self._state.place()),
+            "announce": self._announce_save,
+        }
+        self._saves = SaveQueue(**writing)
+        if world.size > 1:
+            self._saves = MeetingQueue(world, self._savers, self.contributions, **writing)
         self.unfinished = Unfinished()
         self.calls_made = 0
         self.gradient_accumulation_steps = 1
@@ -73,8 +80,12 @@ class HandlerView:
     # ---- what callbacks use ---------------------------------------------------------------------
 
     def get_state_dict(self) -> dict[str, Any]:
-        """The whole state, as ``save`` writes it; tensors are copies."""
-        return snapshot.take(self, copied)
+        """The whole state, as ``save`` writes it; tensors are copies.
+
+        In the middle of an epoch every process has to call it.
+        """
+        with self.contributions():
+            return snapshot.take(self, copied)
 
     def log(self, name: str, value: Any) -> None:
         """Contribute a value to the logs of the epoch; ``Callback.log`` calls it.
@@ -106,6 +117,23 @@ class HandlerView:
     def saves(self) -> SaveQueue:
         """What savers have asked for, on its way to files."""
         return self._saves
+
+    def _savers(self) -> list[Saver]:
+        return [callback for callback in self._callbacks if isinstance(callback, Saver)]
+
+    @contextmanager
+    def contributions(self) -> Iterator[None]:
+        """Inside ``with`` a snapshot on the main process holds what the others know of an epoch."""
+        run = self.unfinished.run
+        if run is None or run.state.phase is Phase.BEGIN or self._world.size == 1:
+            yield
+            return
+        parts = self._world.gather(map_tensors(Tensor.cpu, run.of_this_process()))
+        run.others = [] if parts is None else parts[1:]
+        try:
+            yield
+        finally:
+            run.others = []
 
     def wait_for_saves(self) -> None:
         """Wait until every save that is under way behind training is durable.
@@ -168,7 +196,7 @@ class HandlerView:
     @property
     def model(self) -> nn.Module:
         """The model as it is called, with its wrappers."""
-        return self.parts.model
+        return self.parts.wrapped or self.parts.model
 
     @property
     def module(self) -> nn.Module:

@@ -92,11 +92,12 @@ class NNHandler(HandlerView):
         if seed is not None:
             require_count("seed", seed, minimum=0)
         kind = types.ModelType.parse(model_type)
-        where = resolve_device(device)
+        where = resolve_device(device, world.local_rank if world.size > 1 else None)
         # a seed given here must not disturb the program's own random streams
         with nullcontext() if seed is None else IsolatedStreams(seed):
             parts = Parts(model_class, model_kwargs, kind, where)
         code = _source_of(parts.module) if save_model_code else None
+        world.copy_from_main(parts.module.state_dict().values())
         super().__init__(parts, world, logger, seed, code)
 
     # ---- setting up -----------------------------------------------------------------------------
@@ -178,8 +179,7 @@ class NNHandler(HandlerView):
         if batch_size is not None and whole is not None:
             raise ConfigurationError("batch_size and global_batch_size were both given: pass one.")
         shuffle = loader_kwargs.pop("shuffle", None)
-        size = batch_size if whole is None else whole // self._world.size
-        return DataSpec(dataset, size, shuffle, loader_kwargs)
+        return DataSpec(dataset, batch_size, shuffle, loader_kwargs, whole)
 
     def add_metric(self, name: str, metric: Any) -> None:
         """Log ``metric`` as ``name``, and as ``val_name`` in validation.
@@ -376,7 +376,12 @@ class NNHandler(HandlerView):
         """
         run = evaluation_run(self, self._for_one_call(callbacks), precision)
         phase = evaluation_phase(self, data, batch_size=batch_size, steps=steps, in_order=True)
-        return evaluation.predict(run, phase, split_inputs)
+        return evaluation.predict(run, phase, split_inputs, self._in_rounds)
+
+    def _in_rounds(self, outputs: list[Any]) -> list[Any]:
+        """The outputs of all processes, which take turns in the order of the data."""
+        rounds = zip(*self._world.gather_all(outputs), strict=True)
+        return [output for turn in rounds for output in turn if output is not None]
 
     def _for_one_call(self, callbacks: Iterable[Callback]) -> CallbackList:
         """The handler's callbacks and those of one evaluation."""
@@ -394,11 +399,15 @@ class NNHandler(HandlerView):
     def save(self, path: str | Path) -> None:
         """Write the whole state to ``path`` at once; on return the file is whole and durable.
 
+        Of several processes the main one writes. In the middle of an epoch all have to call it.
+
         Raises:
             SaveError: it could not be written; an earlier file of that name is as it was.
         """
         self.wait_for_saves()
-        self._world.on_main(lambda: saving.save_single_file(self, snapshot.take(self), path))
+        with self.contributions():
+            if self._world.is_main:
+                saving.save_single_file(self, snapshot.take(self), path)
 
     @classmethod
     def load(

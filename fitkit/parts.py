@@ -71,7 +71,8 @@ class Parts:
 
     Attributes:
         module: the model without wrappers.
-        model: the model as it is called.
+        model: the model as it is called in evaluation.
+        wrapped: the model as it is called in training by several processes, while they train.
         model_spec: class and arguments of the model, ``None`` for a ready module.
         model_type: how a batch becomes a loss.
         device: where the model is.
@@ -85,6 +86,7 @@ class Parts:
         self.model_spec, module = _build_model(model, kwargs)
         self.module = module.to(device)
         self.model: nn.Module = self.module
+        self.wrapped: nn.Module | None = None
         self.optimizer_spec: Described | None = None
         self.parameter_groups: ParameterGroups | None = None
         self.optimizer: Optimizer | None = None

@@ -101,4 +101,5 @@ def finish_what_was_under_way(handler: NNHandler, *, goes_on: bool) -> None:
     for saver in handler.callbacks:
         if isinstance(saver, Saver):
             saver.ask_again() if goes_on else handler.saves.let_go(saver)
+    handler.saves.meet()
     handler.saves.settle()

@@ -7,7 +7,9 @@ from typing import Any
 
 from fitkit.core.state import FitState
 from fitkit.engine.run import FitRun
+from fitkit.regrouping import share_of
 from fitkit.runtime.rng import capture_streams
+from fitkit.runtime.world import World
 
 
 class Unfinished:
@@ -48,10 +50,11 @@ class Unfinished:
         before = dict(vars(self))
         return lambda: vars(self).update(before)
 
-    def begin(self, run: FitRun) -> None:
-        """``run`` is under way; what was kept goes into it."""
+    def begin(self, run: FitRun, world: World) -> None:
+        """``run`` is under way; what was kept goes into it, this process's share of it."""
         if self._kept:
-            run.restore(self._kept["progress"], self._kept["loader"])
+            progress = share_of(self._kept["progress"], world)
+            run.restore(progress, self._kept["loader"])
             run.forward.precision.load_state_dict(self._kept["scaler_state_dict"])
         self.run = run
 

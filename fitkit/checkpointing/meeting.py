@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from fitkit.checkpointing.save_job import SaveRequest
@@ -22,7 +23,7 @@ class MeetingQueue(SaveQueue):
     Args:
         world: the processes.
         savers: the savers of this process, in the same order on each.
-        contribute: brings together what only this process knows of the run.
+        contributions: a context in which a snapshot holds what only the others know of the run.
         options: those of ``SaveQueue``.
     """
 
@@ -30,13 +31,13 @@ class MeetingQueue(SaveQueue):
         self,
         world: World,
         savers: Callable[[], Sequence[Saver]],
-        contribute: Callable[[], None],
+        contributions: Callable[[], AbstractContextManager[None]],
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self._world = world
         self._savers = savers
-        self._contribute = contribute
+        self._contributions = contributions
         self._meets = False
 
     @property
@@ -70,9 +71,8 @@ class MeetingQueue(SaveQueue):
         if not self._meets or self._world.is_broken:
             return
         self._meets = self.wishes_to_meet = self.is_invited = False
-        if self._agree_on_files():
-            self._contribute()
-        super().settle()
+        with self._contributions() if self._agree_on_files() else nullcontext():
+            super().settle()
 
     def _agree_on_files(self) -> bool:
         """Let all know what the main process's savers know; whether a whole state is wanted."""

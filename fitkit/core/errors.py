@@ -58,14 +58,17 @@ class RankError(FitkitError, RuntimeError):
     """Another process of the run failed, so this one cannot go on.
 
     Attributes:
-        rank: the process that failed.
+        rank: the process that failed first.
         told: what it raised, as text.
     """
 
     def __init__(self, rank: int, told: str) -> None:
-        super().__init__(f"the process of rank {rank} failed: {told}. Look at what it logged.")
+        super().__init__(f"rank {rank} failed, and with it the run: {told}")
         self.rank = rank
         self.told = told
+
+    def __reduce__(self) -> tuple[type[RankError], tuple[int, str]]:
+        return (RankError, (self.rank, self.told))
 
 
 class Preempted(SystemExit):

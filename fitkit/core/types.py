@@ -101,17 +101,12 @@ class Share(NamedTuple):
     total: int
 
 
-class BatchSource(Protocol):
-    """Batches whose position can be saved: what the loop reads from."""
+class Batches(Protocol):
+    """Batches whose position can be saved."""
 
     @property
     def num_batches(self) -> int | None:
         """Batches of one pass, or ``None`` where that cannot be known."""
-        ...
-
-    @property
-    def share(self) -> Share | None:
-        """Of the batch that ``iterate`` gave last; ``None`` if one process has it all."""
         ...
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
@@ -124,6 +119,15 @@ class BatchSource(Protocol):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Stand where ``state_dict`` was taken, at the next ``iterate``."""
+        ...
+
+
+class BatchSource(Batches, Protocol):
+    """Batches of which several processes have a share each: what the loop reads from."""
+
+    @property
+    def share(self) -> Share | None:
+        """Of the batch that ``iterate`` gave last; ``None`` if one process has it all."""
         ...
 
 

@@ -13,8 +13,10 @@ from torch.utils.data import Dataset, TensorDataset
 
 from fitkit.core.errors import DataError
 from fitkit.core.tree import iterate_leaves, map_leaves, map_tensors
+from fitkit.core.types import Share
 from fitkit.data.batches import TARGET_KEYS
 from fitkit.data.order import epoch_order
+from fitkit.data.shares import ALONE, Ranks, Stride
 
 
 class InMemorySource:
@@ -22,10 +24,11 @@ class InMemorySource:
 
     Args:
         tensors: a nesting of tensors, each of shape ``(samples, ...)``.
-        batch_size: samples per batch; the last batch may be short.
+        batch_size: samples per batch, over all processes; the last batch may be short.
         shuffle: a new order each pass, a function of ``(seed, epoch)``.
         seed: the seed of that order.
         drop_last: leave out a short last batch.
+        ranks: this process among those that share each batch.
     """
 
     def __init__(
@@ -36,39 +39,53 @@ class InMemorySource:
         shuffle: bool = False,
         seed: int = 0,
         drop_last: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._tensors = tensors
-        self._batch_size = batch_size
+        self._ranks = ranks
+        self._stride = Stride(batch_size)
+        self._drop_last = drop_last
+        self.share: Share | None = None
         self._shuffle = shuffle
         self._seed = seed
         self.num_samples = common_length(tensors)
-        full, rest = divmod(self.num_samples, batch_size)
-        self._num_batches = full if drop_last or not rest else full + 1
 
     @property
     def num_batches(self) -> int | None:
         """Batches of one pass."""
-        return self._num_batches
+        return self._count()
+
+    def _count(self) -> int:
+        return self._stride.batches_of(self.num_samples, whole_only=self._drop_last)
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of pass ``epoch`` from batch ``start`` on, each a copy of its samples."""
         order = epoch_order(self.num_samples, self._seed, epoch) if self._shuffle else None
-        size, tensors = self._batch_size, self._tensors
+        size, tensors = self._stride.step, self._tensors
+        begin = self._stride.begin(start)
         is_flat = type(tensors) is tuple and all(type(tensor) is Tensor for tensor in tensors)
-        for first in range(start * size, self._num_batches * size, size):
+        for first in range(begin, begin + (self._count() - start) * size, size):
             chosen = slice(first, first + size)
+            if self._ranks.size > 1:
+                chosen = self._own_part(first)
             samples = chosen if order is None else order[chosen]
             if is_flat:
                 yield tuple([rows(tensor, samples) for tensor in tensors])
             else:
                 yield map_tensors(partial(rows, samples=samples), tensors)
 
+    def _own_part(self, first: int) -> slice:
+        part, self.share = self._ranks.part(min(self._stride.step, self.num_samples - first))
+        return slice(first + part.start, first + part.stop)
+
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the order is a function of the seed and the epoch."""
-        return {}
+        """How batches lie in the order, which is a function of the seed and the epoch."""
+        return {"stride": self._stride.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to take over."""
+        """Go on in the pass where ``state_dict`` was taken."""
+        if "stride" in state_dict:
+            self._stride.load_state_dict(state_dict["stride"])
 
 
 def rows(tensor: Tensor, samples: slice | Tensor) -> Tensor:

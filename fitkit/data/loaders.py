@@ -28,6 +28,7 @@ from fitkit.data.in_memory import (
 from fitkit.data.iterables import IterableSource, StatefulSource
 from fitkit.data.map_style import MapStyleSource
 from fitkit.data.order import EpochSampler
+from fitkit.data.shares import ALONE, Ranks, RoundsSource
 from fitkit.data.spec import DataSpec, split_off_validation
 from fitkit.runtime.device import reads_pinned_memory
 
@@ -49,6 +50,7 @@ def make_source(
     training: bool,
     in_order: bool = False,
     device: torch.device = CPU,
+    ranks: Ranks = ALONE,
 ) -> BatchSource:
     """The source of batches for ``spec``.
 
@@ -60,6 +62,7 @@ def make_source(
         in_order: read in the data set's order, whatever a loader's sampler says, and all of it.
         device: where batches will go; where that helps, loaders that are made here pin memory and
             keep their workers. A loader of the user's own stays as it is.
+        ranks: this process among those that share each batch.
 
     Raises:
         DataError: the data is of no kind that can be read.
@@ -73,31 +76,44 @@ def make_source(
         training = False
     if isinstance(data, DataLoader):
         _refuse_settings(spec, "a DataLoader, which brings its own batches")
-        return _loader_source(_sequential(data) if in_order else data, seed)
+        return _loader_source(_sequential(data) if in_order else data, seed, ranks)
     if is_in_memory(data):
-        return _array_source(spec, as_tensors(data, dtype), seed=seed, training=training)
+        return _array_source(spec, as_tensors(data, dtype), ranks, seed=seed, training=training)
     if isinstance(data, IterableDataset):
         if spec.shuffle:
             raise ConfigurationError(
                 "an IterableDataset decides its own order, but shuffle=True was passed: pass "
                 "shuffle=None, and shuffle inside it."
             )
-        size = DEFAULT_BATCH_SIZE if spec.batch_size is None else spec.batch_size
-        loader = DataLoader(data, batch_size=size, **spec.loader_kwargs)
-        return IterableSource(loader, seed)
+        loader = DataLoader(data, batch_size=_per_process(spec, ranks), **spec.loader_kwargs)
+        return RoundsSource(IterableSource(loader, seed), ranks)
     if is_map_style(data):
-        return _dataset_source(spec, seed=seed, training=training, device=device)
+        return _dataset_source(spec, ranks, seed=seed, training=training, device=device)
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes, Mapping)):
         _refuse_mixture(data)
         _refuse_settings(spec, "an iterable of batches")
-        return _iterable_source(data, seed)
+        return _iterable_source(data, seed, ranks)
     raise DataError(
         f"data must be arrays or tensors, a Dataset, a DataLoader or an iterable of batches; "
         f"received {describe(data)}."
     )
 
 
-def _array_source(spec: DataSpec, tensors: Any, *, seed: int, training: bool) -> BatchSource:
+def _whole_batch(spec: DataSpec, ranks: Ranks) -> int:
+    """Samples per batch over all processes."""
+    if spec.global_batch_size is not None:
+        return spec.global_batch_size
+    return ranks.size * (DEFAULT_BATCH_SIZE if spec.batch_size is None else spec.batch_size)
+
+
+def _per_process(spec: DataSpec, ranks: Ranks) -> int:
+    """Samples per batch where every process reads whole batches."""
+    return max(_whole_batch(spec, ranks) // ranks.size, 1)
+
+
+def _array_source(
+    spec: DataSpec, tensors: Any, ranks: Ranks, *, seed: int, training: bool
+) -> BatchSource:
     unknown = set(spec.loader_kwargs) - {"drop_last", "pin_memory", "num_workers"}
     if unknown:
         raise ConfigurationError(
@@ -106,30 +122,32 @@ def _array_source(spec: DataSpec, tensors: Any, *, seed: int, training: bool) ->
         )
     return InMemorySource(
         tensors,
-        DEFAULT_BATCH_SIZE if spec.batch_size is None else spec.batch_size,
+        _whole_batch(spec, ranks),
         shuffle=training if spec.shuffle is None else spec.shuffle,
         seed=seed,
         drop_last=bool(spec.loader_kwargs.get("drop_last", False)),
+        ranks=ranks,
     )
 
 
 def _dataset_source(
-    spec: DataSpec, *, seed: int, training: bool, device: torch.device
+    spec: DataSpec, ranks: Ranks, *, seed: int, training: bool, device: torch.device
 ) -> BatchSource:
     kwargs = dict(spec.loader_kwargs)
     tensors = tensors_of(spec.data)
     if tensors is not None and not set(kwargs) - {"drop_last"}:
-        return _array_source(spec, tensors, seed=seed, training=training)
+        return _array_source(spec, tensors, ranks, seed=seed, training=training)
     _refuse_contradictions(spec)
     length = require_length(spec.data)
     shuffle = training if spec.shuffle is None else spec.shuffle
     if kwargs.get("batch_sampler") is None:
-        kwargs["batch_size"] = DEFAULT_BATCH_SIZE if spec.batch_size is None else spec.batch_size
+        kwargs["batch_size"] = _per_process(spec, ranks)
         if kwargs.get("generator") is not None:
             kwargs["shuffle"] = shuffle and kwargs.get("sampler") is None
         elif kwargs.get("sampler") is None and shuffle:
             kwargs["sampler"] = EpochSampler(length, seed)
-    return MapStyleSource(DataLoader(spec.data, **{**_faster(spec, device), **kwargs}), seed)
+    loader = DataLoader(spec.data, **{**_faster(spec, device), **kwargs})
+    return MapStyleSource(loader, seed, ranks, spec.global_batch_size)
 
 
 def _faster(spec: DataSpec, device: torch.device) -> dict[str, Any]:
@@ -142,15 +160,16 @@ def _faster(spec: DataSpec, device: torch.device) -> dict[str, Any]:
     return {"pin_memory": True, "persistent_workers": has_workers and not hears_epochs}
 
 
-def _loader_source(loader: DataLoader[Any], seed: int) -> BatchSource:
+def _loader_source(loader: DataLoader[Any], seed: int, ranks: Ranks) -> BatchSource:
     if type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset):
-        return MapStyleSource(loader, seed)
-    return _iterable_source(loader, seed)
+        return MapStyleSource(loader, seed, ranks)
+    return _iterable_source(loader, seed, ranks)
 
 
-def _iterable_source(batches: Iterable[Any], seed: int) -> BatchSource:
-    is_stateful = isinstance(batches, Stateful)
-    return StatefulSource(batches, seed) if is_stateful else IterableSource(batches, seed)
+def _iterable_source(batches: Iterable[Any], seed: int, ranks: Ranks) -> BatchSource:
+    if isinstance(batches, Stateful):
+        return RoundsSource(StatefulSource(batches, seed), ranks)
+    return RoundsSource(IterableSource(batches, seed), ranks)
 
 
 def _sequential(loader: DataLoader[Any]) -> DataLoader[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
@@ -10,16 +11,19 @@ import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    DistributedSampler,
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
 
+from fitkit.core.types import Share
 from fitkit.data.fetching import Request, SeededFetch
 from fitkit.data.generators import UserGenerators, announce_epoch
 from fitkit.data.iterables import drawn_in
 from fitkit.data.order import EpochSampler
+from fitkit.data.shares import ALONE, Ranks, Stride
 from fitkit.runtime.rng import IsolatedStreams, derive_seed
 
 # Samplers that draw from the global generator at most when their iteration begins.
@@ -33,35 +37,83 @@ _DRAW_AT_START = (
 
 
 class RequestPlan:
-    """The requests of one pass, from any batch on; what a DataLoader takes for its sampler.
+    """The requests of one pass, from any item on; what a DataLoader takes for its sampler.
+
+    Items are samples where an ordinary ``BatchSampler`` makes batches of them, which can be cut
+    anywhere; else they are what the batch sampler (or a sampler without batches) gives.
 
     Args:
         indices: a batch sampler, or a sampler of what is fetched one by one.
         batched: which of the two.
         seed: the seed of augmentation, and of samplers that draw from the global generator.
+        ranks: this process among those that share each batch.
+
+    Attributes:
+        cuts: whether samples are the items.
+        step: items per batch of all processes.
+        shares: of the batches that were requested and not yet given to anybody, in order.
     """
 
-    def __init__(self, indices: Iterable[Any], *, batched: bool, seed: int) -> None:
-        self._indices = indices
+    def __init__(self, indices: Any, *, batched: bool, seed: int, ranks: Ranks) -> None:
         self._batched = batched
         self._seed = seed
+        self._ranks = ranks
         self._epoch = 0
         self._start = 0
-        sampler = indices.sampler if type(indices) is BatchSampler else indices
-        self._draws_late = type(sampler) not in _DRAW_AT_START
+        self.cuts = type(indices) is BatchSampler
+        self._items: Any = indices.sampler if self.cuts else indices
+        self.step = ranks.size * (indices.batch_size if self.cuts else 1)
+        self.drops_last = self.cuts and indices.drop_last
+        self.shares: deque[Share] = deque()
+        self._draws_late = type(self._items) not in _DRAW_AT_START
+
+    def __len__(self) -> int:
+        """Items of a pass."""
+        return len(self._items)
 
     def begin(self, epoch: int, start: int) -> None:
-        """The next iteration is that of ``epoch``, from batch ``start`` on."""
+        """The next iteration is that of ``epoch``, from item ``start`` on."""
         self._epoch = epoch
         self._start = start
+        self.shares.clear()
 
     def __iter__(self) -> Iterator[Request]:
+        return self._cut() if self.cuts else self._dealt()
+
+    def _drawn(self) -> Iterator[Any]:
+        """The items of the pass; drawn when the first is asked for, as a DataLoader has it."""
         streams = IsolatedStreams(derive_seed(self._seed, "sampler", self._epoch))
-        iterator = _drawn_apart(self._indices, streams, always=self._draws_late)
-        position = sum(self._size(indices) for indices in islice(iterator, self._start))
-        for indices in iterator:
-            yield Request(indices, self._seed, self._epoch, position)
-            position += self._size(indices)
+        return _drawn_apart(self._items, streams, always=self._draws_late)
+
+    def _cut(self) -> Iterator[Request]:
+        """This process's part of each batch that is cut from the order of samples."""
+        samples = self._drawn()
+        position = sum(1 for _ in islice(samples, self._start))
+        while chosen := list(islice(samples, self.step)):
+            size = len(chosen)
+            if self.drops_last and size < self.step:
+                return
+            own, begin = chosen, 0
+            if self._ranks.size > 1:
+                part, share = self._ranks.part(size)
+                own, begin = chosen[part], part.start
+                self.shares.append(share)
+            yield Request(own, self._seed, self._epoch, position + begin)
+            position += size
+
+    def _dealt(self) -> Iterator[Request]:
+        """This process's one of each round of batches; the first stands in where there is none."""
+        batches = self._drawn()
+        position = sum(map(self._size, islice(batches, self._start)))
+        while chosen := list(islice(batches, self.step)):
+            sizes = list(map(self._size, chosen))
+            has_own = self._ranks.rank < len(chosen)
+            mine = self._ranks.rank if has_own else 0
+            if self._ranks.size > 1:
+                self.shares.append(Share(sizes[mine] if has_own else 0, sum(sizes)))
+            begin = position + sum(sizes[:mine])
+            yield Request(chosen[mine], self._seed, self._epoch, begin)
+            position += sum(sizes)
 
     def _size(self, indices: Any) -> int:
         return len(indices) if self._batched else 1
@@ -87,13 +139,26 @@ class MapStyleSource:
     Args:
         loader: a plain ``torch.utils.data.DataLoader``.
         seed: the seed from which order (where no generator was given) and augmentation derive.
+        ranks: this process among those that share each batch.
+        global_batch_size: samples of all of them; default: those of the loader, for each.
     """
 
-    def __init__(self, loader: DataLoader[Any], seed: int) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        seed: int,
+        ranks: Ranks = ALONE,
+        global_batch_size: int | None = None,
+    ) -> None:
         self._seed = seed
         self._given = loader
-        self._indices = _indices_of(loader)
-        self._plan = RequestPlan(self._indices, batched=_is_batched(loader), seed=seed)
+        self._ranks = ranks
+        indices = _indices_of(loader, seed)
+        self._plan = RequestPlan(indices, batched=_is_batched(loader), seed=seed, ranks=ranks)
+        if global_batch_size is not None and self._plan.cuts:
+            self._plan.step = global_batch_size
+        self._stride = Stride(self._plan.step)
+        self.share: Share | None = None
         self._generators = UserGenerators(loader)
         self._loader = _fed_by(self._plan, loader)
 
@@ -101,35 +166,51 @@ class MapStyleSource:
     def num_batches(self) -> int | None:
         """Batches of one pass, ``None`` if the sampler has no length."""
         try:
-            return len(self._indices)  # type: ignore[arg-type]  # a sampler need not have one
+            num_items = len(self._plan)
         except TypeError:
             return None
+        return self._stride.batches_of(num_items, whole_only=self._plan.drops_last)
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of pass ``epoch`` from batch ``start`` on."""
         self._generators.open(epoch)
         announce_epoch(self._given, epoch)
-        self._plan.begin(epoch, start)
+        self._plan.begin(epoch, self._stride.begin(start))
         with IsolatedStreams(derive_seed(self._seed, "workers", epoch)):
             iterator = iter(self._loader)
-        yield from iterator
+        if self._ranks.size == 1:
+            yield from iterator
+        else:
+            for batch in iterator:
+                self.share = self._plan.shares.popleft()
+                yield batch
         self._generators.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The user's generators, as they were when the pass began and as they are now."""
-        return self._generators.state_dict()
+        """How batches lie in the order, and the user's generators at its start and now."""
+        return {"stride": self._stride.state_dict(), **self._generators.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over generator states; where their number differs, warn and leave them."""
-        self._generators.load_state_dict(state_dict)
+        rest = {key: value for key, value in state_dict.items() if key != "stride"}
+        if "stride" in state_dict:
+            self._stride.load_state_dict(state_dict["stride"])
+        self._generators.load_state_dict(rest)
 
 
 def _is_batched(loader: DataLoader[Any]) -> bool:
     return loader.batch_sampler is not None
 
 
-def _indices_of(loader: DataLoader[Any]) -> Iterable[Any]:
-    return loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+def _indices_of(loader: DataLoader[Any], seed: int) -> Iterable[Any]:
+    indices = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    if not (isinstance(loader.sampler, DistributedSampler) and type(indices) is BatchSampler):
+        return indices
+    # each process's part is chosen here, without the samples that such a sampler would repeat
+    length = len(loader.dataset)  # type: ignore[arg-type]
+    shuffles = loader.sampler.shuffle
+    order = EpochSampler(length, seed) if shuffles else SequentialSampler(range(length))
+    return BatchSampler(order, indices.batch_size, indices.drop_last)
 
 
 class _FetchedHere:

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from fitkit.core.tree import leading_size
-from fitkit.core.types import BatchSource, Share
+from fitkit.core.types import Batches, Share
 
 
 class Ranks(NamedTuple):
@@ -50,11 +50,12 @@ class Stride:
 
     def begin(self, batch: int) -> int:
         """A pass begins, or goes on, with this batch; the item that it begins with."""
-        if batch < self._batch or not batch:
+        if not batch:
             self._batch = self._item = 0
-        self._item += (batch - self._batch) * self._saved_step
-        self._batch, self._saved_step = batch, self.step
-        return self._item
+        item = self._item + (batch - self._batch) * self._saved_step
+        if self._saved_step != self.step:
+            self._batch, self._item, self._saved_step = batch, item, self.step
+        return item
 
     def batches_of(self, num_items: int, *, whole_only: bool = False) -> int:
         """Batches of the pass, if it has so many items."""
@@ -81,8 +82,8 @@ class RoundsSource:
         ranks: this process among the others.
     """
 
-    def __init__(self, batches: BatchSource, ranks: Ranks) -> None:
-        self._batches = batches
+    def __init__(self, batches: Batches, ranks: Ranks) -> None:
+        self.batches = batches
         self._ranks = ranks
         self._stride = Stride(ranks.size)
         self.share: Share | None = None
@@ -90,12 +91,12 @@ class RoundsSource:
     @property
     def num_batches(self) -> int | None:
         """Rounds of one pass, if the iterable has a length."""
-        known = self._batches.num_batches
+        known = self.batches.num_batches
         return None if known is None else self._stride.batches_of(known)
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """This process's batches of pass ``epoch`` from round ``start`` on."""
-        batches = self._batches.iterate(epoch, self._stride.begin(start))
+        batches = self.batches.iterate(epoch, self._stride.begin(start))
         if self._ranks.size == 1:
             yield from batches
             return
@@ -108,11 +109,11 @@ class RoundsSource:
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the iterable, and how rounds lie in it."""
-        return {**self._batches.state_dict(), "stride": self._stride.state_dict()}
+        return {**self.batches.state_dict(), "stride": self._stride.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Stand where ``state_dict`` was taken, at the next ``iterate``."""
         rest = {key: value for key, value in state_dict.items() if key != "stride"}
         if "stride" in state_dict:
             self._stride.load_state_dict(state_dict["stride"])
-        self._batches.load_state_dict(rest)
+        self.batches.load_state_dict(rest)

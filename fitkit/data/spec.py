@@ -23,18 +23,21 @@ class DataSpec:
         batch_size: samples per batch and process; ``None``: 32 where fitkit makes the batches.
         shuffle: whether fitkit shuffles; ``None``: training data yes, other data no.
         loader_kwargs: further arguments of ``torch.utils.data.DataLoader``.
+        global_batch_size: samples per batch over all processes, in the place of ``batch_size``.
     """
 
     data: Any
     batch_size: int | None = None
     shuffle: bool | None = None
     loader_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    global_batch_size: int | None = None
 
     def override(self, *, batch_size: int | None, shuffle: bool | None) -> DataSpec:
         """The same data, with what is not ``None`` replaced."""
         return replace(
             self,
             batch_size=self.batch_size if batch_size is None else batch_size,
+            global_batch_size=self.global_batch_size if batch_size is None else None,
             shuffle=self.shuffle if shuffle is None else shuffle,
         )
 

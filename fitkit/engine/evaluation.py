@@ -32,6 +32,7 @@ def evaluate(run: EvaluationRun, phase: Phase, record: Callable[[dict[str, float
     """
     state, callbacks = run.state, run.callbacks
     with evaluation_mode(run):
+        run.prepare()
         if state.phase is not EpochPhase.TEST:
             state.enter(EpochPhase.TEST)
             phase.meters.reset()
@@ -42,10 +43,12 @@ def evaluate(run: EvaluationRun, phase: Phase, record: Callable[[dict[str, float
             callbacks.fire(Event.TEST_BATCH_BEGIN, index, EMPTY_LOGS)
             with torch.inference_mode():
                 output, num_samples = run.forward(batch)
-                batch_values = phase.meters.update(output, num_samples)
+                share = phase.source.share
+                own = num_samples if share is None else share.own
+                batch_values = phase.meters.update(output, own)
             state.batch = index + 1
             callbacks.fire(Event.TEST_BATCH_END, index, Logs(batch_values))
-            run.check_signals()
+            run.agreement.check()
         if state.batch == 0:
             raise DataError("the evaluation data yields no batch: check that it is not empty.")
         values = phase.meters.compute(run.reduce)
@@ -53,8 +56,19 @@ def evaluate(run: EvaluationRun, phase: Phase, record: Callable[[dict[str, float
         callbacks.fire(Event.TEST_END, Logs(values))
 
 
-def predict(run: EvaluationRun, phase: Phase, inputs_of: Callable[[Any], Any]) -> Any:
+def predict(
+    run: EvaluationRun,
+    phase: Phase,
+    inputs_of: Callable[[Any], Any],
+    gather: Callable[[list[Any]], list[Any]],
+) -> Any:
     """The outputs over one pass, joined along the first dimension, on the CPU.
+
+    Args:
+        run: what to predict with.
+        phase: on which data.
+        inputs_of: the inputs in a batch.
+        gather: the outputs of all processes in the order of the data, from those of this one.
 
     Raises:
         DataError: the data yields nothing, or outputs cannot be joined.
@@ -62,16 +76,19 @@ def predict(run: EvaluationRun, phase: Phase, inputs_of: Callable[[Any], Any]) -
     callbacks = run.callbacks
     outputs: list[Any] = []
     with evaluation_mode(run):
+        run.prepare()
         callbacks.fire(Event.PREDICT_BEGIN, EMPTY_LOGS)
         stop = phase.limit
         for index, batch in enumerate(islice(phase.source.iterate(0), stop)):
             callbacks.fire(Event.PREDICT_BATCH_BEGIN, index, EMPTY_LOGS)
-            outputs.append(_predict_batch(run.forward, inputs_of(batch)))
+            output = _predict_batch(run.forward, inputs_of(batch))
+            share = phase.source.share
+            outputs.append(output if share is None or share.own else None)
             callbacks.fire(Event.PREDICT_BATCH_END, index, EMPTY_LOGS)
         callbacks.fire(Event.PREDICT_END, EMPTY_LOGS)
     if not outputs:
         raise DataError("the data to predict yields no batch: check that it is not empty.")
-    return join(outputs)
+    return join(gather(outputs))
 
 
 def _predict_batch(forward: Forward, inputs: Any) -> Any:

@@ -29,8 +29,8 @@ def fit(run: FitRun) -> None:
         while not _is_complete(run):
             run_epoch(run)
     except BaseException as error:  # noqa: BLE001  raised below, when everybody has heard it
-        errors.append(error)
-        errors += run.callbacks.fire_to_all(Event.EXCEPTION, error)
+        errors.append(run.blame(error))
+        errors += run.callbacks.fire_to_all(Event.EXCEPTION, errors[0])
     errors += run.callbacks.fire_to_all(Event.TRAIN_END, _epoch_logs(run))
     try:
         run.finish()
@@ -57,7 +57,7 @@ def _steps_are_used_up(run: FitRun) -> bool:
 
 
 def _must_stop(run: FitRun) -> bool:
-    return run.state.stopping or _steps_are_used_up(run)
+    return run.agreement.must_stop or _steps_are_used_up(run)
 
 
 def run_epoch(run: FitRun) -> None:
@@ -80,23 +80,28 @@ def train_pass(run: FitRun) -> None:
     """The rest of the epoch's training batches."""
     state, callbacks, step, meters = run.state, run.callbacks, run.step, run.train.meters
     listens_to_ends = callbacks.listens(Event.TRAIN_BATCH_END)
-    num_batches = run.train.num_batches
+    source, agreement, start, num_batches = run.train.source, run.agreement, state.batch, None
     # an epoch has at least one batch; further ones may be unwanted since before a restart
     is_done = state.batch > 0 and _must_stop(run)
-    for batch in () if is_done else remaining(run.train, state.epoch, state.batch):
+    for batch in () if is_done else remaining(run.train, state.epoch, start):
         index = state.batch
+        if index == start:  # known for sure when the pass has begun: batch sizes may have changed
+            num_batches = run.train.num_batches
+        if run.before_step is not None:
+            run.before_step()
         callbacks.fire(Event.TRAIN_BATCH_BEGIN, index, EMPTY_LOGS)
         state.mid_step = True
-        output, num_samples = step(batch, is_last=index + 1 == num_batches)
-        values = meters.update(output, num_samples)
+        share = source.share
+        output, own = step(batch, is_last=index + 1 == num_batches, share=share)
+        values = meters.update(output, own)
         state.mid_step = False
-        state.advance_batch(num_samples)
+        state.advance_batch(own if share is None else share.total)
         if _steps_are_used_up(run):
             state.stop(f"max_steps: {run.last_step} training batches are done", final=False)
         if listens_to_ends:
             callbacks.fire(Event.TRAIN_BATCH_END, index, Logs(values))
-        run.check_signals()
-        if state.stopping:
+        agreement.check()
+        if agreement.must_stop:
             break
     if state.batch == 0:
         raise DataError(
@@ -140,7 +145,7 @@ def end_epoch(run: FitRun) -> None:
     epoch = state.epoch
     state.advance_epoch()
     run.callbacks.fire(Event.EPOCH_END, epoch, logs)
-    run.check_signals()
+    run.agreement.check(now=True)
 
 
 def _epoch_logs(run: FitRun) -> Logs:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from fitkit.engine.schedule import Schedule
     from fitkit.engine.steps import TrainStep
     from fitkit.metrics.meters import Meters
+
+
+class Agreement(Protocol):
+    """What has to happen at the same batch on all processes."""
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether training is to end after this batch."""
+
+    def check(self, *, now: bool = False) -> None:
+        """A batch is done; ``now``: an epoch is. Raises what a signal asked for."""
 
 
 @dataclass
@@ -54,7 +65,8 @@ class EvaluationRun:
         callbacks: who hears of it.
         state: counters of batches.
         reduce: sums a float64 vector over the processes.
-        check_signals: raises what a signal asked for.
+        agreement: what has to happen at the same batch on all processes.
+        prepare: brings the model of all processes to the same state before an evaluation.
     """
 
     forward: Forward
@@ -63,7 +75,8 @@ class EvaluationRun:
     callbacks: CallbackList
     state: FitState
     reduce: Callable[[Tensor], Tensor]
-    check_signals: Callable[[], None]
+    agreement: Agreement
+    prepare: Callable[[], None]
 
 
 @dataclass
@@ -81,6 +94,9 @@ class FitRun(EvaluationRun):
         learning_rate: the learning rate in use.
         recover: after a resume, finishes what was under way when the checkpoint was made.
         finish: brings to an end what is still under way behind training.
+        blame: the error to tell for an error here, which may have come from another process.
+        before_step: called before each step, where anything has to be.
+        others: what the other processes have added up inside the epoch, while it is saved.
     """
 
     step: TrainStep
@@ -93,13 +109,23 @@ class FitRun(EvaluationRun):
     learning_rate: Callable[[], float | None]
     recover: Callable[[], None]
     finish: Callable[[], None]
+    blame: Callable[[BaseException], BaseException]
+    before_step: Callable[[], None] | None
+    others: list[dict[str, Any]] = field(default_factory=list)
 
     def progress(self) -> dict[str, Any]:
         """Where the run stands, with what has been added up inside the epoch."""
-        passes = {"train": self.train, "validation": self.validation}
         return {
             "state": self.state.state_dict(),
             "unheard": self.callbacks.unheard(),
+            **self.of_this_process(),
+            "others": self.others,
+        }
+
+    def of_this_process(self) -> dict[str, Any]:
+        """What this process has added up inside the epoch."""
+        passes = {"train": self.train, "validation": self.validation}
+        return {
             "window": self.step.state_dict(),
             "meters": {name: p.meters.state_dict() for name, p in passes.items() if p is not None},
         }

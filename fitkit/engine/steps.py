@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from fitkit.core.callback_list import CallbackList, Event
 from fitkit.core.errors import CheckpointError, ConfigurationError, DataError
 from fitkit.core.logs import EMPTY_LOGS
 from fitkit.core.state import FitState
-from fitkit.core.types import StepOutput
+from fitkit.core.types import Share, StepOutput
 from fitkit.engine.forward import Forward
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class TrainStep:
         accumulation: batches per window, at least 1; read anew at each window.
         clip_norm: largest total 2-norm of the gradients, or ``None``.
         clip_value: largest absolute value of a gradient, or ``None``.
+        num_processes: processes whose gradients a backward pass averages.
+        held_back: a context in which it does not, as the window is not full.
+        average: averages gradients that were held back.
     """
 
     def __init__(
@@ -63,6 +67,9 @@ class TrainStep:
         accumulation: Callable[[], int],
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        num_processes: int = 1,
+        held_back: Callable[[], AbstractContextManager[None]] = nullcontext,
+        average: Callable[[Iterable[nn.Parameter]], None] = lambda _: None,
     ) -> None:
         self._forward = forward
         self._module = module
@@ -74,31 +81,52 @@ class TrainStep:
         self._accumulation = accumulation
         self._clip_norm = clip_norm
         self._clip_value = clip_value
+        self._num_processes = num_processes
+        self._held_back = held_back
+        self._average = average
         self._close_window()
 
-    def __call__(self, batch: Any, *, is_last: bool) -> tuple[StepOutput, int]:
-        """Train on one batch; the epoch's last one closes the window even when it is short."""
+    def __call__(
+        self, batch: Any, *, is_last: bool, share: Share | None = None
+    ) -> tuple[StepOutput, int]:
+        """Train on one batch; the epoch's last one closes the window even when it is short.
+
+        Args:
+            batch: the batch, or this process's part of it.
+            is_last: whether it is the epoch's last one.
+            share: which part that is; ``None`` if it is all.
+
+        Returns:
+            the step's output, and the samples of this process.
+        """
         output, num_samples = self._forward(batch)
+        own, total = (num_samples, num_samples) if share is None else share
         if not output.backward:
             self._count_step()
-            return output, num_samples
+            return output, own
         size = self._accumulation()
         if size == 1:
-            self._backward(output.loss)
+            even = share is None or own * self._num_processes == total
+            weight = 1.0 if even else own * self._num_processes / total
+            self._backward(output.loss if even else output.loss * weight)
             self._take_step()
-            return output, num_samples
+            return output, own
         if self._batches == 0:
-            self._expected = size * num_samples
-        self._backward(output.loss * (num_samples / self._expected))
+            self._expected = size * total
+        weight = own * self._num_processes / self._expected
         self._batches += 1
-        self._samples += num_samples
-        if self._batches >= size or is_last:
+        self._samples += total
+        is_full = self._batches >= size or is_last
+        with nullcontext() if is_full else self._held_back():
+            self._backward(output.loss * weight)
+        if is_full:
             self._take_step()
-        return output, num_samples
+        return output, own
 
     def finish(self) -> None:
         """Step on what a window holds that no further batch will fill."""
         if self._batches:
+            self._average(self._module.parameters())
             self._take_step()
 
     def _backward(self, loss: Tensor) -> None:

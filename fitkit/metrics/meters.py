@@ -13,7 +13,7 @@ from fitkit.core.errors import CheckpointError, ConfigurationError, DataError, l
 from fitkit.core.types import StepOutput
 from fitkit.metrics.metric import Metric, as_scalar, is_reserved
 from fitkit.metrics.stateful import StatefulMetric, accumulates
-from fitkit.metrics.sums import MeanSums, MetricSums, WeightedMean, sums_of
+from fitkit.metrics.sums import MeanSums, MetricSums, WeightedMean, merged_means, sums_of
 
 Meter = WeightedMean | MetricSums | StatefulMetric
 
@@ -58,6 +58,9 @@ class Meters:
             the batch's own values by name, as tensors or ``Deferred``: for the batch logs.
         """
         loss = output.loss.detach()
+        if not num_samples:
+            self._stand_in(output)
+            return {"loss": loss}
         self._loss.add(loss, num_samples)
         batch: dict[str, Any] = {"loss": loss}
         if self._order and output.outputs is not None:
@@ -67,6 +70,15 @@ class Meters:
             self._extra_mean(name).add(scalar, num_samples)
             batch[name] = scalar
         return batch
+
+    def _stand_in(self, output: StepOutput) -> None:
+        """A batch that counts nothing only shows what there is to add up."""
+        with torch.no_grad():
+            for meter in self._meters.values():
+                if isinstance(meter, MetricSums) and output.outputs is not None:
+                    meter.stand_in(output.outputs, output.targets)
+        for name in output.logs:
+            self._extra_mean(name)
 
     def _update_metrics(self, output: StepOutput, num_samples: int, batch: dict[str, Any]) -> None:
         if self._only_means and isinstance(output.outputs, Tensor):
@@ -184,6 +196,41 @@ class Meters:
             meter.load_state_dict(saved[name])
         for name, state in state_dict["extra"].items():
             self._extra_mean(name).load_state_dict(state)
+
+
+def merged(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """The state of one ``Meters`` with the sums of several.
+
+    Raises:
+        CheckpointError: a metric accumulates by itself, so that its sums cannot be put together.
+    """
+    if len(states) == 1:
+        return states[0]
+    extra = {name for state in states for name in state["extra"]}
+    return {
+        "loss": merged_means([state["loss"] for state in states]),
+        "metrics": {
+            name: _merged_one(name, [state["metrics"][name] for state in states])
+            for name in states[0]["metrics"]
+        },
+        "extra": {
+            name: merged_means([s["extra"][name] for s in states if name in s["extra"]])
+            for name in extra
+        },
+    }
+
+
+def _merged_one(name: str, states: list[dict[str, Any]]) -> dict[str, Any]:
+    if "weight" in states[0]:
+        return merged_means(states)
+    if "sums" in states[0]:
+        found = [state["sums"] for state in states if state["sums"] is not None]
+        return {"sums": torch.stack(found).sum(0) if found else None}
+    raise CheckpointError(
+        f"metric {name!r} accumulates by itself, so what several processes have accumulated cannot "
+        f"be dealt out to another number of them: go on with {len(states)} processes, or from a "
+        f"checkpoint at the end of an epoch."
+    )
 
 
 def _has_values(meter: WeightedMean | MetricSums, sums: Tensor) -> bool:

@@ -75,6 +75,17 @@ class WeightedMean:
         self._waiting = list(zip(values, state_dict["weights"], strict=True))
 
 
+def merged_means(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """The state of one ``WeightedMean`` with the sums of several."""
+    mean = WeightedMean()
+    total, weight = torch.zeros((), dtype=torch.float64), 0
+    for state in states:
+        mean.load_state_dict(state)
+        more, count = mean.sums()
+        total, weight = total + more.to(total.device), weight + count
+    return {"total": total, "weight": weight, "waiting": None, "weights": []}
+
+
 class MetricSums:
     """The summed statistics of one ``Metric``."""
 
@@ -101,6 +112,17 @@ class MetricSums:
         statistics = statistics.detach().to(torch.float64)
         self._sums = statistics if self._sums is None else self._sums + statistics
         return Deferred(lambda: self.metric.compute(statistics))
+
+    def stand_in(self, outputs: Any, targets: Any) -> None:
+        """Add nothing, in as many sums as a batch would give."""
+        if self.sums is None:
+            self.load_state_dict(
+                {
+                    "sums": torch.zeros_like(
+                        self.metric.update(outputs, targets), dtype=torch.float64
+                    )
+                }
+            )
 
     @property
     def sums(self) -> Tensor | None:

@@ -11,8 +11,14 @@ from fitkit.core.errors import ConfigurationError
 from fitkit.core.tree import map_leaves
 
 
-def resolve_device(device: torch.device | str | int | None) -> torch.device:
+def resolve_device(
+    device: torch.device | str | int | None, local_rank: int | None = None
+) -> torch.device:
     """The device that is meant; ``None`` is the accelerator if there is one, else the CPU.
+
+    Args:
+        device: what was asked for.
+        local_rank: index of this process on its machine, which decides between its accelerators.
 
     Raises:
         ConfigurationError: torch does not know the device, or this machine does not have it.
@@ -21,7 +27,9 @@ def resolve_device(device: torch.device | str | int | None) -> torch.device:
         if not torch.accelerator.is_available():
             return torch.device("cpu")
         kind = torch.accelerator.current_accelerator()
-        return torch.device("cpu" if kind is None else kind)
+        if kind is None or local_rank is None:
+            return torch.device("cpu" if kind is None else kind)
+        return torch.device(kind.type, local_rank % torch.accelerator.device_count())
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:

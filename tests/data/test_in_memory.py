@@ -77,9 +77,9 @@ def test_reading_draws_from_no_stream(draw):
     assert draw()[2] == after
 
 
-def test_the_position_needs_no_state():
+def test_the_position_is_told_by_the_size_of_batches():
     source = InMemorySource(torch.arange(9), 2)
-    assert source.state_dict() == {}
+    assert source.state_dict() == {"stride": {"batch": 0, "item": 0, "step": 2}}
     source.load_state_dict({})
 
 

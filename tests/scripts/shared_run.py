@@ -93,11 +93,10 @@ def data_of(options: argparse.Namespace, count: int, seed: int, *, shuffle: bool
 def make_handler(options: argparse.Namespace) -> NNHandler:
     """A small classifier."""
     dtype = getattr(torch, options.dtype)
+    torch.manual_seed(options.seed)
     layers = [nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)]
     if options.dropout:
         layers.insert(2, nn.Dropout(0.3))
-    if options.seed is not None:
-        torch.manual_seed(options.seed)
     handler = NNHandler(nn.Sequential(*layers).to(dtype), device="cpu", seed=options.seed)
     handler.set_optimizer(torch.optim.AdamW, lr=0.05)
     handler.set_scheduler(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=40, interval="step")
