@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
 from torch.utils.data import IterableDataset
 
 from fitkit.agreement import Agreement
-from fitkit.core.callback_list import CallbackList
-from fitkit.core.checks import require_count
 from fitkit.core.errors import ConfigurationError, Preempted
-from fitkit.core.state import FitState
-from fitkit.core.types import BatchSource
-from fitkit.data.batches import call_model, make_split
 from fitkit.data.fetching import is_map_style
 from fitkit.data.in_memory import is_in_memory
-from fitkit.data.loaders import DataSpec, make_source, split_off_validation
-from fitkit.data.shares import Ranks
-from fitkit.engine.forward import Forward
-from fitkit.engine.run import EvaluationRun, FitRun, Phase
+from fitkit.data.loaders import DataSpec, split_off_validation
+from fitkit.engine.run import FitRun
 from fitkit.engine.schedule import Schedule
 from fitkit.engine.steps import TrainStep
-from fitkit.metrics.meters import Meters
+from fitkit.evaluating import averaged, evaluation_forward, forward_of, phase_of, same_buffers
 from fitkit.options import FitOptions
-from fitkit.runtime.device import floating_dtype, to_device
 from fitkit.runtime.parallel import DataParallel
 from fitkit.runtime.precision import Precision, make_precision
 from fitkit.runtime.rng import derive_seed, seed_streams
-from fitkit.runtime.signals import SignalWatch
 
 if TYPE_CHECKING:
     from fitkit.nn_handler import NNHandler
@@ -82,28 +70,23 @@ def fit_run(
     if options.compile:
         parts.compile()
     precision = make_precision(options.precision, parts.device)
-    schedule = Schedule(
-        parts.scheduler,
-        interval=parts.scheduler_interval,
-        monitor=parts.scheduler_monitor,
-        has_validation=validation_spec is not None,
-    )
-    train = _phase(handler, train_spec, training=True, limit=options.steps_per_epoch)
+    schedule = _schedule(handler, has_validation=validation_spec is not None)
+    train = phase_of(handler, train_spec, training=True, limit=options.steps_per_epoch)
     validation = None
     if validation_spec is not None:
-        validation = _phase(
+        validation = phase_of(
             handler, validation_spec, training=False, limit=options.validation_steps
         )
     max_steps = options.max_steps
     return FitRun(
-        forward=_evaluation_forward(handler, precision),
+        forward=evaluation_forward(handler, precision),
         module=parts.module,
-        averaged=lambda: _averaged(handler),
+        averaged=lambda: averaged(handler),
         callbacks=handler.callbacks,
         state=state,
         reduce=handler.world.sum,
         agreement=agreement,
-        prepare=lambda: _same_buffers(handler),
+        prepare=lambda: same_buffers(handler),
         step=_train_step(handler, options, precision, schedule),
         schedule=schedule,
         train=train,
@@ -119,6 +102,16 @@ def fit_run(
     )
 
 
+def _schedule(handler: NNHandler, *, has_validation: bool) -> Schedule:
+    parts = handler.parts
+    return Schedule(
+        parts.scheduler,
+        interval=parts.scheduler_interval,
+        monitor=parts.scheduler_monitor,
+        has_validation=has_validation,
+    )
+
+
 def _train_step(
     handler: NNHandler, options: FitOptions, precision: Precision, schedule: Schedule
 ) -> TrainStep:
@@ -127,7 +120,7 @@ def _train_step(
     parallel = DataParallel(world)
     parts.wrapped = model = parallel.wrap(parts.model)
     return TrainStep(
-        _forward(handler, precision, parts.train_step, model),
+        forward_of(handler, precision, parts.train_step, model),
         parts.module,
         parts.optimizer,
         schedule,
@@ -140,32 +133,6 @@ def _train_step(
         held_back=lambda: parallel.held_back(model),
         average=parallel.average_gradients,
     )
-
-
-def evaluation_run(
-    handler: NNHandler, callbacks: CallbackList, precision: str | None
-) -> EvaluationRun:
-    """Everything that ``engine.evaluation`` needs."""
-    return EvaluationRun(
-        forward=_evaluation_forward(handler, make_precision(precision, handler.device)),
-        module=handler.module,
-        averaged=lambda: _averaged(handler),
-        callbacks=callbacks,
-        state=FitState(),
-        reduce=handler.world.sum,
-        agreement=Agreement(FitState(), SignalWatch(())),
-        prepare=lambda: _same_buffers(handler),
-    )
-
-
-def _averaged(handler: NNHandler) -> AbstractContextManager[None]:
-    average = handler.ema
-    return nullcontext() if average is None else average.swapped_into(handler.module)
-
-
-def _same_buffers(handler: NNHandler) -> None:
-    """Running statistics differ between processes; those of the main one are saved and scored."""
-    handler.world.copy_from_main(handler.module.buffers())
 
 
 def _blame(handler: NNHandler) -> Callable[[BaseException], BaseException]:
@@ -184,77 +151,6 @@ def _before_step(handler: NNHandler) -> Callable[[], None] | None:
     if not rank:
         return None
     return lambda: seed_streams(derive_seed(handler.data_seed, "rank", rank, state.global_step))
-
-
-def _forward(
-    handler: NNHandler,
-    precision: Precision,
-    custom: Callable[..., Any] | None,
-    model: nn.Module | None = None,
-) -> Forward:
-    parts = handler.parts
-    state = handler.state
-    return Forward(
-        model=parts.model if model is None else model,
-        place=partial(to_device, device=parts.device),
-        split=make_split(parts.model_type),
-        call=call_model,
-        loss=None if parts.loss is None else parts.loss.bound(lambda: state.epoch),
-        precision=precision,
-        custom=None if custom is None else lambda batch: custom(handler, batch),
-    )
-
-
-def _evaluation_forward(handler: NNHandler, precision: Precision) -> Forward:
-    """A custom training step is used for evaluation too, unless there is something better."""
-    parts = handler.parts
-    custom = parts.evaluation_step
-    if custom is None and parts.loss is None:
-        custom = parts.train_step
-    return _forward(handler, precision, custom)
-
-
-def _phase(handler: NNHandler, spec: DataSpec, *, training: bool, limit: int | None) -> Phase:
-    return Phase(
-        _source(handler, spec, training=training),
-        Meters(handler.parts.metrics, handler.device),
-        limit,
-    )
-
-
-def _source(
-    handler: NNHandler, spec: DataSpec, *, training: bool, in_order: bool = False
-) -> BatchSource:
-    return make_source(
-        spec,
-        seed=handler.data_seed,
-        dtype=floating_dtype(handler.module),
-        training=training,
-        in_order=in_order,
-        ranks=Ranks(handler.world.rank, handler.world.size),
-        device=handler.device,
-    )
-
-
-def evaluation_phase(
-    handler: NNHandler, data: Any, *, batch_size: int | None, steps: int | None, in_order: bool
-) -> Phase:
-    """One pass over ``data``, or over the validation data set before.
-
-    Raises:
-        ConfigurationError: there is no data.
-    """
-    require_count("steps", steps, optional=True)
-    if data is not None:
-        spec = DataSpec(data, batch_size)
-    elif handler.parts.validation_data is not None:
-        spec = handler.parts.validation_data.override(batch_size=batch_size, shuffle=None)
-    else:
-        raise ConfigurationError(
-            "no data to evaluate: pass it, or call handler.set_val_loader(...) before."
-        )
-    source = _source(handler, spec, training=False, in_order=in_order)
-    return Phase(source, Meters(handler.parts.metrics, handler.device), steps)
 
 
 def describe_run(

@@ -69,6 +69,7 @@ class HandlerView:
             "take_weights": self._scored_weights,
             "is_current": lambda path: discovery.is_at(path, self._state.place()),
             "announce": self._announce_save,
+            "key_of": self._callbacks.key_of,
         }
         self._saves = SaveQueue(**writing)
         if world.size > 1:

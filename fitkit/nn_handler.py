@@ -18,11 +18,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fitkit import description, snapshot
-from fitkit.assembly import evaluation_phase, evaluation_run
 from fitkit.callbacks.history import History
 from fitkit.checkpointing import discovery, loading, saving
 from fitkit.checkpointing.autosaver import AutoSaver
 from fitkit.checkpointing.references import resolve
+from fitkit.contents import require_scheduler_state
 from fitkit.core import types
 from fitkit.core.callback import Callback
 from fitkit.core.callback_list import CallbackList
@@ -31,6 +31,7 @@ from fitkit.core.errors import CheckpointError, ConfigurationError
 from fitkit.data.batches import split_inputs
 from fitkit.data.loaders import DataSpec
 from fitkit.engine import evaluation
+from fitkit.evaluating import evaluation_phase, evaluation_run
 from fitkit.fitting import run_fit
 from fitkit.handler_view import HandlerView
 from fitkit.metrics.metric import require_metric
@@ -139,6 +140,7 @@ class NNHandler(HandlerView):
     def _give_scheduler_its_state(self, optimizer_state: dict[str, Any] | None = None) -> None:
         if self.scheduler is None or self.unfinished.scheduler is None:
             return
+        require_scheduler_state(self.unfinished.scheduler, self.scheduler)
         self.scheduler.load_state_dict(self.unfinished.scheduler)
         self.unfinished.scheduler = None
         if self.optimizer is not None and optimizer_state is not None:

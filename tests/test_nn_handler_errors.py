@@ -79,7 +79,10 @@ def check(kind, sentence, action):
         ({"model_class": Net, "width": 2, "seed": 1.5}, "seed must be"),
         ({"model_class": Net, "width": 2, "seed": True}, "seed must be"),
         ({"model_class": Net, "width": 2, "use_distributed": "yes"}, "received 'yes'"),
-        ({"model_class": Net, "width": 2, "use_distributed": True}, "one process"),
+        (
+            {"model_class": Net, "width": 2, "use_distributed": True},
+            "no launcher has started this process",
+        ),
     ],
 )
 def test_the_constructor(arguments, sentence):

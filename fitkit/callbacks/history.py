@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fitkit.callbacks.history_plot import draw_history
 from fitkit.core.callback import Callback
+from fitkit.core.errors import CheckpointError
 from fitkit.core.logs import Logs
 
 if TYPE_CHECKING:
@@ -46,6 +47,20 @@ class History(Callback):
             name: [*self.history.get(name, nothing), logs.get(name, math.nan)] for name in names
         }
         self.epoch = [*self.epoch, epoch]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the epochs of a checkpoint.
+
+        Raises:
+            CheckpointError: columns are missing, or are no lists of numbers of one length.
+        """
+        is_whole = set(self.state_fields) <= set(state_dict)
+        if is_whole and not _is_table(state_dict["epoch"], state_dict["history"]):
+            raise CheckpointError(
+                "the history in the checkpoint is no set of columns of numbers, one for each "
+                "epoch: use another checkpoint, or pass skip_history=True to NNHandler.load."
+            )
+        super().load_state_dict(state_dict)
 
     @property
     def train_losses(self) -> list[float]:
@@ -103,3 +118,11 @@ class History(Callback):
             ConfigurationError: there is nothing to draw yet, or matplotlib is not installed.
         """
         return draw_history(self.history, self.epoch, path)
+
+
+def _is_table(epochs: Any, columns: Any) -> bool:
+    if not isinstance(epochs, list) or not isinstance(columns, dict):
+        return False
+    lists = [epochs, *columns.values()]
+    same_length = all(isinstance(one, list) and len(one) == len(epochs) for one in lists)
+    return same_length and all(type(value) in (int, float) for one in lists for value in one)

@@ -24,6 +24,8 @@ from fitkit.core.errors import (
 
 Record = zipfile.ZipInfo
 
+# What is written as a tag takes two levels in a file.
+_DEEPEST_TAGGED = 2 * DEEPEST + 10
 _CHUNK_BYTES = 1 << 20
 _LOCAL_HEADER_BYTES = 30
 _BYTES_WORTH_THREADS = 16 << 20
@@ -188,25 +190,40 @@ def _trap_in(content: Any, records: list[Record]) -> str | None:
     """
     most_values = 1000 + 2 * sum(one.file_size for one in _structure(records))
     most_bytes = _SHARED_BYTES + _SHARED_TIMES * sum(one.file_size for one in records)
-    pending = [(content, 0)]
+    pending, known = [(content, 0)], set[Any]()
     while pending:
         value, depth = pending.pop()
         most_values -= 1
-        if depth > DEEPEST:
+        if depth > _DEEPEST_TAGGED:
             return f"it is nested more than {DEEPEST} levels deep"
         if most_values < 0:
             return "it holds far more values than bytes"
         if isinstance(value, Tensor):
             if value.is_meta:
                 return "it holds a tensor without values"
-            most_bytes -= value.nbytes
+            most_bytes -= _claimed(value, known)
             if most_bytes < 0:
                 return "its tensors claim far more memory than the file has"
         elif isinstance(value, dict):
             pending += [(item, depth + 1) for pair in value.items() for item in pair]
-        elif isinstance(value, (list, tuple, set)):
+            pending += [(item, depth + 1) for item in getattr(value, "__dict__", {}).values()]
+        elif isinstance(value, (list, tuple, set)) and type(value) is not torch.Size:
             pending += [(item, depth + 1) for item in value]
     return None
+
+
+def _claimed(tensor: Tensor, known: set[Any]) -> int:
+    """Bytes of memory that a tensor takes beyond those that are known already."""
+    if tensor.layout is torch.sparse_coo:
+        parts = [tensor._indices(), tensor._values()]  # noqa: SLF001  also if not coalesced
+        return sum(_claimed(part, known) for part in parts)
+    if tensor.layout is not torch.strided:
+        return 0
+    view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+    if view in known:
+        return 0
+    known.add(view)
+    return tensor.nbytes
 
 
 def _map_plain(function: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -225,9 +242,13 @@ def _first_line(error: Exception) -> str:
 
 
 def _require_file(path: Path) -> None:
+    try:
+        is_there = path.exists()
+    except (OSError, ValueError):  # a name that is too long, or holds a null byte
+        is_there = False
+    if not is_there:
+        raise CheckpointNotFoundError(f"there is no file {str(path)!r}: check the path.")
     if path.is_dir():
         raise CheckpointError(f"{str(path)!r} is a folder: name a file in it.")
-    if not path.exists():
-        raise CheckpointNotFoundError(f"there is no file {str(path)!r}: check the path.")
     if not path.is_file():  # opening a pipe or a device could wait for ever
         raise CheckpointError(f"{str(path)!r} is not an ordinary file: check the path.")

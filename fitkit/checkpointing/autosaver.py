@@ -75,9 +75,16 @@ class AutoSaver(Saver):
         """Costs are counted from here."""
         self.begin_measuring()
 
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        """Measure what saves cost."""
+        if self._cadence is not None:
+            self._cadence.count_batch(self.handler.saves)
+
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Save if this epoch is due."""
         self.handler.saves.meet()
+        if self._cadence is not None:
+            self._cadence.pause()
         last_epoch = self.params["last_epoch"]
         is_last = self.handler.state.stopping or epoch + 1 >= last_epoch
         if self.save_interval != -1 and not self.params.get("save_on_last_epoch", True):

@@ -49,11 +49,11 @@ class BackgroundWriter:
             if self._under_way is not None or any(one.error is not None for one in self._done):
                 self._waiting = job
                 return
-            self._under_way = job
             if self._thread is None:
-                self._closing = False
-                self._thread = threading.Thread(target=self._work, name="fitkit-save")
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name="fitkit-save")
+                thread.start()  # it waits for the lock
+                self._thread, self._closing = thread, False
+            self._under_way = job
             self._changed.notify_all()
 
     def _work(self) -> None:

@@ -90,16 +90,27 @@ class Cadence:
         """A call of ``fit`` begins; a checkpoint will have about ``num_bytes``."""
         self._began = time.monotonic()
         self._batch_began: float | None = None
+        self._is_beside = False  # a save was under way in the batch, if only for a part of it
         self._waited = 0.0  # the ledger's count when the batch began
         self._spent = 0.0
         self._last_cost = num_bytes / self.GUESSED_BYTES_PER_SECOND
         self._usual_seconds, self._usual_batches = 0.0, 0
 
-    @property
-    def is_due(self) -> bool:
+    def is_due(self, saves: Saves) -> bool:
         """Whether one more save fits into the share."""
+        self._note_waiting(saves)
         elapsed = time.monotonic() - self._began
         return self._spent + self._last_cost <= self.max_overhead * elapsed
+
+    def _note_waiting(self, saves: Saves) -> float:
+        """Count what training has waited for saves since the last look."""
+        blocked = saves.ledger.blocked_seconds
+        waited, self._waited = blocked - self._waited, blocked
+        if waited > 0.0:
+            self._spent += waited
+            self._last_cost = waited
+            self._is_beside = True
+        return waited
 
     def pause(self) -> None:
         """What follows is no training batch."""
@@ -107,14 +118,10 @@ class Cadence:
 
     def count_batch(self, saves: Saves) -> None:
         """A training batch is done; time that training waited for saves is not the batch's."""
-        now, blocked = time.monotonic(), saves.ledger.blocked_seconds
-        waited, self._waited = blocked - self._waited, blocked
-        if waited > 0.0:
-            self._spent += waited
-            self._last_cost = waited
+        now, waited = time.monotonic(), self._note_waiting(saves)
         if self._batch_began is not None:
-            self._count(now - self._batch_began - waited, is_beside=saves.is_busy)
-        self._batch_began = now
+            self._count(now - self._batch_began - waited, is_beside=self._is_beside)
+        self._batch_began, self._is_beside = now, saves.is_busy
 
     def _count(self, seconds: float, *, is_beside: bool) -> None:
         if not is_beside:

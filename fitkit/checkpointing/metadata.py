@@ -76,8 +76,8 @@ def read_metadata(path: str | Path) -> Metadata:
 def _last_values(state: Mapping[str, Any], path: Path) -> dict[str, float]:
     try:
         columns = from_plain(state["history"])["history"]
-        return {name: values[-1] for name, values in columns.items() if values}
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        return {name: float(values[-1]) for name, values in columns.items() if len(values)}
+    except (KeyError, TypeError, IndexError, AttributeError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"the history in {str(path)!r} cannot be read: {error!r}.") from error
 
 

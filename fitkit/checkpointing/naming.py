@@ -12,6 +12,7 @@ from typing import Any
 
 from fitkit.core.errors import CheckpointError, ConfigurationError, listed
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096  # bytes that file systems take
 _UNSAFE = re.compile(r'[\x00-\x1f<>:"|?*\\/]')
 
 
@@ -120,13 +121,13 @@ def with_extension(name: str, extension: str = ".pth") -> str:
 
 
 def require_inside(names: Iterable[Any], owner: str) -> None:
-    """Fail unless each name in a saved state, if it is one, stays in its owner's folder.
+    """Fail unless each name in a saved state stays in its owner's folder.
 
     Raises:
         CheckpointError: one does not; files of these names would be written and removed.
     """
     for name in names:
-        if name is not None and not _is_inside(name):
+        if not _is_inside(name):
             raise CheckpointError(
                 f"the saved state of callback {owner!r} names the file {name!r}, which is outside "
                 f"its folder: the checkpoint was altered, use another."
@@ -137,4 +138,6 @@ def _is_inside(name: Any) -> bool:
     if not isinstance(name, str) or not name or "\\" in name or "\0" in name:
         return False
     path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and not Path(name).drive
+    too_long = any(len(part.encode("utf-8", "replace")) > _LONGEST_NAME for part in path.parts)
+    leads_out = path.is_absolute() or ".." in path.parts or bool(Path(name).drive)
+    return not too_long and not leads_out and len(name) < _LONGEST_PATH

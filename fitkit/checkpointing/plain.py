@@ -129,7 +129,7 @@ def _plain_dict(value: dict[Any, Any], depth: int, place: Place) -> Any:
     if isinstance(value, OrderedDict):
         metadata = getattr(value, "_metadata", None)  # module state dicts carry versions in it
         if metadata is not None:
-            vars(plain)["_metadata"] = _plain(metadata, depth, place)
+            vars(plain)["_metadata"] = _plain(metadata, depth - 1, place)
         return plain
     return Counter(plain) if isinstance(value, Counter) else plain
 

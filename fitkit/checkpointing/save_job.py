@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,16 +93,19 @@ class SaveJob:
         for saver, planned in reversed(self.before):
             saver.put_back(planned)
 
-    def take_over(self, old: SaveJob) -> None:
-        """Hold the state of another job; it describes files as the savers know them now."""
+    def take_over(self, old: SaveJob, savers: Mapping[str, Saver]) -> None:
+        """Hold the state of another job.
+
+        Args:
+            old: the other one.
+            savers: those who may know something else of their files now, by their keys in it.
+        """
         self.snapshot, self.weights, self.copies = old.snapshot, old.weights, old.copies
         self.taken_at = old.taken_at
         if self.snapshot is None:
             return
-        for saver, _ in old.before:
-            for entry in self.snapshot["callback_states"].values():
-                if (entry["name"], entry["identity"]) == (saver.name, saver.identity()):
-                    entry["state"].update(to_plain(saver.planned()))
+        for key, saver in savers.items():
+            self.snapshot["callback_states"][key]["state"].update(to_plain(saver.planned()))
 
     def run(self) -> None:
         """Write every file, then remove what is obsolete; what goes wrong is left in ``error``."""

@@ -26,6 +26,7 @@ class SaveQueue:
         take_weights: the model's weights as they were scored, likewise.
         is_current: whether a file holds the handler's state at the place where it stands now.
         announce: told each path once it is durable.
+        key_of: under which key a snapshot holds the state of a saver.
 
     Attributes:
         ledger: what saving has cost.
@@ -42,13 +43,15 @@ class SaveQueue:
         take_weights: Callable[[Place], dict[str, Any]],
         is_current: Callable[[Path], bool],
         announce: Callable[[Path], None],
+        key_of: Callable[[Saver], str],
     ) -> None:
         self._take_snapshot = take_snapshot
         self._take_weights = take_weights
         self._is_current = is_current
         self._announce = announce
+        self._key_of = key_of
         self._requests: list[SaveRequest] = []
-        self._writer = BackgroundWriter()
+        self._writer: Any = BackgroundWriter()  # of SaveJobs
         self._spare: HostCopies | None = None
         self._origin: Path | None = None
         self.begin(0)
@@ -62,13 +65,17 @@ class SaveQueue:
         """Keep the file that a run goes on from until a newer one is durable."""
         self._origin = origin.resolve()
 
+    def is_origin(self, path: Path) -> bool:
+        """Whether ``path`` is kept until a newer whole checkpoint is durable."""
+        return path.resolve() == self._origin
+
     def __len__(self) -> int:
         return len(self._requests)
 
     @property
     def is_busy(self) -> bool:
         """Whether a save is under way behind training."""
-        return self._writer.is_busy
+        return bool(self._writer.is_busy)
 
     @property
     def is_meeting(self) -> bool:
@@ -109,8 +116,10 @@ class SaveQueue:
             if all(request.may_wait for request in requests):
                 self._start(requests)
             else:
-                self.wait()
-                self._write_now(requests)
+                try:
+                    self.wait()
+                finally:  # an earlier save that failed is no reason to leave this one out
+                    self._write_now(requests)
         finally:
             self.ledger.blocked_seconds += time.perf_counter() - began
 
@@ -226,23 +235,22 @@ class SaveQueue:
         self._fill(job, job.copies.reserve)
         job.copies.fetch()
         job.obsolete = self._obsolete(job)
-        self._writer.submit(job)
+        try:
+            self._writer.submit(job)
+        except RuntimeError:  # no thread could be started
+            job.put_back()
+            raise
 
     def _make_room(self, requests: list[SaveRequest]) -> None:
         """One job may wait: a newer one takes its place, or waits for it to begin."""
-        waiting: Any = self._writer.take_waiting()
-        if waiting is None:
-            return
-        if all(
-            any(new.saver is old.saver and new.saver.supersedes(new, old) for new in requests)
-            for old in waiting.requests
-        ):
-            waiting.put_back()
-            self._spare = waiting.copies
-            return
-        self._writer.submit(waiting)
-        self._writer.wait_for_one()
-        self._collect()
+        while (waiting := self._writer.take_waiting()) is not None:
+            if _supersede(requests, waiting.requests):
+                waiting.put_back()
+                self._spare = waiting.copies
+                return
+            self._writer.submit(waiting)
+            self._writer.wait_for_one()
+            self._collect()
 
     def _collect(self) -> None:
         """Tell of the saves that are done.
@@ -250,28 +258,39 @@ class SaveQueue:
         A job that waits was planned in the belief that the one before would succeed. If that
         failed, it is planned anew, and its snapshot describes the files that there really are.
         """
-        jobs: list[Any] = self._writer.collect()
+        jobs: list[SaveJob] = self._writer.collect()
         for job in jobs:
             self.ledger.behind_seconds += job.seconds
             if job.error is None:
                 self._spare = job.copies
                 self._tell(job)
                 continue
-            waiting: Any = self._writer.take_waiting()
+            waiting = self._writer.take_waiting()
             if waiting is not None:
                 waiting.put_back()
             rest = [(job, self._without_failed(job))]
             if waiting is not None:
                 rest.append((waiting, waiting.requests))
+            savers = dict.fromkeys(saver for old, _ in rest for saver, _ in old.before)
             for old, requests in rest:
                 if requests:
-                    self._writer.submit(self._plan_again(old, requests))
+                    self._writer.submit(self._plan_again(old, requests, list(savers)))
 
-    def _plan_again(self, old: SaveJob, requests: list[SaveRequest]) -> SaveJob:
+    def _plan_again(
+        self, old: SaveJob, requests: list[SaveRequest], savers: list[Saver]
+    ) -> SaveJob:
         job = self._plan(requests)
-        job.take_over(old)
+        job.take_over(old, {self._key_of(saver): saver for saver in savers})
         job.obsolete = self._obsolete(job)
         return job
+
+
+def _supersede(newer: list[SaveRequest], older: list[SaveRequest]) -> bool:
+    """Whether nothing that waits is worth writing, now that there are newer requests."""
+    return all(
+        any(new.saver is old.saver and new.saver.supersedes(new, old) for new in newer)
+        for old in older
+    )
 
 
 def _warn(sentence: str | None) -> None:

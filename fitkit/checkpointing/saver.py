@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
 
+from fitkit.checkpointing import files
 from fitkit.checkpointing.cadence import Cadence
 from fitkit.checkpointing.naming import require_inside
 from fitkit.checkpointing.retention import Retention
@@ -137,16 +139,26 @@ class Saver(Callback):
         """After a restart, ask for what was asked for, or being written, when the file was made."""
         step = self.handler.state.global_step
         for name in self.writing:
-            self.handler.saves.add(SaveRequest(self, self.folder / name, step, again=True))
+            if self._may_write_again(name):
+                self.handler.saves.add(SaveRequest(self, self.folder / name, step, again=True))
         asked, self.asked = self.asked, ()
         for details in asked:
-            path = self.folder / details["name"]
-            self._request(path, {key: value for key, value in details.items() if key != "name"})
+            if self._may_write_again(details["name"]):
+                kept = {key: value for key, value in details.items() if key != "name"}
+                self._request(self.folder / details["name"], kept)
+
+    def _may_write_again(self, name: str) -> bool:
+        """A checkpoint decided on this name: it must not cost a file of somebody else's."""
+        path = self.folder / name
+        if self.saves_weights_only and self.handler.saves.is_origin(path):
+            return False
+        return not path.exists() or files.is_checkpoint_like(path)
 
     def on_exception(self, error: BaseException) -> None:
         """Before the process is ended, one saver writes where the run stands."""
         # an event that an error cut short was not heard by all: nobody could resume from it exactly
         self.handler.saves.withdraw(self)
+        self.asked = ()
         can_resume = isinstance(error, Preempted) and not self.saves_weights_only
         if can_resume:  # every process has the same signal
             self.handler.saves.meet()
@@ -161,7 +173,9 @@ class Saver(Callback):
 
     def fits_into_overhead(self) -> bool:
         """Whether ``max_overhead`` allows a save now."""
-        return self._cadence is None or (self._cadence.is_due and not self.handler.saves.is_busy)
+        if self._cadence is None:
+            return True
+        return self._cadence.is_due(self.handler.saves) and not self.handler.saves.is_busy
 
     # ---- what is on disk ------------------------------------------------------------------------
 
@@ -189,13 +203,11 @@ class Saver(Callback):
         self.last_step = request.step
         if self.retention is None:
             return
-        self.kept = [entry for entry in self.kept if entry[0] != name]
-        if request.is_lasting:
-            return
-        self.kept = [*self.kept, [name, request.rank]]
-        for obsolete in self.retention.obsolete(self.kept):
+        kept = [*(entry for entry in self.kept if entry[0] != name), [name, request.rank]]
+        for obsolete in self.retention.obsolete(kept):
             self._drop(obsolete)
-        self.kept = [entry for entry in self.kept if entry[0] not in self.dropping]
+        gone = {*self.dropping, *((name,) if request.is_lasting else ())}
+        self.kept = [entry for entry in kept if entry[0] not in gone]
 
     def _drop(self, name: str | None) -> None:
         """Let a file go that this saver wrote, once the new one is durable."""
@@ -219,9 +231,11 @@ class Saver(Callback):
     def supersedes(self, newer: SaveRequest, older: SaveRequest) -> bool:
         """Whether a file that waits to be written is not worth it any more."""
         judge = None if self.retention is None else self.retention.judge
-        if older.is_lasting or judge is None or older.rank is None:
+        if older.is_lasting or judge is None or older.rank is None or not isfinite(older.rank):
             return not older.is_lasting
-        return newer.rank is not None and not judge.is_better(older.rank, newer.rank)
+        if newer.rank is None or not isfinite(newer.rank):
+            return False
+        return not judge.is_better(older.rank, newer.rank)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over progress from a checkpoint.
@@ -244,7 +258,7 @@ def _names_in(state: Mapping[str, Any], owner: str) -> list[Any]:
     """The file names in a saved state: a file decides on them."""
     try:
         return [
-            *(state.get(key) for key in ("last_path", "preempted_path", "best_path")),
+            *filter(None, (state.get(k) for k in ("last_path", "preempted_path", "best_path"))),
             *(entry["name"] for entry in state.get("asked", ())),
             *(name for name, _ in state.get("kept", ())),
             *state.get("writing", ()),

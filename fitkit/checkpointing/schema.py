@@ -29,6 +29,8 @@ KEYS: Mapping[str, type | tuple[type, ...]] = {
     "optimizer_state_dict": (dict, type(None)),
     "scheduler_class": (str, type(None)),
     "scheduler_kwargs": (dict, type(None)),
+    "scheduler_interval": str,
+    "scheduler_monitor": (str, type(None)),
     "scheduler_state_dict": (dict, type(None)),
     "loss": (dict, type(None)),
     "scaler_state_dict": dict,
@@ -39,6 +41,7 @@ KEYS: Mapping[str, type | tuple[type, ...]] = {
     "rng": (dict, type(None)),
     "loader": dict,
     "seed": (int, type(None)),
+    "data_seed": (int, type(None)),
     "sampler": (dict, type(None)),
     "sde": (dict, type(None)),
 }
@@ -89,7 +92,7 @@ def validate(state: Any, path: Path | str) -> dict[str, Any]:
             f"{where!r} has format version {version}, this fitkit reads up to {FORMAT_VERSION} (it "
             f"was written by fitkit {state.get('fitkit_version')}): upgrade fitkit."
         )
-    wrong = [key for key, kind in KEYS.items() if not isinstance(state.get(key), kind)]
+    wrong = [k for k, kind in KEYS.items() if k not in state or not isinstance(state[k], kind)]
     if wrong:
         raise DamagedCheckpointError(
             f"{where!r} is not a valid checkpoint: {listed(wrong)} missing or of a wrong type."
@@ -109,7 +112,7 @@ def place(state: dict[str, Any]) -> tuple[int, int, int, int]:
     try:
         progress.load_state_dict(state["progress"]["state"])
         found = progress.place()
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DamagedCheckpointError(
             f"the checkpoint's progress cannot be read: {error!r}."
         ) from error

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fitkit.core.errors import CheckpointError, ConfigurationError, listed
+from fitkit.core.likeness import require_like
 from fitkit.core.logs import Logs
 
 if TYPE_CHECKING:
@@ -107,6 +108,9 @@ class Callback:
                 f"missing {listed(missing)}, unknown {listed(unknown)}. Resume with the class that "
                 f"wrote it, or pass skip_callbacks=True to NNHandler.load."
             )
+        if type(self).__module__.startswith("fitkit."):  # others may let a field become anything
+            for name, own in (self._initial_state or {}).items():
+                require_like(state_dict[name], own, f"{name} of callback {self.name!r}")
         for name in self.state_fields:
             setattr(self, name, copy.deepcopy(state_dict[name]))
 

@@ -67,8 +67,20 @@ class CallbackStates:
             states[_free_key(kept["name"], states)] = kept
         return states
 
+    def key_of(self, callback: Callback) -> str:
+        """The key under which ``state_dict`` holds the state of a callback that is here."""
+        keys: dict[str, Callback] = {}
+        for one in self._callbacks:
+            if one is callback or entry_of(one):
+                keys[_free_key(one.name, keys)] = one
+        return next(key for key, one in keys.items() if one is callback)
+
     def load_state_dict(self, states: Mapping[str, dict[str, Any]]) -> None:
         """Keep states until their owners are known; those attached already are looked at now."""
+        for key, entry in states.items():
+            kinds = {"name": str, "identity": str, "state": dict}
+            if not all(isinstance(entry.get(part), kind) for part, kind in kinds.items()):
+                raise CheckpointError(f"the state of callback {key!r} in the checkpoint is none.")
         self.unclaimed = {key: dict(entry) for key, entry in states.items()}
         self._restored.clear()
         for callback in self._callbacks:

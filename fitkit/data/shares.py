@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
+from fitkit.core.errors import CheckpointError
 from fitkit.core.tree import leading_size
 from fitkit.core.types import Batches, Share
 
@@ -67,7 +68,16 @@ class Stride:
         return {"batch": self._batch, "item": self._item, "step": self.step}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Count from where ``state_dict`` was taken, with its step up to the next ``begin``."""
+        """Count from where ``state_dict`` was taken, with its step up to the next ``begin``.
+
+        Raises:
+            CheckpointError: it is no position.
+        """
+        counts = [state_dict.get(name) for name in ("batch", "item", "step")]
+        if not all(type(count) is int and count >= 0 for count in counts) or not counts[2]:
+            raise CheckpointError(
+                f"the position in the data that the checkpoint holds cannot be read: {counts!r}."
+            )
         self._batch, self._item = state_dict["batch"], state_dict["item"]
         self._saved_step = state_dict["step"]
 

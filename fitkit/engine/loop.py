@@ -96,12 +96,13 @@ def train_pass(run: FitRun) -> None:
         values = meters.update(output, own)
         state.mid_step = False
         state.advance_batch(own if share is None else share.total)
-        if _steps_are_used_up(run):
+        is_used_up = _steps_are_used_up(run)
+        if is_used_up:
             state.stop(f"max_steps: {run.last_step} training batches are done", final=False)
         if listens_to_ends:
             callbacks.fire(Event.TRAIN_BATCH_END, index, Logs(values))
         agreement.check()
-        if agreement.must_stop:
+        if is_used_up or agreement.must_stop:
             break
     if state.batch == 0:
         raise DataError(

@@ -206,6 +206,9 @@ class TrainStep:
             parameter.grad = None
         if not state_dict:
             return
+        counts = [state_dict[name] for name in ("batches", "samples", "expected")]
+        if not all(type(count) is int and count > 0 for count in counts):
+            raise CheckpointError(f"the saved window of gradients counts {counts!r}.")
         for name, gradient in state_dict["gradients"].items():
             if name not in parameters or parameters[name].shape != gradient.shape:
                 raise CheckpointError(f"the saved gradient of {name!r} does not fit this model.")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitkit.core.errors import DataError
+from fitkit.core.errors import CheckpointError, DataError
 from fitkit.core.logs import Deferred
 from fitkit.metrics.metric import MeanMetric, Metric
 
@@ -15,6 +15,12 @@ from fitkit.metrics.metric import MeanMetric, Metric
 # append, not an addition on the device. Saving keeps the list as it is, so that the order of
 # additions, and with it the last bit, does not depend on when a checkpoint was made.
 FOLD_AFTER = 64
+
+
+def is_vector(value: Any, *, ndim: int) -> bool:
+    """Whether ``value`` is a real tensor with so many dimensions."""
+    is_tensor = isinstance(value, Tensor) and value.layout is torch.strided
+    return is_tensor and value.ndim == ndim and not value.is_complex()
 
 
 class WeightedMean:
@@ -67,10 +73,18 @@ class WeightedMean:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over sums."""
-        self._total = state_dict["total"]
-        self._weight = state_dict["weight"]
-        waiting = state_dict["waiting"]
+        """Take over sums.
+
+        Raises:
+            CheckpointError: they are none.
+        """
+        total, waiting = state_dict["total"], state_dict["waiting"]
+        weights = [state_dict["weight"], *state_dict["weights"]]
+        fits = all(type(weight) is int for weight in weights)
+        fits = fits and (total is None or is_vector(total, ndim=0))
+        if not fits or not (waiting is None or is_vector(waiting, ndim=1)):
+            raise CheckpointError("the sums of the epoch in the checkpoint are no numbers.")
+        self._total, self._weight = total, weights[0]
         values = [] if waiting is None else list(waiting.unbind())
         self._waiting = list(zip(values, state_dict["weights"], strict=True))
 
@@ -135,7 +149,19 @@ class MetricSums:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over sums."""
-        self._sums = state_dict["sums"]
+        self._sums = checked_sums(state_dict)
+
+
+def checked_sums(state_dict: dict[str, Any]) -> Tensor | None:
+    """The sums in a saved state.
+
+    Raises:
+        CheckpointError: they are none.
+    """
+    sums: Tensor | None = state_dict["sums"]
+    if sums is not None and not is_vector(sums, ndim=1):
+        raise CheckpointError("the sums of a metric in the checkpoint are no vector of numbers.")
+    return sums
 
 
 def sums_of(metric: Metric) -> MetricSums:
@@ -198,8 +224,11 @@ class MeanSums(MetricSums):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over sums."""
         self.reset()
-        if state_dict["sums"] is not None:
-            self._total, number = state_dict["sums"].unbind()
+        sums = checked_sums(state_dict)
+        if sums is not None:
+            if len(sums) != 2:
+                raise CheckpointError("the sums of a mean in the checkpoint are not two.")
+            self._total, number = sums.unbind()
             self._number = int(number)
 
 

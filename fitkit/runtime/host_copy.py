@@ -91,4 +91,5 @@ def _identity(tensor: Tensor) -> _Key:
     """What two tensors have in common if they are the same memory seen the same way."""
     if tensor.layout is not torch.strided or not tensor.numel():
         return (id(tensor),)
-    return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+    bits = (tensor.is_conj(), tensor.is_neg())
+    return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), bits)

@@ -112,9 +112,23 @@ def _from_plain(state: dict[str, Any]) -> HostState:
             f"the state of NumPy's random stream has position {saved['position']}, outside 0 to "
             f"{_WORDS_OF_NUMPY}: the checkpoint was altered, use another."
         )
+    key = saved["key"].cpu().numpy().astype(np.uint32)
+    if (
+        key.shape != (_WORDS_OF_NUMPY,) or not key.any()
+    ):  # of nothing but zeros NumPy draws for ever
+        raise CheckpointError(
+            "the state of NumPy's random stream has no valid key: the checkpoint was altered, use "
+            "another."
+        )
+    gauss = state["python"]["gauss"]
+    if not (gauss is None or type(gauss) is float):
+        raise CheckpointError(
+            f"the state of Python's random stream holds {gauss!r}, not a number: the checkpoint "
+            f"was altered, use another."
+        )
     numpy_state = (
         saved["name"],
-        saved["key"].cpu().numpy().astype(np.uint32),
+        key,
         saved["position"],
         saved["has_gauss"],
         saved["gauss"],

@@ -414,8 +414,6 @@ def test_a_waiting_save_that_is_better_is_waited_for(
 def test_a_waiting_save_that_is_better_than_one_that_is_not_finite_is_waited_for(
     tmp_path, gate, opens_when_waited_for
 ):
-    # FAILS (library bug): Saver.supersedes takes NaN for as good as the waiting best, because
-    # is_better(0.9, than=nan) is False; the best file of the run is never written.
     gate.hold("1.pth")
     retention = Retention(keep_best=1, monitor="score", mode="max")
     scores = Scores(0.5, 0.9, math.nan, 0.1)
@@ -653,8 +651,6 @@ def test_a_save_that_waited_for_one_that_failed_tells_what_there_is(tmp_path, ga
 
 
 def test_the_file_of_another_saver_does_not_tell_of_a_save_that_failed(tmp_path, gate, join_writer):
-    # FAILS (library bug): SaveJob.take_over mends the states of the savers of the waiting job
-    # only; the state of the saver whose save failed stays in its snapshot as it was planned.
     gate.hold("a2.pth")
     gate.failing = {"a2.pth"}
     failing = ModelCheckpoint(
@@ -685,14 +681,13 @@ def test_the_file_of_another_saver_does_not_tell_of_a_save_that_failed(tmp_path,
 def test_no_save_is_lost_when_one_of_several_files_fails_while_two_more_follow(
     tmp_path, gate, monkeypatch
 ):
-    # FAILS (library bug): SaveQueue._make_room calls _collect, which may hand in two jobs again
-    # (the rest of the failed one, and the waiting one), and _start then overwrites the waiting one.
     gate.hold("a1.pth", "b1.pth")
     gate.failing = {"a1.pth"}
     real = BackgroundWriter.wait_for_one
+    held = iter(["a1.pth", "b1.pth"])
 
     def wait_for_one(self):
-        gate.open("a1.pth")
+        gate.open(next(held))
         real(self)
 
     monkeypatch.setattr(BackgroundWriter, "wait_for_one", wait_for_one)
@@ -712,8 +707,6 @@ def test_no_save_is_lost_when_one_of_several_files_fails_while_two_more_follow(
 def test_a_save_that_failed_does_not_keep_the_last_one_before_the_end_from_being_made(
     tmp_path, gate, opens_when_waited_for
 ):
-    # FAILS (library bug): SaveQueue.settle waits for the save under way first; its error is raised
-    # before preempted.pth is written, and the request for that is gone.
     gate.hold("3.pth")
     gate.failing = {"3.pth"}
     saver = ModelCheckpoint(tmp_path / "{global_step}.pth", save_freq=3, background=True)

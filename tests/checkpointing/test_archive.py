@@ -195,8 +195,6 @@ def test_a_file_that_is_not_there_and_a_folder_have_errors_of_their_own(tmp_path
     "name", ["x" * 300 + ".pth", "a\0b.pth", "a/" * 3000 + "b.pth"], ids=["long", "null", "deep"]
 )
 def test_a_name_that_no_file_can_have_is_an_error_of_ours(tmp_path, name):
-    # FAILS for names that are too long (library bug): Path.exists raises OSError for them; a saver
-    # that is asked for such a name by a hostile checkpoint passes it on.
     for use in (archive.verify, archive.read, archive.read_without_tensors):
         with pytest.raises(CheckpointError):
             use(tmp_path / name)
@@ -471,8 +469,6 @@ def readable(value, path: Path):
 @pytest.mark.parametrize("layout", ["sparse", "sparse_csr"], ids=["coo", "csr"])
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_sparse_tensors_can_be_read_again(tmp_path, layout):
-    # FAILS for coo (library bug): _trap_in asks for nbytes, which a sparse tensor does not have:
-    # a RuntimeError, and no checkpoint with a sparse tensor can be read.
     tensor = getattr(torch.eye(3), f"to_{layout}")()
     back = readable({"a": tensor}, tmp_path / "a.pth")["a"]
     assert back.layout is tensor.layout
@@ -487,8 +483,6 @@ def test_sparse_tensors_can_be_read_again(tmp_path, layout):
 )  # fmt: skip
 @pytest.mark.parametrize("levels", [1, 97, 98, 99, 100])
 def test_whatever_depth_is_written_can_be_read(tmp_path, leaf, levels):
-    # FAILS for leaves that are written as tagged dicts (library bug): to_plain counts levels of
-    # what it is given, the reader those of what was written, which are more.
     value = leaf
     for _ in range(levels):
         value = [value]
@@ -503,7 +497,6 @@ def test_whatever_depth_is_written_can_be_read(tmp_path, leaf, levels):
 
 
 def test_nested_containers_that_are_written_as_tagged_dicts_can_be_read(tmp_path):
-    # FAILS (library bug): as above; sixty deques become 120 levels.
     value = 1
     for _ in range(60):
         value = deque([value])
@@ -511,8 +504,6 @@ def test_nested_containers_that_are_written_as_tagged_dicts_can_be_read(tmp_path
 
 
 def test_a_layer_that_a_model_uses_many_times_can_be_read(memory):
-    # FAILS (library bug): the names of shared weights are added up as if each had memory of its
-    # own, and a model like ALBERT (one layer under 24 names) is taken for a trap.
     shared = nn.Linear(1000, 3000)
     model = nn.Sequential(*[shared] * 24)
     path = memory / "shared.pth"
@@ -524,8 +515,6 @@ def test_a_layer_that_a_model_uses_many_times_can_be_read(memory):
 
 
 def test_a_shape_that_is_kept_many_times_can_be_read(tmp_path):
-    # FAILS (library bug, small): torch.Size is written once and referred to, and the number of
-    # values is then more than four for each byte.
     value = [torch.Size(range(1, 9))] * 3000
     assert readable(value, tmp_path / "a.pth") == value
 
@@ -610,10 +599,9 @@ TRAPS = {
     "terabytes by a stride of 0": lambda: torch.zeros(1).expand(10**12),
     "exabytes": lambda: torch.zeros(1).expand(2**60),
     "many of a gigabyte": lambda: [torch.zeros(1).expand(2**28)] * 50,
-    "a tensor many times": lambda: [torch.zeros(1 << 20)] * 200,
     "without values": lambda: torch.zeros(3, device="meta"),
     "10000 lists": lambda: nest(10_000),
-    "101 lists": lambda: nest(101),
+    "250 lists": lambda: nest(250),
     "a list in itself": contained,
     "a dict in itself": in_dict,
     "billions of laughs": lambda: laughs(30, 10),
@@ -664,8 +652,6 @@ def test_a_self_containing_list_and_deep_ones_made_by_hand(tmp_path):
 
 def test_nesting_where_nobody_looks(tmp_path):
     """Attributes of an OrderedDict are read, too; what is in them must not bring a reader down."""
-    # FAILS (library bug): neither _trap_in nor to_plain count the levels of ``_metadata``; what was
-    # read is a RecursionError when it is saved again.
     path = tmp_path / "a.pth"
     for levels in (50, 1_000):
         limit = sys.getrecursionlimit()

@@ -172,8 +172,6 @@ def test_closing_lets_the_job_under_way_end(writer):
 
 
 def test_a_thread_that_cannot_be_started_is_an_error_and_nobody_waits_for_it(monkeypatch):
-    # FAILS (library bug): the job is noted as under way before the thread is started, so that
-    # whoever waits (fit at its end does) waits for ever.
     writer = BackgroundWriter()
 
     def refuse(self):

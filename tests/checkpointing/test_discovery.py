@@ -184,8 +184,6 @@ def test_a_file_that_is_replaced_after_it_was_found_is_still_the_one_found(tmp_p
 
 @pytest.mark.parametrize("key", schema.KEYS)
 def test_a_file_without_one_of_the_keys_is_passed_over_or_can_be_loaded(tmp_path, states, key):
-    # FAILS (library bug): a key whose value may be None may also be missing for schema.validate;
-    # loading such a file is then a KeyError.
     state = {name: value for name, value in states[0].items() if name != key}
     files.write(state, tmp_path / "a.pth")
     try:

@@ -289,8 +289,6 @@ def shown(told, error):
 
 @pytest.mark.parametrize("share", range(2))
 def test_spoiled_structures_loaded(original, scratch, share):
-    # FAILS (library bugs): archive._trap_in asks sparse tensors for nbytes (RuntimeError); keys
-    # that may be None may also be missing for schema.validate, and are a KeyError later.
     rng, paths = random.Random(10 + share), list(paths_of(original))
     path = scratch / "load.pth"
     wrong, loaded = [], 0
@@ -359,14 +357,10 @@ def resumed(request, original, tmp_path_factory):
 
 
 def test_spoiled_structures_resumed_are_refused_by_our_errors(resumed):
-    # FAILS (library bug): sparse tensors, as above.
     assert not resumed["preparing"], "\n".join(resumed["preparing"])
 
 
 def test_spoiled_structures_resumed_are_refused_before_training_begins(resumed):
-    # FAILS (library bugs): the state of the optimizer (shapes, types, missing names), of meters,
-    # of the accumulation window, of history and of callbacks is taken over without a look at the
-    # types in it; training then fails with errors of Python's or torch's.
     assert not resumed["training"], "\n".join(resumed["training"])
 
 
@@ -425,8 +419,6 @@ for use in (lambda: fit(make(), epochs=3, resume=path),
 
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])
 def test_moments_of_another_shape_do_not_corrupt_memory(tmp_path, name):
-    # FAILS, BADLY (library bug): the file decides on fused=True and on the shapes of the moments,
-    # and torch's fused kernels do not look at these: they write past the end of what the file gave.
     found = subprocess.run(
         [sys.executable, "-c", CRASHES, name, str(tmp_path / "a.pth")],
         capture_output=True,
@@ -477,9 +469,6 @@ def put_sentinels(root):
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_hostile_names_of_files_hurt_nobody(original, tmp_path, field):
-    # FAILS for writing and asked (library bug): names that stay inside the folder are written to
-    # whatever is there: a file named in a checkpoint is overwritten, notes.txt or train.py.
-    # FAILS for names that are no strings (library bug): Saver._names_in lets None pass in lists.
     folder, path = put_sentinels(tmp_path), tmp_path / "hostile.pth"
     outside = contents(tmp_path)
     wrong = []

@@ -141,9 +141,6 @@ def test_what_is_no_whole_checkpoint(tmp_path):
     ],
 )
 def test_hostile_structures_end_in_our_errors_or_are_told(made, tmp_path, key, value):
-    # FAILS for a tensor in the place of the progress (library bug): schema.place lets the
-    # RuntimeError pass that comparing the elements of a tensor gives; and for one in the place of
-    # a column of history, whose truth value metadata asks for.
     torch.save({**archive.read(made[1]), key: value}, tmp_path / "a.pth")
     with contextlib.suppress(CheckpointError):
         assert all(isinstance(name, str) for name in read_metadata(tmp_path / "a.pth").metrics)

@@ -243,8 +243,6 @@ def test_the_folder_after_each_epoch(tmp_path, epoch, rules, keep_last, keep_bes
 
 
 def test_a_file_kept_for_good_counts_as_the_newest(tmp_path):
-    # FAILS (library bug, small): a lasting file is not put on the list, and nothing is let go when
-    # it is written: 1.pth stays, which no rule wants (it is neither the newest nor lasting).
     run(model_checkpoint(tmp_path, Retention(keep_last=1, keep_every_n_epochs=2)), 2)
     assert epochs_in(tmp_path) == {2}
 
@@ -349,8 +347,6 @@ def weights_only(folder, **options):
 
 @pytest.mark.parametrize("background", [False, True])
 def test_weights_do_not_take_the_place_of_the_file_that_a_run_came_from(tmp_path, background):
-    # FAILS (library bug): 2.pth says that its saver was writing 2.pth, so Saver.ask_again has it
-    # written again, now as weights only: the one file to resume from is overwritten at once.
     run(ModelCheckpoint(tmp_path / "{epoch}.pth", max_to_keep=1), 2)
     assert names(tmp_path) == ["2.pth"]
     saver = weights_only(tmp_path, max_to_keep=1, background=background)

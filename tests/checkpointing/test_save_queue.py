@@ -290,8 +290,6 @@ def test_a_state_that_cannot_be_saved_is_an_error_whatever_the_saver_says(tmp_pa
 @both
 @pytest.mark.parametrize("first_fails", [True, False])
 def test_of_two_savers_one_fails_and_the_other_writes(tmp_path, before, background, first_fails):
-    # FAILS behind training (library bug): SaveJob.take_over finds a saver's state by name and
-    # identity, which are the same for two savers of one pattern in different folders.
     good, bad = tmp_path / "good", tmp_path / "bad"
     bad.write_text("no folder")
     folders = (bad, good) if first_fails else (good, bad)
@@ -365,8 +363,6 @@ def test_failing_and_warning_leave_no_litter(tmp_path, before, background):
 
 
 def test_what_was_asked_for_before_an_error_is_forgotten(tmp_path):
-    # FAILS (library bug, small): Saver.on_exception withdraws the request but leaves ``asked``,
-    # which later snapshots hold; whoever resumes from one writes a later state under that name.
     class Dies(fitkit.Callback):
         order = 70  # after the savers
 

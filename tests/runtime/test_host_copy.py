@@ -118,8 +118,6 @@ def test_different_views_of_the_same_memory_are_not_confused():
 
 
 def test_a_tensor_and_its_conjugate_are_not_confused():
-    # FAILS (library bug): _identity leaves out the conjugate bit (and the negative bit), and both
-    # see the same memory with the same type, shape and strides; the file gets the wrong value.
     tensor = torch.tensor([1 + 2j, 3 - 4j])
     views = [tensor, tensor.conj(), tensor.imag, tensor.conj().imag]
     for found, view in zip(copy(HostCopies(), *views), views, strict=True):

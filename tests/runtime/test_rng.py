@@ -222,9 +222,6 @@ print("WRONG", wrong)
 
 def test_no_hostile_state_crashes_the_interpreter_or_spoils_later_draws():
     """NumPy once read past its memory at a position out of range."""
-    # FAILS (library bugs): a state of NumPy's stream that is all zeros is taken over, and randn
-    # loops for ever in C; and the second of a pair of normal numbers that Python's stream keeps
-    # can be anything, so that random.gauss fails in the user's program.
     found = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", HOSTILE], capture_output=True, text=True, timeout=60
     )

@@ -1,0 +1,99 @@
+"""What the optimizer and the schedule in a checkpoint must look like before they are put to use.
+
+torch takes most of it over unseen: a moment of another shape corrupts memory in its fused kernels,
+and a scheduler's state becomes its attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fitkit.core.errors import CheckpointError, listed
+from fitkit.core.likeness import require_like
+
+# How a step is computed is the program's business, not the checkpoint's.
+IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
+_SHAPED_OTHERWISE = ("Adafactor", "LBFGS", "SparseAdam")
+
+
+def require_optimizer_state(saved: Any, optimizer: Optimizer) -> None:
+    """Fail unless ``saved`` is a state that ``optimizer`` could have.
+
+    Raises:
+        CheckpointError: it is not; the sentence says where.
+    """
+    own = optimizer.state_dict()
+    try:
+        for number, (group, mine) in enumerate(
+            zip(saved["param_groups"], own["param_groups"], strict=True)
+        ):
+            for key in mine.keys() - {"params", *IMPLEMENTATION}:
+                require_like(group[key], mine[key], f"the optimizer's {key} of group {number}")
+        indices = [index for group in saved["param_groups"] for index in group["params"]]
+        parameters = [one for group in optimizer.param_groups for one in group["params"]]
+        by_index = dict(zip(indices, parameters, strict=True))
+        names = [set(values) for values in saved["state"].values() if values]
+        for index, values in saved["state"].items():
+            _require_moments(values, by_index[index], optimizer)
+            if values and set(values) != names[0] and _is_of_torch(optimizer):
+                raise CheckpointError(
+                    f"the optimizer's state in the checkpoint is not the same for all parameters: "
+                    f"{listed(map(str, values))} and {listed(map(str, names[0]))}."
+                )
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"the optimizer's state in the checkpoint cannot be read: {error!r}. Use another "
+            f"checkpoint, or pass skip_optimizer=True to NNHandler.load."
+        ) from error
+
+
+def _require_moments(values: Mapping[str, Any], parameter: Tensor, optimizer: Optimizer) -> None:
+    if not _is_of_torch(optimizer):
+        return
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            fits = value.ndim == 0 or value.shape == parameter.shape
+        else:
+            fits = value is None or isinstance(value, (int, float))
+        if not fits or not isinstance(name, str):
+            raise CheckpointError(
+                f"the optimizer's state in the checkpoint does not fit: {name!r} of a parameter of "
+                f"shape {tuple(parameter.shape)} has {getattr(value, 'shape', value)!r}. Use "
+                f"another checkpoint, or pass skip_optimizer=True to NNHandler.load."
+            )
+
+
+def _is_of_torch(optimizer: Optimizer) -> bool:
+    """Whether its moments have the shapes of their parameters."""
+    kind = type(optimizer)
+    return kind.__module__.startswith("torch.optim") and kind.__name__ not in _SHAPED_OTHERWISE
+
+
+def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Take over a state that was looked at; how steps are computed stays the program's choice."""
+    kept = [{k: g[k] for k in IMPLEMENTATION if k in g} for g in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, own in zip(optimizer.param_groups, kept, strict=True):
+        group.update(own)
+
+
+def require_scheduler_state(saved: Mapping[str, Any], scheduler: Any) -> None:
+    """Fail unless ``saved`` is a state that ``scheduler`` could have; else it becomes attributes.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    own = scheduler.state_dict()
+    unknown = [key for key in saved if key not in own]
+    if unknown:
+        raise CheckpointError(
+            f"the scheduler's state in the checkpoint has {unknown[0]!r}, which a "
+            f"{type(scheduler).__name__} does not have: set the scheduler as it was saved."
+        )
+    require_like(saved, own, "the scheduler's state")
