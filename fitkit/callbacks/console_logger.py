@@ -23,6 +23,8 @@ class ConsoleLogger(Callback):
         if not self.handler.world.is_main:
             return
         line = f"{format_epoch(epoch, self.params.get('last_epoch'))}: {format_logs(logs)}"
+        costs = self.handler.saves.describe(self.handler.state.global_step)
+        line = f"{line}  {costs}" if costs else line
         if self.handler.logger.hasHandlers():
             self.handler.logger.info(line)
         else:

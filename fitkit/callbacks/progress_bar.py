@@ -99,7 +99,9 @@ class ProgressBar(Callback):
         if not self._is_main:
             return
         title = format_epoch(epoch, self.params.get("last_epoch"))
-        self._finish(self._epoch_bar, self._summary(title, logs), logs)
+        costs = self.handler.saves.describe(self.handler.state.global_step)
+        line = "  ".join(part for part in (self._summary(title, logs), costs) if part)
+        self._finish(self._epoch_bar, line, logs)
         self._epoch_bar = None
 
     def on_exception(self, error: BaseException) -> None:

@@ -42,12 +42,13 @@ class SaveLedger:
         """
         now = time.monotonic()
         elapsed = max(now - self.began, 1e-9)
-        parts = [f"saving {self.blocked_seconds / elapsed:.1%}"]
+        text = f"saving {self.blocked_seconds / elapsed:.1%}"
         if self.behind_seconds:
-            parts.append(f"(+{self.behind_seconds / elapsed:.1%} behind)")
+            text += f" +{self.behind_seconds / elapsed:.1%} behind"
         if not is_requested:
-            parts.append(f"at risk {now - self.saved_at:.0f}s/{step - self.saved_step} batches")
-        return " ".join(parts)
+            lost = step - self.saved_step
+            text += f", {lost} batches ({now - self.saved_at:.0f} s) at risk"
+        return text
 
 
 class Saves(Protocol):

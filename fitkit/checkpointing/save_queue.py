@@ -99,6 +99,17 @@ class SaveQueue:
         """Forget what ``saver`` has asked for."""
         self._requests = [request for request in self._requests if request.saver is not saver]
 
+    def describe(self, step: int) -> str:
+        """What saving has cost and how much is at risk, in a few words; nothing without saves.
+
+        Args:
+            step: training batches done.
+        """
+        is_requested = any(not request.weights_only for request in self._requests)
+        if not self.ledger.num_saves and not is_requested:
+            return ""
+        return self.ledger.summary(step, is_requested=is_requested)
+
     def settle(self) -> None:
         """Answer what was asked for: write now, or take a copy and write behind training.
 

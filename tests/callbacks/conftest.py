@@ -25,6 +25,7 @@ class StandInHandler:
         self.state = FitState()
         self.history = History()
         self.world = SimpleNamespace(is_main=True)
+        self.saves = SimpleNamespace(describe=lambda step: "")
         self.logger = logging.Logger("stand-in")
         self.lines = []
         self.logger.addHandler(_Lines(self.lines))

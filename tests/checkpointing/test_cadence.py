@@ -227,13 +227,13 @@ def test_a_pause_between_batches_is_no_slow_batch(clock):
     ("ledger", "is_requested", "text"),
     [
         ({}, True, "saving 0.0%"),
-        ({}, False, "saving 0.0% at risk 60s/30 batches"),
+        ({}, False, "saving 0.0%, 30 batches (60 s) at risk"),
         ({"blocked_seconds": 1.0}, True, "saving 1.0%"),
-        ({"blocked_seconds": 1.0, "behind_seconds": 25.0}, True, "saving 1.0% (+25.0% behind)"),
+        ({"blocked_seconds": 1.0, "behind_seconds": 25.0}, True, "saving 1.0% +25.0% behind"),
         (
             {"blocked_seconds": 0.26, "behind_seconds": 5.0},
             False,
-            "saving 0.3% (+5.0% behind) at risk 60s/30 batches",
+            "saving 0.3% +5.0% behind, 30 batches (60 s) at risk",
         ),
     ],
 )
@@ -241,6 +241,17 @@ def test_what_is_said_at_the_end_of_an_epoch(clock, ledger, is_requested, text):
     found = SaveLedger(began=100.0, saved_at=140.0, saved_step=20, **ledger)
     clock.now = 200.0
     assert found.summary(50, is_requested=is_requested) == text
+
+
+def test_the_line_of_an_epoch_says_what_saving_cost_and_what_is_at_risk(tmp_path, capsys):
+    handler = make_handler()
+    saver = ModelCheckpoint(tmp_path / "a.pth", save_freq=5)
+    data = (torch.zeros(6, 2), torch.zeros(6, 1))
+    handler.fit(data, batch_size=2, epochs=2, callbacks=[saver])
+    first, second = capsys.readouterr().err.splitlines()
+    assert "saving" not in first, "nothing was saved yet"
+    assert "  saving " in second
+    assert second.endswith("%, 1 batches (0 s) at risk")
 
 
 def test_a_call_that_has_only_begun_divides_by_nothing(clock):
