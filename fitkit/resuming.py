@@ -6,10 +6,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitkit.checkpointing import discovery
+from fitkit.checkpointing import discovery, schema
 from fitkit.checkpointing.discovery import Found
 from fitkit.checkpointing.saver import Saver
-from fitkit.core.errors import CheckpointNotFoundError, ConfigurationError
+from fitkit.core.errors import CheckpointError, CheckpointNotFoundError, ConfigurationError
 from fitkit.snapshot import restore
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ def resume(handler: NNHandler, options: FitOptions) -> tuple[bool, bool]:
     """
     found, is_explicit = _find(handler, options.resume)
     path, saved = found.path, found.state
+    if options.resume:
+        _require_same_place(handler, None if path is None else schema.place(saved))
     if path is None:
         return False, False
     call = saved["progress"]["state"]["call"]
@@ -49,6 +51,17 @@ def resume(handler: NNHandler, options: FitOptions) -> tuple[bool, bool]:
     if is_over:
         handler.count_call(new=False)
     return True, is_over
+
+
+def _require_same_place(handler: NNHandler, place: tuple[int, ...] | None) -> None:
+    """Fail if this process would go on from another place than the main one."""
+    main = handler.world.broadcast(place)
+    if main != place:
+        raise CheckpointError(
+            f"rank {handler.world.rank} would resume from {place or 'no checkpoint'}, the main "
+            f"process from {main or 'no checkpoint'}: keep checkpoints in a folder that all "
+            f"processes see."
+        )
 
 
 def _find(handler: NNHandler, resume: Any) -> tuple[Found, bool]:
