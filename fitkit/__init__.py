@@ -34,6 +34,7 @@ from fitkit.core.errors import (
     FitkitError,
     MonitorError,
     Preempted,
+    RankError,
     SaveError,
     UnsafeCheckpointError,
 )
@@ -51,6 +52,7 @@ from fitkit.metrics.standard import (
     TopKAccuracy,
 )
 from fitkit.nn_handler import NNHandler
+from fitkit.runtime.world import on_rank
 from fitkit.version import __version__
 
 __all__ = [
@@ -90,6 +92,7 @@ __all__ = [
     "Preempted",
     "ProgressBar",
     "R2Score",
+    "RankError",
     "ReduceLROnPlateau",
     "Retention",
     "SaveError",
@@ -100,4 +103,5 @@ __all__ = [
     "TopKAccuracy",
     "UnsafeCheckpointError",
     "__version__",
+    "on_rank",
 ]

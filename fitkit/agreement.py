@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from typing import Any
 
 from fitkit.checkpointing.save_queue import SaveQueue
 from fitkit.core.errors import Preempted
@@ -28,6 +29,9 @@ class Agreement:
     def must_stop(self) -> bool:
         """Whether training is to end after this batch."""
         return self._state.stopping
+
+    def share(self, contributed: dict[str, Any]) -> None:
+        """Let all processes have the values that callbacks of the main one contributed."""
 
     def check(self, *, now: bool = False) -> None:
         """A batch is done; ``now``: an epoch is.
@@ -60,7 +64,7 @@ class SharedAgreement(Agreement):
         super().__init__(state, watch)
         self._world = world
         self._saves = saves
-        self._must_stop = False
+        self._must_stop = state.stopping
         self._batches, self._next = 0, 1
         self._met_at = time.monotonic()
 
@@ -91,6 +95,13 @@ class SharedAgreement(Agreement):
             self._saves.invite()
         if received:
             _raise(signal.Signals(received))
+
+    def share(self, contributed: dict[str, Any]) -> None:
+        """Let all processes have the values that callbacks of the main one contributed."""
+        values = {name: float(value) for name, value in contributed.items()}
+        values = self._world.broadcast(values)
+        contributed.clear()
+        contributed.update(values)
 
     def _batches_until_next(self) -> int:
         pace = (time.monotonic() - self._met_at) / self._batches

@@ -98,7 +98,7 @@ def fit_run(
         recover=lambda: None,
         finish=lambda: None,
         blame=_blame(handler),
-        before_step=_before_step(handler),
+        before_batch=_before_batch(handler),
     )
 
 
@@ -145,12 +145,17 @@ def _blame(handler: NNHandler) -> Callable[[BaseException], BaseException]:
     return blame
 
 
-def _before_step(handler: NNHandler) -> Callable[[], None] | None:
-    """What a process that is not the main one draws is a function of the step: nothing to save."""
+def _before_batch(handler: NNHandler) -> Callable[[], None] | None:
+    """What a process that is not the main one draws is a function of the batch: nothing to save."""
     rank, state = handler.world.rank, handler.state
     if not rank:
         return None
-    return lambda: seed_streams(derive_seed(handler.data_seed, "rank", rank, state.global_step))
+
+    def seed() -> None:
+        place = (state.global_step, state.phase.value, state.batch)
+        seed_streams(derive_seed(handler.data_seed, "rank", rank, *place))
+
+    return seed
 
 
 def describe_run(

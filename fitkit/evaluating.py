@@ -42,6 +42,7 @@ def evaluation_run(
         reduce=handler.world.sum,
         agreement=Agreement(FitState(), SignalWatch(())),
         prepare=lambda: same_buffers(handler),
+        before_batch=None,
     )
 
 

@@ -124,7 +124,9 @@ def _train(handler: NNHandler, run: FitRun, outside: dict[str, Any] | None) -> H
             handler.logger.error("while the process was ended: %s", note)
         raise
     finally:
-        handler.unfinished.end()
+        # a save after an interrupt in mid-epoch needs what the other processes have added up
+        with nullcontext() if handler.world.is_broken else handler.contributions():
+            handler.unfinished.end()
         handler.parts.wrapped = None
         if outside is not None:
             restore_streams(outside)

@@ -73,7 +73,13 @@ class HandlerView:
         }
         self._saves = SaveQueue(**writing)
         if world.size > 1:
-            self._saves = MeetingQueue(world, self._savers, self.contributions, **writing)
+            self._saves = MeetingQueue(
+                world,
+                self._savers,
+                self.contributions,
+                lambda: self._state.stopped_non_finite,
+                **writing,
+            )
         self.unfinished = Unfinished()
         self.calls_made = 0
         self.gradient_accumulation_steps = 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fitkit.metrics.meters import merged
+from fitkit.metrics.meters import emptied, merged
 from fitkit.runtime.world import World
 
 
@@ -32,16 +32,18 @@ def share_of(progress: dict[str, Any], world: World) -> dict[str, Any]:
     meters = {}
     for name in ("train", "validation"):
         saved = [part["meters"][name] for part in everybody if name in part["meters"]]
-        if saved and world.is_main:
-            meters[name] = merged(saved)
+        if saved:
+            meters[name] = merged(saved) if world.is_main else emptied(merged(saved))
     return {**progress, "meters": meters, "window": _average([p["window"] for p in everybody])}
 
 
 def _average(windows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of windows; a gradient that one of them lacks counts as zero there."""
     if not windows[0]:
         return {}
-    gradients = {
-        name: torch.stack([window["gradients"][name] for window in windows]).mean(0)
-        for name in windows[0]["gradients"]
-    }
-    return {**windows[0], "gradients": gradients}
+    found: dict[str, list[Any]] = {}
+    for window in windows:
+        for name, gradient in window["gradients"].items():
+            found.setdefault(name, []).append(gradient)
+    means = {name: torch.stack(parts).sum(0) / len(windows) for name, parts in found.items()}
+    return {**windows[0], "gradients": means}

@@ -29,7 +29,7 @@ MOST_LINES = 260
 # The facade documents every argument of every verb; the other is one idea that reads in one go.
 MOST_LINES_OF = {
     "nn_handler.py": 520,
-    "handler_view.py": 310,
+    "handler_view.py": 320,
     "checkpointing/save_queue.py": 315,
     "checkpointing/saver.py": 275,
     "runtime/world.py": 280,

@@ -24,6 +24,7 @@ class MeetingQueue(SaveQueue):
         world: the processes.
         savers: the savers of this process, in the same order on each.
         contributions: a context in which a snapshot holds what only the others know of the run.
+        is_non_finite: whether training is to stop here for a value that is not finite.
         options: those of ``SaveQueue``.
     """
 
@@ -32,12 +33,14 @@ class MeetingQueue(SaveQueue):
         world: World,
         savers: Callable[[], Sequence[Saver]],
         contributions: Callable[[], AbstractContextManager[None]],
+        is_non_finite: Callable[[], bool],
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self._world = world
         self._savers = savers
         self._contributions = contributions
+        self._is_non_finite = is_non_finite
         self._meets = False
 
     @property
@@ -71,6 +74,8 @@ class MeetingQueue(SaveQueue):
         if not self._meets or self._world.is_broken:
             return
         self._meets = self.wishes_to_meet = self.is_invited = False
+        if any(self._world.largest([int(self._is_non_finite())])):
+            self._requests = []  # what one process saw is in the weights of all by now
         with self._contributions() if self._agree_on_files() else nullcontext():
             super().settle()
 

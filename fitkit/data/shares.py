@@ -60,12 +60,12 @@ class Stride:
 
     def batches_of(self, num_items: int, *, whole_only: bool = False) -> int:
         """Batches of the pass, if it has so many items."""
-        full, rest = divmod(num_items - self._item, self.step)
+        full, rest = divmod(max(num_items - self._item, 0), self.step)
         return self._batch + full + (rest > 0 and not whole_only)
 
     def state_dict(self) -> dict[str, int]:
         """A batch of the pass with its first item, and items per batch from there on."""
-        return {"batch": self._batch, "item": self._item, "step": self.step}
+        return {"batch": self._batch, "item": self._item, "step": self._saved_step}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Count from where ``state_dict`` was taken, with its step up to the next ``begin``.

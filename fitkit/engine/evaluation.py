@@ -41,6 +41,8 @@ def evaluate(run: EvaluationRun, phase: Phase, record: Callable[[dict[str, float
         for batch in islice(phase.source.iterate(state.epoch, state.batch), stop):
             index = state.batch
             callbacks.fire(Event.TEST_BATCH_BEGIN, index, EMPTY_LOGS)
+            if run.before_batch is not None:
+                run.before_batch()
             with torch.inference_mode():
                 output, num_samples = run.forward(batch)
                 share = phase.source.share

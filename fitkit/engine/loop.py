@@ -30,12 +30,12 @@ def fit(run: FitRun) -> None:
             run_epoch(run)
     except BaseException as error:  # noqa: BLE001  raised below, when everybody has heard it
         errors.append(run.blame(error))
-        errors += run.callbacks.fire_to_all(Event.EXCEPTION, errors[0])
-    errors += run.callbacks.fire_to_all(Event.TRAIN_END, _epoch_logs(run))
+        errors += map(run.blame, run.callbacks.fire_to_all(Event.EXCEPTION, errors[0]))
+    errors += map(run.blame, run.callbacks.fire_to_all(Event.TRAIN_END, _epoch_logs(run)))
     try:
         run.finish()
     except BaseException as error:  # noqa: BLE001  as above
-        errors.append(error)
+        errors.append(run.blame(error))
     # an interrupt is answered with the history: what failed after it must not end with it
     errors = [error for error in errors if not isinstance(error, KeyboardInterrupt)] or errors
     if errors:
@@ -87,8 +87,8 @@ def train_pass(run: FitRun) -> None:
         index = state.batch
         if index == start:  # known for sure when the pass has begun: batch sizes may have changed
             num_batches = run.train.num_batches
-        if run.before_step is not None:
-            run.before_step()
+        if run.before_batch is not None:
+            run.before_batch()
         callbacks.fire(Event.TRAIN_BATCH_BEGIN, index, EMPTY_LOGS)
         state.mid_step = True
         share = source.share
@@ -143,6 +143,7 @@ def end_epoch(run: FitRun) -> None:
         state.epoch_logs["lr"] = learning_rate
     logs = _epoch_logs(run)
     run.schedule.after_epoch(logs)
+    run.agreement.share(state.contributed)
     epoch = state.epoch
     state.advance_epoch()
     run.callbacks.fire(Event.EPOCH_END, epoch, logs)

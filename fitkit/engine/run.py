@@ -27,6 +27,9 @@ class Agreement(Protocol):
     def must_stop(self) -> bool:
         """Whether training is to end after this batch."""
 
+    def share(self, contributed: dict[str, Any]) -> None:
+        """Let all processes have the values that callbacks of the main one contributed."""
+
     def check(self, *, now: bool = False) -> None:
         """A batch is done; ``now``: an epoch is. Raises what a signal asked for."""
 
@@ -67,6 +70,7 @@ class EvaluationRun:
         reduce: sums a float64 vector over the processes.
         agreement: what has to happen at the same batch on all processes.
         prepare: brings the model of all processes to the same state before an evaluation.
+        before_batch: called before each batch, where anything has to be.
     """
 
     forward: Forward
@@ -77,6 +81,7 @@ class EvaluationRun:
     reduce: Callable[[Tensor], Tensor]
     agreement: Agreement
     prepare: Callable[[], None]
+    before_batch: Callable[[], None] | None
 
 
 @dataclass
@@ -95,7 +100,6 @@ class FitRun(EvaluationRun):
         recover: after a resume, finishes what was under way when the checkpoint was made.
         finish: brings to an end what is still under way behind training.
         blame: the error to tell for an error here, which may have come from another process.
-        before_step: called before each step, where anything has to be.
         others: what the other processes have added up inside the epoch, while it is saved.
     """
 
@@ -110,7 +114,6 @@ class FitRun(EvaluationRun):
     recover: Callable[[], None]
     finish: Callable[[], None]
     blame: Callable[[BaseException], BaseException]
-    before_step: Callable[[], None] | None
     others: list[dict[str, Any]] = field(default_factory=list)
 
     def progress(self) -> dict[str, Any]:

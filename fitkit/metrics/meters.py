@@ -220,6 +220,22 @@ def merged(states: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def emptied(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of having added nothing, in as many sums as ``state`` has."""
+    nothing = WeightedMean().state_dict()
+
+    def empty(one: dict[str, Any]) -> dict[str, Any]:
+        if "weight" in one:
+            return nothing
+        return {"sums": None if one["sums"] is None else torch.zeros_like(one["sums"])}
+
+    return {
+        "loss": nothing,
+        "metrics": {name: empty(one) for name, one in state["metrics"].items()},
+        "extra": dict.fromkeys(state["extra"], nothing),
+    }
+
+
 def _merged_one(name: str, states: list[dict[str, Any]]) -> dict[str, Any]:
     if "weight" in states[0]:
         return merged_means(states)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -223,7 +224,10 @@ def _join(place: Place) -> Processes:
 
 def _leave() -> None:
     if dist.is_initialized():
+        _joined.clear()
+        gc.collect()  # what still holds the group would end its threads too late
         dist.destroy_process_group()
+        gc.collect()
 
 
 def _described(error: BaseException) -> str:
