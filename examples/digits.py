@@ -90,12 +90,13 @@ def main() -> None:
         ],
         resume=folder / "checkpoints" if options.resume else None,
     )
-    history.plot(folder / "curves.png")
-
     best = NNHandler.load(folder / "best.pth")
     best.add_metric("accuracy", Accuracy())
     accuracy = best.evaluate((test_images, test_digits))["accuracy"]
 
+    if not handler.world.is_main:  # of several processes one tells
+        return
+    history.plot(folder / "curves.png")
     print(f"{len(history.epoch)} epochs; {handler.state.stop_reason or 'all that were asked for'}")
     print(f"test accuracy of the best weights: {accuracy:.4f}")
     for name in ("best.pth", "checkpoints/last.pth", "log.csv", "curves.png"):
