@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 JOBS = EXAMPLES / "jobs"
@@ -19,7 +20,7 @@ def test_the_example_as_it_is_in_two_processes(launcher, tmp_path, kit):
     ended = launcher.run_command(tmp_path / "runs", [*command, str(tmp_path / "runs")])
     assert ended.code == 0, ended.output
     assert "terminate called" not in ended.output
-    assert len(re.findall("^test accuracy of the best weights", ended.output, re.MULTILINE)) == 2
+    assert len(re.findall("^test accuracy of the best weights", ended.output, re.MULTILINE)) == 1
     assert (tmp_path / "runs" / "best.pth").exists()
 
 
@@ -31,7 +32,6 @@ def test_the_job_for_slurm_can_be_read():
 
 
 def test_the_elastic_job_can_be_read():
-    yaml = pytest.importorskip("yaml")
     text = (JOBS / "elastic.yaml").read_text()
     kinds = [part["kind"] for part in yaml.safe_load_all(text)]
     assert kinds == ["Service", "Job"]
