@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitkit.checkpointing import discovery, schema
-from fitkit.checkpointing.discovery import Found
 from fitkit.checkpointing.saver import Saver
 from fitkit.core.errors import CheckpointError, CheckpointNotFoundError, ConfigurationError
 from fitkit.snapshot import restore
@@ -64,10 +63,10 @@ def _require_same_place(handler: NNHandler, place: tuple[int, ...] | None) -> No
         )
 
 
-def _find(handler: NNHandler, resume: Any) -> tuple[Found, bool]:
+def _find(handler: NNHandler, resume: Any) -> tuple[discovery.Found, bool]:
     """The file to resume from, and whether the user named this very file."""
     if resume is None or resume is False:
-        return Found(), False
+        return discovery.Found(), False
     savers = [callback for callback in handler.callbacks if isinstance(callback, Saver)]
     if resume is True:
         if not savers:
@@ -90,14 +89,14 @@ def _find(handler: NNHandler, resume: Any) -> tuple[Found, bool]:
             f"resume={str(resume)!r}: there is no such file. Pass a folder to start afresh when it "
             f"holds no checkpoint."
         )
-    return Found(path, discovery.read_full(path)), True
+    return discovery.Found(path, discovery.read_full(path)), True
 
 
 def _parents(folder: Path) -> list[Path]:
     return list(folder.resolve().parents)
 
 
-def _newest(handler: NNHandler, folders: list[Path]) -> Found:
+def _newest(handler: NNHandler, folders: list[Path]) -> discovery.Found:
     found = discovery.newest(folders)
     for sentence in found.passed_over:
         warnings.warn(f"passed over while looking for a checkpoint: {sentence}", stacklevel=2)

@@ -130,13 +130,8 @@ class MetricSums:
     def stand_in(self, outputs: Any, targets: Any) -> None:
         """Add nothing, in as many sums as a batch would give."""
         if self.sums is None:
-            self.load_state_dict(
-                {
-                    "sums": torch.zeros_like(
-                        self.metric.update(outputs, targets), dtype=torch.float64
-                    )
-                }
-            )
+            statistics = self.metric.update(outputs, targets)
+            self.load_state_dict({"sums": torch.zeros_like(statistics, dtype=torch.float64)})
 
     @property
     def sums(self) -> Tensor | None:

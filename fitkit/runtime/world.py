@@ -70,10 +70,14 @@ class World:
         """Give ``tensors`` the values that they have on the main process."""
 
     def on_main(self, action: Callable[[], Result]) -> Result | None:
-        """Run ``action`` on the main process, while the others wait.
+        """``run_on`` the main process."""
+        return self.run_on(0, action)
+
+    def run_on(self, rank: int, action: Callable[[], Result]) -> Result | None:
+        """Run ``action`` on one process, while the others wait; they get ``None``.
 
         Raises:
-            RankError: on the others, if it failed on the main one.
+            RankError: on the others, if it failed there.
         """
         return action()
 
@@ -135,23 +139,23 @@ class Processes(World):
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
-    def on_main(self, action: Callable[[], Result]) -> Result | None:
-        """Run ``action`` on the main process, while the others wait.
+    def run_on(self, rank: int, action: Callable[[], Result]) -> Result | None:
+        """Run ``action`` on one process, while the others wait; they get ``None``.
 
         Raises:
-            RankError: on the others, if it failed on the main one.
+            RankError: on the others, if it failed there.
         """
         result, error = None, None
-        if self.is_main:
+        if self.rank == rank:
             try:
                 result = action()
             except BaseException as caught:  # noqa: BLE001  raised below, when all know of it
                 error = caught
-        told = self.broadcast(None if error is None else _described(error))
+        told = self.broadcast(None if error is None else _described(error), rank)
         if error is not None:
             raise error
         if told is not None:
-            raise RankError(0, told)
+            raise RankError(rank, told)
         return result
 
     def fail(self, error: BaseException) -> BaseException:
@@ -257,21 +261,11 @@ def on_rank(
         @functools.wraps(function)
         def on_one(*args: Any, **kwargs: Any) -> Result | None:
             world = _joined[0] if _joined else find_world(None)
-            result, error = None, None
-            if world.rank == rank or world.size == 1:
-                try:
-                    result = function(*args, **kwargs)
-                except BaseException as caught:
-                    if not barrier:
-                        raise
-                    error = caught
             if barrier:
-                told = world.broadcast(None if error is None else _described(error), rank)
-                if error is None and told is not None:
-                    raise RankError(rank, told)
-            if error is not None:
-                raise error
-            return result
+                return world.run_on(rank, functools.partial(function, *args, **kwargs))
+            if world.rank == rank or world.size == 1:
+                return function(*args, **kwargs)
+            return None
 
         return on_one
 
