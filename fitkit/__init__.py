@@ -52,11 +52,14 @@ from fitkit.metrics.standard import (
     TopKAccuracy,
 )
 from fitkit.nn_handler import NNHandler
+from fitkit.runtime.parallel import DDP, FSDP
 from fitkit.runtime.world import on_rank
 from fitkit.version import __version__
 
 __all__ = [
+    "DDP",
     "EMA",
+    "FSDP",
     "Accuracy",
     "AutoSaver",
     "CSVLogger",

@@ -17,7 +17,6 @@ from fitkit.engine.schedule import Schedule
 from fitkit.engine.steps import TrainStep
 from fitkit.evaluating import averaged, evaluation_forward, forward_of, phase_of, same_buffers
 from fitkit.options import FitOptions
-from fitkit.runtime.parallel import DataParallel
 from fitkit.runtime.precision import Precision, make_precision
 from fitkit.runtime.rng import derive_seed, seed_streams
 
@@ -116,8 +115,7 @@ def _train_step(
     handler: NNHandler, options: FitOptions, precision: Precision, schedule: Schedule
 ) -> TrainStep:
     parts = handler.parts
-    world = handler.world
-    parallel = DataParallel(world)
+    parallel = handler.parallel
     parts.wrapped = model = parallel.wrap(parts.model)
     return TrainStep(
         forward_of(handler, precision, parts.train_step, model),
@@ -129,7 +127,7 @@ def _train_step(
         accumulation=lambda: handler.gradient_accumulation_steps,
         clip_norm=options.gradient_clipping_norm,
         clip_value=options.gradient_clipping_value,
-        num_processes=world.size,
+        num_processes=handler.world.size,
         held_back=lambda: parallel.held_back(model),
         average=parallel.average_gradients,
     )

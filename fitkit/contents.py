@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from fitkit.core.errors import CheckpointError, listed
 from fitkit.core.likeness import require_like
+from fitkit.runtime.pieces import fitted_all
 
 # How a step is computed is the program's business, not the checkpoint's.
 IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")
@@ -78,9 +79,20 @@ def _is_of_torch(optimizer: Optimizer) -> bool:
 def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     """Take over a state that was looked at; how steps are computed stays the program's choice."""
     kept = [{k: g[k] for k in IMPLEMENTATION if k in g} for g in optimizer.param_groups]
-    optimizer.load_state_dict(saved)
+    optimizer.load_state_dict({**saved, "state": _spread(saved, optimizer)})
     for group, own in zip(optimizer.param_groups, kept, strict=True):
         group.update(own)
+
+
+def _spread(saved: dict[str, Any], optimizer: Optimizer) -> dict[Any, Any]:
+    """The state of each parameter, spread over the processes as the parameter is."""
+    indices = [index for group in saved["param_groups"] for index in group["params"]]
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    own = dict(zip(indices, parameters, strict=True))
+    return {
+        index: fitted_all(values, dict.fromkeys(values, own[index]))
+        for index, values in saved["state"].items()
+    }
 
 
 def require_scheduler_state(saved: Mapping[str, Any], scheduler: Any) -> None:

@@ -104,7 +104,7 @@ def _prepare(
     handler.callbacks.bind(handler, params, handler.saves.settle)
     with told_as_checkpoint_error() if resumed else nullcontext():
         handler.callbacks.begin()
-        unfinished.begin(run, handler.world)
+        unfinished.begin(run, handler.world, is_sharded=handler.parallel.is_sharded)
         outside = _enter_streams(handler, resumed=resumed, reseed=options.seed is not None)
     handler.count_call(new=not goes_on)
     handler.module.train()

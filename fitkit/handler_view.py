@@ -28,6 +28,8 @@ from fitkit.core.state import FitState, Phase
 from fitkit.core.tree import map_tensors
 from fitkit.parts import Parts
 from fitkit.runtime.averaging import WeightAverage
+from fitkit.runtime.parallel import Parallel
+from fitkit.runtime.pieces import fitted_all
 from fitkit.runtime.rng import draw_seed
 from fitkit.runtime.world import World
 from fitkit.unfinished import Unfinished
@@ -39,6 +41,7 @@ class HandlerView:
     Args:
         parts: the model and what is set around it.
         world: the processes of the run.
+        parallel: how they train the model.
         logger: where log lines go.
         seed: the seed that was given.
         model_code: the source of the model's class, if it is kept.
@@ -48,12 +51,14 @@ class HandlerView:
         self,
         parts: Parts,
         world: World,
+        parallel: Parallel,
         logger: logging.Logger,
         seed: int | None,
         model_code: str | None,
     ) -> None:
         self.parts = parts
         self._world = world
+        self._parallel = parallel
         self._logger = logger
         self._seed, self._data_seed = seed, seed
         self._model_code = model_code
@@ -65,24 +70,31 @@ class HandlerView:
         self._state = FitState(vars(self.module))
         self._ema: WeightAverage | None = None
         writing: dict[str, Any] = {
-            "take_snapshot": lambda place: snapshot.take(self, place),
+            "take_snapshot": lambda place: snapshot.take(self, parallel.locally(place)),
             "take_weights": self._scored_weights,
             "is_current": lambda path: discovery.is_at(path, self._state.place()),
             "announce": self._announce_save,
             "key_of": self._callbacks.key_of,
         }
-        self._saves = SaveQueue(**writing)
-        if world.size > 1:
-            self._saves = MeetingQueue(
-                world,
-                self._savers,
-                self.contributions,
-                lambda: self._state.stopped_non_finite,
-                **writing,
-            )
+        self._saves = self._queue(writing)
         self.unfinished = Unfinished()
         self.calls_made = 0
         self.gradient_accumulation_steps = 1
+
+    def _queue(self, writing: dict[str, Any]) -> SaveQueue:
+        world, parallel = self._world, self._parallel
+        if world.size == 1:
+            return SaveQueue(**writing)
+        writing |= {
+            "savers": self._savers,
+            "contributions": self.contributions,
+            "is_non_finite": lambda: self._state.stopped_non_finite,
+        }
+        if not parallel.is_sharded:
+            return MeetingQueue(world, **writing)
+        from fitkit.checkpointing.sharded_queue import ShardedQueue  # a second of imports
+
+        return ShardedQueue(world, parallel.beside, **writing)
 
     # ---- what callbacks use ---------------------------------------------------------------------
 
@@ -92,7 +104,7 @@ class HandlerView:
         In the middle of an epoch every process has to call it.
         """
         with self.contributions():
-            return snapshot.take(self, copied)
+            return snapshot.take(self, self._parallel.locally(copied))
 
     def log(self, name: str, value: Any) -> None:
         """Contribute a value to the logs of the epoch; ``Callback.log`` calls it.
@@ -135,7 +147,10 @@ class HandlerView:
         if run is None or run.state.phase is Phase.BEGIN or self._world.size == 1:
             yield
             return
-        parts = self._world.gather(map_tensors(Tensor.cpu, run.of_this_process()))
+        own = run.of_this_process()
+        if self._parallel.is_sharded:  # every process saves its part of the one window
+            del own["window"]
+        parts = self._world.gather(map_tensors(Tensor.cpu, own))
         run.others = [] if parts is None else parts[1:]
         try:
             yield
@@ -179,14 +194,19 @@ class HandlerView:
         weights = self.module.state_dict()
         if self._ema is not None:
             weights.update(self._ema.weights())
-        plain: dict[str, Any] = to_plain(weights, place=place)
+        plain: dict[str, Any] = to_plain(weights, place=self._parallel.locally(place))
         return plain
 
     def restore_weights(self, weights: Mapping[str, Any]) -> None:
         """Make ``weights`` the model's, and the averaged ones too."""
-        self.module.load_state_dict(weights)
+        self.load_weights(weights)
         if self._ema is not None:
             self._ema.load_weights(dict(weights))
+
+    def load_weights(self, weights: Mapping[str, Any], *, strict: bool = True) -> None:
+        """Make ``weights`` the model's; whole ones are spread where the model's are."""
+        weights = fitted_all(weights, self.module.state_dict())
+        self.module.load_state_dict(weights, strict=strict)
 
     def count_call(self, *, new: bool) -> None:
         """A call of ``fit`` begins: a new one, or one that a checkpoint goes on with."""
@@ -249,6 +269,11 @@ class HandlerView:
     def world(self) -> Any:
         """The processes of the run."""
         return self._world
+
+    @property
+    def parallel(self) -> Parallel:
+        """How the processes train the model."""
+        return self._parallel
 
     @property
     def logger(self) -> logging.Logger:

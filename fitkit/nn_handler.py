@@ -39,8 +39,9 @@ from fitkit.options import as_options
 from fitkit.parts import ParameterGroups, Parts
 from fitkit.runtime.device import resolve_device
 from fitkit.runtime.logger import make_logger
+from fitkit.runtime.parallel import Parallel, Strategy, make_parallel
 from fitkit.runtime.rng import IsolatedStreams
-from fitkit.runtime.world import find_world
+from fitkit.runtime.world import World, find_world
 
 
 class NNHandler(HandlerView):
@@ -56,6 +57,8 @@ class NNHandler(HandlerView):
         save_model_code: keep the source of the model's class in checkpoints, for reading.
         model_type: ``ModelType`` or its value: how a batch becomes a loss.
         use_distributed: ``None``: as the launcher's environment says; ``False``: one process.
+        strategy: how several processes train: ``"ddp"`` (as ``"auto"`` does), each with the whole
+            model; ``"fsdp"``, each with a part of every parameter; or a ``DDP`` or ``FSDP`` object.
         seed: makes the model's initial weights and everything ``fit`` draws a function of it;
             ``None``: torch's global generator decides.
         **model_kwargs: arguments of ``model_class``.
@@ -85,6 +88,8 @@ class NNHandler(HandlerView):
         model_type: types.ModelType | str = types.ModelType.CLASSIFICATION,
         use_distributed: bool | None = None,
         seed: int | None = None,
+        *,
+        strategy: Strategy | Parallel | str | None = "auto",
         **model_kwargs: Any,
     ) -> None:
         mode = None if logger_mode is None else types.LoggingMode.parse(logger_mode)
@@ -93,13 +98,15 @@ class NNHandler(HandlerView):
         if seed is not None:
             require_count("seed", seed, minimum=0)
         kind = types.ModelType.parse(model_type)
-        where = resolve_device(device, world.local_rank if world.size > 1 else None)
+        where = _device_of(device, world)
+        parallel = make_parallel(strategy, world, where)
         # a seed given here must not disturb the program's own random streams
         with nullcontext() if seed is None else IsolatedStreams(seed):
             parts = Parts(model_class, model_kwargs, kind, where)
         code = _source_of(parts.module) if save_model_code else None
         world.copy_from_main(parts.module.state_dict().values())
-        super().__init__(parts, world, logger, seed, code)
+        parallel.shard(parts.module)
+        super().__init__(parts, world, parallel, logger, seed, code)
 
     # ---- setting up -----------------------------------------------------------------------------
 
@@ -401,15 +408,15 @@ class NNHandler(HandlerView):
     def save(self, path: str | Path) -> None:
         """Write the whole state to ``path`` at once; on return the file is whole and durable.
 
-        Of several processes the main one writes. In the middle of an epoch all have to call it.
+        Of several processes the main one writes. In the middle of an epoch all have to call it; of
+        a sharded model each writes its part, so all have to call it at any time.
 
         Raises:
             SaveError: it could not be written; an earlier file of that name is as it was.
         """
         self.wait_for_saves()
-        with self.contributions():
-            if self._world.is_main:
-                saving.save_single_file(self, snapshot.take(self), path)
+        with self.contributions(), saving.logged(self.logger, path):
+            self.saves.save_now(snapshot.take(self), Path(path))
 
     @classmethod
     def load(
@@ -425,6 +432,7 @@ class NNHandler(HandlerView):
         skip_callbacks: bool = False,
         skip_sampler_sde: bool = False,
         skip_ema: bool = False,
+        strategy: Strategy | str | None = "auto",
     ) -> NNHandler:
         """A handler as it was saved; the next ``fit`` goes on from there.
 
@@ -443,11 +451,14 @@ class NNHandler(HandlerView):
             skip_callbacks: leave out the callbacks' states.
             skip_sampler_sde: leave out sampler and SDE.
             skip_ema: leave out the averaged weights.
+            strategy: as in the constructor; it need not be the one that was saved.
 
         Raises:
             CheckpointError: the file cannot be used; the sentence says why.
         """
-        state = discovery.read_full(Path(path))
+        world = find_world(None)
+        parallel = make_parallel(strategy, world, _device_of(device, world))
+        state = discovery.read_full(Path(path), parallel.empty_piece)
         remedy = "pass model_class="
         if model_class is None and state["model_class"] is None:
             raise CheckpointError(
@@ -459,7 +470,8 @@ class NNHandler(HandlerView):
             model = resolve(state["model_class"], nn.Module, remedy)
         kwargs = description.build_kwargs(state, "model") if isinstance(model, type) else {}
         with description.rebuilding("model", "pass model_class=<a ready module>"):
-            handler = cls(model, device, model_type=state["model_type"], **kwargs)
+            kind = state["model_type"]
+            handler = cls(model, device, model_type=kind, strategy=parallel, **kwargs)
         handler._model_code = state["model_code"]
         skips = snapshot.Skips(
             skip_optimizer,
@@ -484,6 +496,8 @@ class NNHandler(HandlerView):
         model_type: types.ModelType | str | None = None,
         device: torch.device | str | None = None,
         strict_load: bool = True,
+        *,
+        strategy: Strategy | str | None = "auto",
         **model_kwargs: Any,
     ) -> NNHandler:
         """A new handler with only the weights of a checkpoint, or of a bare state dict.
@@ -493,12 +507,16 @@ class NNHandler(HandlerView):
         Raises:
             CheckpointError: the file cannot be used, or its weights do not fit.
         """
-        weights = loading.read_weights(checkpoint_path)
         kind = types.ModelType.CLASSIFICATION if model_type is None else model_type
-        handler = cls(model_class, device, model_type=kind, **model_kwargs)
+        handler = cls(model_class, device, model_type=kind, strategy=strategy, **model_kwargs)
+        weights = loading.read_weights(checkpoint_path, empty=handler.parallel.empty_piece)
         snapshot.check_weights(handler.module, weights, strict=strict_load)
-        handler.module.load_state_dict(weights, strict=strict_load)
+        handler.load_weights(weights, strict=strict_load)
         return handler
+
+
+def _device_of(device: Any, world: World) -> torch.device:
+    return resolve_device(device, world.local_rank if world.size > 1 else None)
 
 
 def _source_of(module: nn.Module) -> str | None:

@@ -27,8 +27,6 @@ def resume(handler: NNHandler, options: FitOptions) -> tuple[bool, bool]:
     """
     found, is_explicit = _find(handler, options.resume)
     path, saved = found.path, found.state
-    if options.resume:
-        _require_same_place(handler, None if path is None else schema.place(saved))
     if path is None:
         return False, False
     call = saved["progress"]["state"]["call"]
@@ -52,14 +50,13 @@ def resume(handler: NNHandler, options: FitOptions) -> tuple[bool, bool]:
     return True, is_over
 
 
-def _require_same_place(handler: NNHandler, place: tuple[int, ...] | None) -> None:
+def _require_same_place(handler: NNHandler, place: tuple[int, ...]) -> None:
     """Fail if this process would go on from another place than the main one."""
     main = handler.world.broadcast(place)
     if main != place:
         raise CheckpointError(
-            f"rank {handler.world.rank} would resume from {place or 'no checkpoint'}, the main "
-            f"process from {main or 'no checkpoint'}: keep checkpoints in a folder that all "
-            f"processes see."
+            f"rank {handler.world.rank} would resume from {place}, the main process from {main}: "
+            f"keep checkpoints in a folder that all processes see."
         )
 
 
@@ -89,7 +86,9 @@ def _find(handler: NNHandler, resume: Any) -> tuple[discovery.Found, bool]:
             f"resume={str(resume)!r}: there is no such file. Pass a folder to start afresh when it "
             f"holds no checkpoint."
         )
-    return discovery.Found(path, discovery.read_full(path)), True
+    saved = discovery.read_full(path, handler.parallel.empty_piece)
+    _require_same_place(handler, schema.place(saved))
+    return discovery.Found(path, saved), True
 
 
 def _parents(folder: Path) -> list[Path]:
@@ -97,7 +96,7 @@ def _parents(folder: Path) -> list[Path]:
 
 
 def _newest(handler: NNHandler, folders: list[Path]) -> discovery.Found:
-    found = discovery.newest(folders)
+    found = discovery.newest(folders, handler.parallel.empty_piece, handler.world)
     for sentence in found.passed_over:
         warnings.warn(f"passed over while looking for a checkpoint: {sentence}", stacklevel=2)
     if found.path is None:

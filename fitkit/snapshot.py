@@ -128,7 +128,7 @@ def told_as_checkpoint_error() -> Iterator[None]:
 
 def _apply(handler: HandlerView, state: dict[str, Any], *, strict: bool, skips: Skips) -> None:
     parts = handler.parts
-    parts.module.load_state_dict(from_plain(state["model_state_dict"]), strict=strict)
+    handler.load_weights(from_plain(state["model_state_dict"]), strict=strict)
     if parts.optimizer is not None and state["optimizer_state_dict"] and not skips.optimizer:
         load_optimizer(parts.optimizer, from_plain(state["optimizer_state_dict"]))
     saved_schedule = state["scheduler_state_dict"]

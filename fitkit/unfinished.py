@@ -8,6 +8,7 @@ from typing import Any
 from fitkit.core.state import FitState
 from fitkit.engine.run import FitRun
 from fitkit.regrouping import share_of
+from fitkit.runtime.pieces import fitted_all
 from fitkit.runtime.rng import capture_streams
 from fitkit.runtime.world import World
 
@@ -50,10 +51,15 @@ class Unfinished:
         before = dict(vars(self))
         return lambda: vars(self).update(before)
 
-    def begin(self, run: FitRun, world: World) -> None:
+    def begin(self, run: FitRun, world: World, *, is_sharded: bool) -> None:
         """``run`` is under way; what was kept goes into it, this process's share of it."""
         if self._kept:
-            progress = share_of(self._kept["progress"], world)
+            progress = share_of(self._kept["progress"], world, is_sharded=is_sharded)
+            window = progress.get("window")
+            if window:
+                own = dict(run.module.named_parameters())
+                window = {**window, "gradients": fitted_all(window["gradients"], own)}
+                progress = {**progress, "window": window}
             run.restore(progress, self._kept["loader"])
             run.forward.precision.load_state_dict(self._kept["scaler_state_dict"])
         self.run = run

@@ -41,16 +41,16 @@ def replace(path: Path, fill: Callable[[BinaryIO], object], also: Iterable[Path]
     """
     renamed: list[Path] = []
     try:
-        with _told(path):
+        with told(path):
             _rename_filled(path, fill)
         renamed.append(path)
         for name in also:
-            with _told(name):
+            with told(name):
                 _give_name(path, name)
             renamed.append(name)
     finally:  # one flush of a folder makes all its renames durable
         for folder in dict.fromkeys(one.parent for one in renamed):
-            _flush_folder(folder)
+            flush_folder(folder)
 
 
 def duplicate(source: Path, path: Path) -> None:
@@ -59,9 +59,9 @@ def duplicate(source: Path, path: Path) -> None:
     Raises:
         SaveError: as ``write``.
     """
-    with _told(path):
+    with told(path):
         _give_name(source, path)
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
 
 
 def _rename_filled(path: Path, fill: Callable[[BinaryIO], object]) -> None:
@@ -110,7 +110,7 @@ def _removed_on_error(name: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def told(path: Path) -> Iterator[None]:
     """Inside ``with`` failing to write ``path`` becomes a ``SaveError``."""
     try:
         yield
@@ -127,7 +127,7 @@ def _told(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Make a rename durable; file systems that cannot flush a folder need no flush."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fitkit.checkpointing import archive, schema
+from fitkit.checkpointing import checkpoint, schema
 from fitkit.checkpointing.metadata import Metadata, read_metadata
 from fitkit.checkpointing.plain import from_plain
 from fitkit.core.errors import DamagedCheckpointError
@@ -60,10 +60,12 @@ def read_state(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file cannot be used.
     """
-    return schema.validate(archive.read(Path(path)), path)
+    return schema.validate(checkpoint.read(Path(path)), path)
 
 
-def read_weights(path: str | Path, *, averaged: bool = True) -> dict[str, Any]:
+def read_weights(
+    path: str | Path, *, averaged: bool = True, empty: checkpoint.Empty | None = None
+) -> dict[str, Any]:
     """The model's weights in a full checkpoint, in a weights file, or in a bare state dict.
 
     They stay in the file until they are used: copy what must outlive a change of it.
@@ -71,11 +73,12 @@ def read_weights(path: str | Path, *, averaged: bool = True) -> dict[str, Any]:
     Args:
         path: the file.
         averaged: of a checkpoint with averaged weights (EMA), take those: they were scored.
+        empty: as in ``checkpoint.read``.
 
     Raises:
         CheckpointError: the file cannot be used.
     """
-    state = archive.read(Path(path), mmap=True)
+    state = checkpoint.read(Path(path), mmap=True, empty=empty)
     if schema.is_full(state):
         state = schema.validate(state, path)
         average = state["ema_state_dict"]

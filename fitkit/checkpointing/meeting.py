@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from fitkit.checkpointing.save_job import SaveRequest
+from fitkit.checkpointing.save_job import SaveJob, SaveRequest
 from fitkit.checkpointing.save_queue import SaveQueue
 from fitkit.checkpointing.saver import Saver
 from fitkit.runtime.world import World
+
+
+class Order(NamedTuple):
+    """What the main process wants of the others.
+
+    Attributes:
+        whole: their share of a whole state.
+        weights: their share of the weights alone.
+        is_behind: it is written behind training.
+        is_again: it is what they gave last.
+    """
+
+    whole: bool
+    weights: bool
+    is_behind: bool = False
+    is_again: bool = False
 
 
 class MeetingQueue(SaveQueue):
@@ -76,18 +93,12 @@ class MeetingQueue(SaveQueue):
         self._meets = self.wishes_to_meet = self.is_invited = False
         if any(self._world.largest([int(self._is_non_finite())])):
             self._requests = []  # what one process saw is in the weights of all by now
-        with self._contributions() if self._agree_on_files() else nullcontext():
-            super().settle()
+        self._lead(super().settle)
 
-    def _agree_on_files(self) -> bool:
-        """Let all know what the main process's savers know; whether a whole state is wanted."""
-        wanted = any(not request.weights_only for request in self._requests)
-        planned = [saver.planned() for saver in self._savers()]
-        wanted, planned = self._world.broadcast((wanted, planned))
-        if not self._world.is_main:
-            for saver, fields in zip(self._savers(), planned, strict=True):
-                saver.put_back({**fields, "asked": ()})
-        return bool(wanted)
+    def save_now(self, content: dict[str, Any], path: Path) -> None:
+        """As ``SaveQueue``; the main process writes."""
+        if self._world.is_main:
+            super().save_now(content, path)
 
     def finish(self) -> None:
         """A call of ``fit`` ends: wait for what the main process has under way.
@@ -95,6 +106,38 @@ class MeetingQueue(SaveQueue):
         Raises:
             SaveError: as ``settle``.
         """
-        super().finish()
-        if not self._world.is_broken:
-            self._agree_on_files()
+        try:
+            self._lead(super().wait)
+        finally:
+            self._release()
+
+    def _lead(self, action: Callable[[], None]) -> None:
+        """The main process acts; the others do what it orders, until it is done.
+
+        In the end all know of the savers' files what the main one does.
+        """
+        planned = [saver.planned for saver in self._savers()]
+        if self._world.is_broken:
+            action()
+        elif self._world.is_main:
+            try:
+                action()
+            finally:
+                self._world.broadcast([describe() for describe in planned])
+        else:
+            while isinstance(order := self._world.broadcast(None), Order):
+                self._obey(order)
+            for saver, fields in zip(self._savers(), order, strict=True):
+                saver.put_back({**fields, "asked": ()})
+
+    @contextmanager
+    def _together(self, job: SaveJob) -> Iterator[None]:
+        order = Order(*job.wants, is_behind=job.copies is not None)
+        self._world.broadcast(order)
+        with self._contributions() if order.whole else nullcontext():
+            yield
+
+    def _obey(self, order: Order) -> None:
+        """Do what another process has to do for a save of the main one."""
+        with self._contributions() if order.whole else nullcontext():
+            pass

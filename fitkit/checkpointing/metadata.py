@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitkit.checkpointing import archive, schema
+from fitkit.checkpointing import checkpoint, schema
 from fitkit.checkpointing.plain import from_plain
 from fitkit.core.errors import CheckpointError
 
@@ -55,11 +55,11 @@ def read_metadata(path: str | Path) -> Metadata:
         CheckpointError: the file cannot be used, or holds only weights.
     """
     path = Path(path)
-    state = schema.validate(archive.read_without_tensors(path), path)
+    state = schema.validate(checkpoint.read_without_tensors(path), path)
     progress = state["progress"]["state"]
     return Metadata(
         path=path,
-        size_bytes=path.stat().st_size,
+        size_bytes=checkpoint.size_bytes(path),
         format_version=state["format_version"],
         fitkit_version=state["fitkit_version"],
         pytorch_version=state["pytorch_version"],

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fitkit.core.errors import CheckpointError
+from fitkit.runtime.pieces import is_piece
 
 Place = Callable[[Tensor], Tensor]
 
@@ -72,6 +73,8 @@ def _plain(value: Any, depth: int, place: Place) -> Any:
     if isinstance(value, Tensor):
         # a subclass, or attributes of a tensor, could not be loaded again
         plain = value.detach()
+        if is_piece(plain):
+            return place(plain)
         plain = plain if type(plain) is Tensor else plain.as_subclass(Tensor)
         return place(plain.contiguous() if _is_expanded(plain) else plain)
     if kind in (dict, OrderedDict, Counter):

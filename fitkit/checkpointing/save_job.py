@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitkit.checkpointing import files
+from fitkit.checkpointing import checkpoint, files
 from fitkit.checkpointing.plain import to_plain
 from fitkit.runtime.host_copy import HostCopies
 
 if TYPE_CHECKING:
     from fitkit.checkpointing.saver import Saver
+
+
+Write = Callable[[Any, Path, list[Path]], None]
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class SaveJob:
     Attributes:
         requests: what was asked for.
         before: what each saver knew of its files before.
+        write: writes a content to a path, and to further names of it.
         snapshot: the whole state, if a request wants it.
         weights: the model's weights as they were scored, if a request wants them.
         here: a file that holds the whole state already.
@@ -72,6 +76,7 @@ class SaveJob:
 
     requests: list[SaveRequest]
     before: list[tuple[Saver, dict[str, Any]]]
+    write: Write = files.write
     snapshot: dict[str, Any] | None = None
     weights: dict[str, Any] | None = None
     here: Path | None = None
@@ -87,6 +92,17 @@ class SaveJob:
         """Each file of one kind once."""
         same = (one.path for one in self.requests if one.weights_only == weights_only)
         return list(dict.fromkeys(same))
+
+    @property
+    def weights_paths(self) -> list[Path]:
+        """The files that hold only weights."""
+        whole = self.paths(weights_only=False)
+        return [path for path in self.paths(weights_only=True) if path not in whole]
+
+    @property
+    def wants(self) -> tuple[bool, bool]:
+        """Whether a whole state has to be written, and whether weights alone."""
+        return bool(self.paths(weights_only=False)) and self.here is None, bool(self.weights_paths)
 
     def put_back(self) -> None:
         """The savers know of their files what they knew before."""
@@ -115,7 +131,7 @@ class SaveJob:
                 self.copies.wait()
             self._write()
             for path in self.obsolete:
-                problem = None if path in self.written else files.remove(path)
+                problem = None if path in self.written else checkpoint.remove(path)
                 self.problems += [] if problem is None else [problem]
         except BaseException as error:  # noqa: BLE001  raised where training can hear it
             self.error = error
@@ -126,11 +142,11 @@ class SaveJob:
         whole = self.paths(weights_only=False)
         if self.here is not None:
             for path in whole:
-                files.duplicate(self.here, path)
+                checkpoint.duplicate(self.here, path)
         elif whole:
-            files.write(self.snapshot, whole[0], whole[1:])
+            self.write(self.snapshot, whole[0], whole[1:])
         self.written += whole
-        weights = [one for one in self.paths(weights_only=True) if one not in whole]
+        weights = self.weights_paths
         if weights:
-            files.write(self.weights, weights[0], weights[1:])
+            self.write(self.weights, weights[0], weights[1:])
         self.written += weights

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from fitkit.checkpointing import files
+from fitkit.checkpointing import checkpoint, files
 from fitkit.checkpointing.background import BackgroundWriter
 from fitkit.checkpointing.cadence import SaveLedger
 from fitkit.checkpointing.plain import Place
-from fitkit.checkpointing.save_job import SaveJob, SaveRequest
+from fitkit.checkpointing.save_job import SaveJob, SaveRequest, Write
 from fitkit.checkpointing.saver import Saver
 from fitkit.core.errors import SaveError, add_note
 from fitkit.runtime.host_copy import HostCopies
@@ -27,6 +28,7 @@ class SaveQueue:
         is_current: whether a file holds the handler's state at the place where it stands now.
         announce: told each path once it is durable.
         key_of: under which key a snapshot holds the state of a saver.
+        write: writes a content to a path, and to further names of it.
 
     Attributes:
         ledger: what saving has cost.
@@ -44,12 +46,14 @@ class SaveQueue:
         is_current: Callable[[Path], bool],
         announce: Callable[[Path], None],
         key_of: Callable[[Saver], str],
+        write: Write = files.write,
     ) -> None:
         self._take_snapshot = take_snapshot
         self._take_weights = take_weights
         self._is_current = is_current
         self._announce = announce
         self._key_of = key_of
+        self._write = write
         self._requests: list[SaveRequest] = []
         self._writer: Any = BackgroundWriter()  # of SaveJobs
         self._spare: HostCopies | None = None
@@ -144,6 +148,14 @@ class SaveQueue:
             self._writer.wait()
             self._collect()
 
+    def save_now(self, content: dict[str, Any], path: Path) -> None:
+        """Write ``content``, which nobody has asked for; of several processes each calls it.
+
+        Raises:
+            SaveError: it could not be written.
+        """
+        self._write(content, path, [])
+
     def finish(self) -> None:
         """A call of ``fit`` ends: as ``wait``, and thread and memory of copies are given back.
 
@@ -153,13 +165,16 @@ class SaveQueue:
         try:
             self.wait()
         finally:
-            self._writer.close()
-            self._spare = None
+            self._release()
+
+    def _release(self) -> None:
+        self._writer.close()
+        self._spare = None
 
     def let_go(self, saver: Saver) -> None:
         """Remove what ``saver`` was about to remove when its state was saved."""
         for path in saver.answered(self._origin):
-            _warn(files.remove(path))
+            _warn(checkpoint.remove(path))
 
     # ---- now ------------------------------------------------------------------------------------
 
@@ -179,7 +194,8 @@ class SaveQueue:
         for request in requests:
             request.saver.asked = ()
         savers = dict.fromkeys(request.saver for request in requests)
-        job = SaveJob(requests, [(saver, saver.planned()) for saver in savers])
+        before = [(saver, saver.planned()) for saver in savers]
+        job = SaveJob(requests, before, self._write)
         try:
             for request in requests:
                 if not request.again:
@@ -192,18 +208,21 @@ class SaveQueue:
     def _fill(self, job: SaveJob, place: Place) -> None:
         """Take the state that the files are to hold."""
         job.taken_at = time.monotonic()
-        whole = job.paths(weights_only=False)
         again = (r.path for r in job.requests if r.again and not r.weights_only)
         job.here = next((path for path in again if self._is_current(path)), None)
+        whole, weights = job.wants
         try:
-            if whole and job.here is None:
-                job.snapshot = self._take_snapshot(place)
-            if job.paths(weights_only=True):
-                job.weights = self._take_weights(place)
+            with self._together(job):
+                job.snapshot = self._take_snapshot(place) if whole else None
+                job.weights = self._take_weights(place) if weights else None
         except BaseException as error:
             job.put_back()
             add_note(error, "the savers' own state is as it was before this save")
             raise
+
+    def _together(self, job: SaveJob) -> AbstractContextManager[None]:
+        """Inside ``with`` all processes take what ``job`` wants of their state."""
+        return nullcontext()
 
     def _obsolete(self, job: SaveJob) -> list[Path]:
         """What may go once the job is done; what the run came from only when there is newer."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitkit.checkpointing import archive, files
+from fitkit.checkpointing import checkpoint, files, shards
 from fitkit.checkpointing.plain import to_plain
 from fitkit.core.errors import CheckpointError, did_you_mean, listed
+from fitkit.runtime.pieces import is_piece
 
 if TYPE_CHECKING:
     from fitkit.nn_handler import NNHandler
@@ -67,7 +70,7 @@ def save_multi_from_single(path: str | Path, keys_to_save: Sequence[str] | None 
         CheckpointError: the file cannot be used, or a key is not in it; nothing was written.
         SaveError: a file could not be written.
     """
-    state = archive.read(Path(path), mmap=True)
+    state = checkpoint.read(Path(path), mmap=True)
     if not isinstance(state, dict):
         raise CheckpointError(f"{str(path)!r} holds a {type(state).__name__}, not named parts.")
     for part_path, content in _parts(state, Path(path), keys_to_save).items():
@@ -75,12 +78,24 @@ def save_multi_from_single(path: str | Path, keys_to_save: Sequence[str] | None 
 
 
 def _write(nn_handler: NNHandler, content: Any, path: Path) -> None:
-    try:
+    with logged(nn_handler.logger, path):
+        if shards.take_out(content, is_piece)[1]:
+            raise CheckpointError(
+                "a state of a sharded model has only this process's part of the tensors: call "
+                "handler.save(path) on every process instead."
+            )
         files.write(to_plain(content), path)
+
+
+@contextmanager
+def logged(logger: logging.Logger, path: str | Path) -> Iterator[None]:
+    """Inside ``with`` a file is written; the log tells how it went."""
+    try:
+        yield
     except CheckpointError as error:
-        nn_handler.logger.error("%s", error)
+        logger.error("%s", error)
         raise
-    nn_handler.logger.info("saved %s", path)
+    logger.info("saved %s", path)
 
 
 def _parts(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,38 @@ def create(folder: Path) -> BinaryIO:
 
 
 @contextmanager
+def new_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in ``parent``, which no sweep takes; what is left of it afterwards is removed.
+
+    Whoever wants to keep it gives it another name inside ``with``.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    sweep(parent)
+    descriptor = None
+    while descriptor is None:  # a sweep may come between making and locking it
+        folder = new_name(parent)
+        folder.mkdir()
+        descriptor = try_lock(folder)
+    try:
+        yield folder
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def try_lock(path: Path) -> int | None:
+    """A descriptor that holds ``path`` until it is closed; ``None`` if somebody else does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except OSError:  # gone meanwhile
+        return None
+    if _lock(descriptor, wait=False) and path.exists():
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+@contextmanager
 def held(file: BinaryIO) -> Iterator[None]:
     """Inside ``with`` no sweep takes ``file``, or a new link to it, also after it is closed."""
     if sys.platform == "win32":
@@ -55,17 +88,17 @@ def sweep(folder: Path) -> None:
     with contextlib.suppress(OSError):  # a folder that cannot be listed can still be written to
         for name in os.listdir(folder):
             if name.startswith(".") and name.endswith(SUFFIX):
-                _remove_abandoned(folder / name)
+                _remove_abandoned(folder / name)  # or it is not ours: it is only litter
 
 
 def _remove_abandoned(path: Path) -> None:
-    with contextlib.suppress(OSError):  # gone meanwhile, or not ours: it is only litter
-        descriptor = os.open(path, os.O_RDWR)
-        try:
-            if _lock(descriptor, wait=False):
-                path.unlink()
-        finally:
-            os.close(descriptor)
+    descriptor = try_lock(path)
+    if descriptor is None:
+        return
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def _lock(descriptor: int, *, wait: bool) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fitkit.core.errors import CheckpointError, ConfigurationError, listed
+from fitkit.runtime.pieces import fitted
 
 
 class WeightAverage:
@@ -87,7 +88,7 @@ class WeightAverage:
                 f"saved, or pass skip_ema=True to NNHandler.load."
             )
         for name, average in own.items():
-            average.copy_(weights[name])
+            average.copy_(fitted(weights[name], average))
 
     @contextmanager
     def swapped_into(self, module: nn.Module) -> Iterator[None]:

@@ -34,8 +34,10 @@ class World:
         size: number of processes.
         local_rank: index of this process on its machine, from 0.
         is_broken: a process has failed, so nobody can be spoken to any more.
+        group: torch's process group; ``None``: the one that torch takes for granted.
     """
 
+    group: Any = None
     rank = 0
     size = 1
     local_rank = 0
@@ -69,6 +71,13 @@ class World:
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
         """Give ``tensors`` the values that they have on the main process."""
 
+    def beside(self) -> World:
+        """The same processes on connections of their own, for a thread beside the program's.
+
+        All have to call it when the first does.
+        """
+        return self
+
     def on_main(self, action: Callable[[], Result]) -> Result | None:
         """``run_on`` the main process."""
         return self.run_on(0, action)
@@ -97,47 +106,63 @@ class Processes(World):
         store: where the first failure is written for all to see.
         place: this process among the others.
         sockets: the connections of the process group.
+        group: the process group; ``None``: the one that torch takes for granted.
     """
 
-    def __init__(self, store: Any, place: Place, sockets: Mapping[int, str]) -> None:
+    def __init__(
+        self, store: Any, place: Place, sockets: Mapping[int, str], group: Any = None
+    ) -> None:
         self.rank, self.size, self.local_rank = place.rank, place.size, place.local_rank
+        self.group = group
+        self._place = place
         self._store = store
         self._sockets = dict(sockets)
+        self._beside: Processes | None = None
 
     def sum(self, sums: Tensor) -> Tensor:
         """The elementwise sum over the processes, the same bits on each."""
         total = sums.clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group)
         return total
 
     def largest(self, values: list[int]) -> list[int]:
         """The elementwise maximum over the processes."""
         largest = torch.tensor(values, dtype=torch.int64)
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group)
         return largest.tolist()
 
     def gather(self, value: Any) -> list[Any] | None:
         """The values of all processes by rank on the main one; ``None`` on the others."""
         values: list[Any] | None = [None] * self.size if self.is_main else None
-        dist.gather_object(value, values)
+        dist.gather_object(value, values, group=self.group)
         return values
 
     def gather_all(self, value: Any) -> list[Any]:
         """The values of all processes by rank, on all."""
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
         """The value of the process ``source``, on all."""
         values = [value]
-        dist.broadcast_object_list(values, source)
+        dist.broadcast_object_list(values, source, group=self.group)
         return values[0]
 
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
         """Give ``tensors`` the values that they have on the main process."""
         for tensor in tensors:
-            dist.broadcast(tensor, 0)
+            dist.broadcast(tensor, 0, group=self.group)
+
+    def beside(self) -> Processes:
+        """The same processes in a group of their own, which is made once."""
+        if self._beside is None:
+            before = connections.opened()
+            group = dist.new_group(backend="gloo")
+            opened = _opened_since(before)
+            self._beside = Processes(self._store, self._place, opened, group)
+            self._sockets.update(opened)
+        return self._beside
 
     def run_on(self, rank: int, action: Callable[[], Result]) -> Result | None:
         """Run ``action`` on one process, while the others wait; they get ``None``.
@@ -222,8 +247,11 @@ def _join(place: Place) -> Processes:
     before = connections.opened()
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     atexit.register(_leave)
-    opened = {one: name for one, name in connections.opened().items() if before.get(one) != name}
-    return Processes(store, place, opened)
+    return Processes(store, place, _opened_since(before))
+
+
+def _opened_since(before: Mapping[int, str]) -> dict[int, str]:
+    return {one: name for one, name in connections.opened().items() if before.get(one) != name}
 
 
 def _leave() -> None:

@@ -202,7 +202,8 @@ def make_handler(options: argparse.Namespace) -> NNHandler:
         layers.insert(0, Noise())
     if options.norm:
         layers.insert(1, nn.BatchNorm1d(8))
-    handler = NNHandler(nn.Sequential(*layers).to(dtype), device="cpu", seed=options.seed)
+    model = nn.Sequential(*layers).to(dtype)
+    handler = NNHandler(model, device="cpu", seed=options.seed, strategy=options.strategy)
     handler.set_optimizer(torch.optim.AdamW, lr=0.05)
     handler.set_scheduler(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=40, interval="step")
     handler.set_loss_fn(PoisonedLoss())
@@ -335,8 +336,8 @@ def run(options: argparse.Namespace) -> None:
         "logs": records.logs,
         "steps": records.steps,
         "drawn": records.drawn,
-        "weights": dict(handler.module.state_dict()),
-        "averaged": None if handler.ema is None else dict(handler.ema.weights()),
+        "weights": whole(handler.module.state_dict()),
+        "averaged": None if handler.ema is None else whole(handler.ema.weights()),
         "evaluation": handler.evaluate(),
         "predictions": handler.predict(TensorDataset(samples.x), batch_size=4),
         "predictions_of_loader": handler.predict(shuffled),
@@ -349,6 +350,14 @@ def run(options: argparse.Namespace) -> None:
         "times": records.times,
     }
     torch.save(found, out / f"rank{rank}.pth")
+
+
+def whole(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of which each process may have a part, put together."""
+    return {
+        name: value.full_tensor() if hasattr(value, "full_tensor") else value
+        for name, value in weights.items()
+    }
 
 
 def _counted_collectives() -> Counter[str]:

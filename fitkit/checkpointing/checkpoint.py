@@ -1,0 +1,109 @@
+"""A checkpoint, whatever its form: a file, or a file with a folder of shards beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fitkit.checkpointing import archive, files, shards
+
+Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
+
+
+def verify(path: Path) -> None:
+    """Check every checksum that the checkpoint carries.
+
+    Raises:
+        CheckpointNotFoundError: there is no such file.
+        DamagedCheckpointError: it is truncated or altered, or no checkpoint.
+    """
+    archive.verify(path)
+    reference = _reference(archive.read_without_tensors(path))
+    if reference is not None:
+        shards.verify(path, reference)
+
+
+def read(path: Path, *, mmap: bool = False, empty: Empty | None = None) -> Any:
+    """The verified content of a checkpoint; nothing in it is executed.
+
+    Args:
+        path: the file.
+        mmap: as in ``archive.read``; what is in shards is read in any case.
+        empty: the tensor to be filled for the shape and type of a sharded one; default: a whole
+            tensor on the CPU.
+
+    Raises:
+        CheckpointError: it cannot be used; see ``archive.read``.
+    """
+    content = archive.read(path, mmap=mmap)
+    if _reference(content) is None:
+        return content
+    from fitkit.checkpointing import sharded  # a second of imports
+
+    return sharded.fill(
+        content, path, empty or (lambda shape, dtype: torch.empty(shape, dtype=dtype))
+    )
+
+
+def read_without_tensors(path: Path) -> Any:
+    """The content with tensors on the device ``"meta"``, in milliseconds at any size.
+
+    Raises:
+        CheckpointError: as ``read``; that shards are there is not looked at.
+    """
+    content = archive.read_without_tensors(path)
+    if _reference(content) is None:
+        return content
+    content.pop(shards.REFERENCE)
+    return shards.put_in(content, _shape_only)
+
+
+def size_bytes(path: Path) -> int:
+    """The size of the file, and of its shards if it has any.
+
+    Raises:
+        CheckpointError: as ``archive.read_without_tensors``.
+    """
+    reference = _reference(archive.read_without_tensors(path))
+    found = [path]
+    if reference is not None:
+        found += shards.folder_of(path, reference).iterdir()
+    return sum(one.stat().st_size for one in found)
+
+
+def _shape_only(described: dict[str, Any]) -> Tensor:
+    dtype = shards.dtype_of(described["dtype"])
+    return torch.empty(described["shape"], dtype=dtype, device="meta")
+
+
+def _reference(content: Any) -> Any:
+    return content.get(shards.REFERENCE) if isinstance(content, dict) else None
+
+
+def duplicate(source: Path, path: Path) -> None:
+    """Make ``path`` the same checkpoint as ``source``.
+
+    Raises:
+        SaveError: it could not be written.
+    """
+    reference = _reference(archive.read_without_tensors(source))
+    if reference is not None:
+        with files.told(path):
+            shards.share(shards.folder_of(source, reference), path.parent)
+    files.duplicate(source, path)
+
+
+def remove(path: Path) -> str | None:
+    """Remove a checkpoint that may be gone already, and its shards if they are nobody else's.
+
+    Returns:
+        a sentence that says why it is still there; ``None`` if it is not.
+    """
+    problem = files.remove(path)
+    if problem is None and path.parent.is_dir():
+        shards.sweep(path.parent)
+    return problem

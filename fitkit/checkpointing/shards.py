@@ -1,0 +1,331 @@
+"""Shards: the folder beside a sharded checkpoint, in which each process has written its pieces.
+
+The checkpoint itself is an ordinary file that is written last. It says which folder is its own; a
+folder is never written to again. What lies where in it is in its ``index.json``, with a checksum
+for each piece. torch's own ``.metadata`` is there for torch's tools; nothing here reads it, because
+reading it can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fitkit.checkpointing import archive, files, temporary
+from fitkit.checkpointing.plain import TAG
+from fitkit.core.errors import CheckpointError, DamagedCheckpointError
+
+SUFFIX = ".shards"
+INDEX = "index.json"
+REFERENCE = "shards"  # the key of a checkpoint that says which folder is its own
+_PIECE = "piece"
+_CHUNK_BYTES = 1 << 20
+
+
+class Chunk(NamedTuple):
+    """A box of a tensor, and where it lies: in ``bytes`` from ``at`` on of ``file``."""
+
+    offsets: list[int]
+    sizes: list[int]
+    file: str
+    at: int
+    bytes: int
+    crc32: int
+
+
+class Piecewise(NamedTuple):
+    """A tensor that lies in chunks."""
+
+    shape: list[int]
+    dtype: str
+    chunks: list[Chunk]
+
+
+# ---- a state without its pieces -----------------------------------------------------------------
+
+
+def take_out(content: Any, takes: Callable[[Any], bool]) -> tuple[Any, dict[str, Tensor]]:
+    """``content`` with descriptions for the tensors that ``takes`` wants, and these by name."""
+    found: dict[str, Tensor] = {}
+
+    def described(value: Any, path: str) -> Any:
+        if not takes(value):
+            return value
+        while path in found:  # keys of several types may read the same
+            path += "'"
+        found[path] = value
+        return {TAG: _PIECE, "key": path, "shape": list(value.shape), "dtype": _name(value.dtype)}
+
+    return _mapped(described, content, ""), found
+
+
+def descriptions(content: Any) -> dict[str, dict[str, Any]]:
+    """The descriptions in ``content``, by the names of their tensors."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def note(value: Any, _: str) -> Any:
+        if is_description(value):
+            found[value["key"]] = value
+        return value
+
+    _mapped(note, content, "")
+    return found
+
+
+def put_in(content: Any, tensor_of: Callable[[dict[str, Any]], Tensor]) -> Any:
+    """``content`` with a tensor for each description."""
+
+    def tensor(value: Any, _: str) -> Any:
+        return tensor_of(value) if is_description(value) else value
+
+    return _mapped(tensor, content, "")
+
+
+def is_description(value: Any) -> bool:
+    """Whether ``value`` stands for a tensor that lies in the folder."""
+    return (
+        type(value) is dict
+        and value.get(TAG) == _PIECE
+        and isinstance(value.get("key"), str)
+        and isinstance(value.get("shape"), list)
+        and isinstance(dtype_of(value.get("dtype")), torch.dtype)
+        and all(type(size) is int and size >= 0 for size in value["shape"])
+    )
+
+
+def _mapped(function: Callable[[Any, str], Any], value: Any, path: str) -> Any:
+    if isinstance(value, dict) and not is_description(value):
+        mapped = {
+            key: _mapped(function, item, f"{path}.{key}" if path else str(key))
+            for key, item in value.items()
+        }
+        if type(value) is dict:
+            return mapped
+        ordered = type(value)(mapped)
+        vars(ordered).update(vars(value))
+        return ordered
+    if type(value) in (list, tuple):
+        return type(value)(
+            _mapped(function, item, f"{path}.{number}") for number, item in enumerate(value)
+        )
+    return function(value, path)
+
+
+def dtype_of(name: Any) -> torch.dtype | None:
+    """The type of that name."""
+    found = getattr(torch, name, None) if isinstance(name, str) else None
+    return found if isinstance(found, torch.dtype) else None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# ---- the folder ---------------------------------------------------------------------------------
+
+
+def seal(folder: Path, tensors: Mapping[str, Piecewise]) -> dict[str, Any]:
+    """Write the index, and make all of the folder durable.
+
+    Returns:
+        what the checkpoint has to know of it, but for its name.
+    """
+    index = {
+        "tensors": {
+            key: {**one._asdict(), "chunks": [chunk._asdict() for chunk in one.chunks]}
+            for key, one in tensors.items()
+        },
+        "files": {
+            path.name: [path.stat().st_size, checksum(path)] for path in sorted(folder.iterdir())
+        },
+    }
+    text = json.dumps(index).encode()
+    with (folder / INDEX).open("xb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    files.flush_folder(folder)
+    return {"bytes": len(text), "crc32": zlib.crc32(text)}
+
+
+def folder_of(path: Path, reference: Any) -> Path:
+    """The folder of the checkpoint ``path``.
+
+    Raises:
+        DamagedCheckpointError: it is not there, or ``reference`` names none.
+    """
+    name = reference.get("folder") if isinstance(reference, dict) else None
+    if not isinstance(name, str) or not name.endswith(SUFFIX) or Path(name).name != name:
+        raise DamagedCheckpointError(f"{str(path)!r} does not say where its tensors are.")
+    folder = path.resolve().parent / name
+    if not folder.is_dir():
+        raise DamagedCheckpointError(
+            f"{str(path)!r} has its tensors in the folder {name!r}, which is not beside it: keep "
+            f"them together when you move or copy a checkpoint."
+        )
+    return folder
+
+
+def read_index(path: Path, reference: Any) -> dict[str, Piecewise]:
+    """Where the tensors of the checkpoint ``path`` lie; verified.
+
+    Raises:
+        DamagedCheckpointError: it cannot be used.
+    """
+    folder = folder_of(path, reference)
+    try:
+        text = (folder / INDEX).read_bytes()
+        if [len(text), zlib.crc32(text)] != [reference.get("bytes"), reference.get("crc32")]:
+            raise ValueError(f"the checksum of {INDEX!r} does not match")
+        found = {}
+        for key, one in json.loads(text)["tensors"].items():
+            chunks = [Chunk(**chunk) for chunk in one["chunks"]]
+            found[key] = _checked(Piecewise(one["shape"], one["dtype"], chunks))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise damaged(path, error) from error
+    return found
+
+
+def _checked(tensor: Piecewise) -> Piecewise:
+    dtype = dtype_of(tensor.dtype)
+    if dtype is None or not _are_counts(tensor.shape):
+        raise ValueError("a tensor has no valid shape or type")
+    for chunk in tensor.chunks:
+        boxes = zip(chunk.offsets, chunk.sizes, tensor.shape, strict=True)
+        is_inside = _are_counts([*chunk.offsets, *chunk.sizes, chunk.at, chunk.bytes])
+        if not is_inside or any(begin + size > end for begin, size, end in boxes if size):
+            raise ValueError("a piece is outside its tensor")
+        if Path(chunk.file).name != chunk.file or chunk.file in ("", ".."):
+            raise ValueError("a piece is outside its folder")
+        if chunk.bytes < prod(chunk.sizes) * dtype.itemsize:
+            raise ValueError("a piece claims more memory than it has bytes")
+    if sum(prod(chunk.sizes) for chunk in tensor.chunks) != prod(tensor.shape):
+        raise ValueError("the pieces of a tensor are not all of it")
+    return tensor
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def damaged(path: Path, error: BaseException) -> DamagedCheckpointError:
+    """What to tell of a folder that cannot be read."""
+    return DamagedCheckpointError(
+        f"the tensors of {str(path)!r} are damaged: {error}. Use an earlier checkpoint."
+    )
+
+
+def verify(path: Path, reference: Any) -> None:
+    """Check every checksum of the folder that belongs to the checkpoint ``path``.
+
+    Raises:
+        DamagedCheckpointError: one does not match.
+    """
+    folder = folder_of(path, reference)
+    for key, tensor in read_index(path, reference).items():
+        for chunk in tensor.chunks:
+            require_whole(path, folder, key, chunk)
+    for name, (size, crc32) in json.loads((folder / INDEX).read_bytes())["files"].items():
+        try:
+            is_whole = (folder / name).stat().st_size == size and checksum(folder / name) == crc32
+        except OSError as error:
+            raise damaged(path, error) from error
+        if not is_whole:
+            raise damaged(path, ValueError(f"the checksum of {name!r} does not match"))
+
+
+def require_whole(path: Path, folder: Path, key: str, chunk: Chunk) -> None:
+    """Fail unless a piece is as it was written.
+
+    Raises:
+        DamagedCheckpointError: it is not.
+    """
+    try:
+        is_whole = checksum(folder / chunk.file, chunk.at, chunk.bytes) == chunk.crc32
+    except OSError as error:
+        raise damaged(path, error) from error
+    if not is_whole:
+        told = f"the checksum of {key!r} in {chunk.file!r} does not match"
+        raise damaged(path, ValueError(told))
+
+
+def checksum(path: Path, at: int = 0, size: int | None = None) -> int:
+    """The CRC-32 of ``size`` bytes from ``at`` on; ``None``: up to the end."""
+    value = 0
+    with path.open("rb") as file:
+        file.seek(at)
+        left = os.fstat(file.fileno()).st_size - at if size is None else size
+        while left > 0 and (data := file.read(min(left, _CHUNK_BYTES))):
+            value = zlib.crc32(data, value)
+            left -= len(data)
+    return value
+
+
+# ---- folders come and go with their checkpoints -------------------------------------------------
+
+
+def share(folder: Path, parent: Path) -> None:
+    """Have the shards ``folder`` in ``parent`` too: links where possible, else copies.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if parent.resolve() == folder.parent.resolve() or (parent / folder.name).exists():
+        return
+    with temporary.new_folder(parent) as copy:
+        shutil.copytree(folder, copy, dirs_exist_ok=True, copy_function=_link)
+        files.flush_folder(copy)
+        os.rename(copy, parent / folder.name)
+    files.flush_folder(parent)
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+        with open(target, "rb") as file:
+            os.fsync(file.fileno())
+    return target
+
+
+def sweep(folder: Path) -> None:
+    """Remove the shards in ``folder`` that no checkpoint there names.
+
+    Whoever is about to write the checkpoint of one holds it until then.
+    """
+    held = {}
+    for path in folder.glob(f"*{SUFFIX}"):
+        descriptor = temporary.try_lock(path)
+        if descriptor is not None:
+            held[path.name] = descriptor
+    try:
+        for name in held.keys() - _named_in(folder) if held else ():
+            shutil.rmtree(folder / name, ignore_errors=True)
+    finally:
+        for descriptor in held.values():
+            os.close(descriptor)
+
+
+def _named_in(folder: Path) -> set[str]:
+    """The shards that checkpoints in ``folder`` name."""
+    named = set()
+    for path in sorted(folder.iterdir()):
+        if files.is_checkpoint_like(path):
+            try:
+                content = archive.read_without_tensors(path)
+            except CheckpointError:  # no checkpoint, or one that is of no use any more
+                continue
+            reference = content.get(REFERENCE) if isinstance(content, dict) else None
+            if isinstance(reference, dict):
+                named.add(reference.get("folder", ""))
+    return named
