@@ -52,7 +52,7 @@ from fitkit.metrics.standard import (
     TopKAccuracy,
 )
 from fitkit.nn_handler import NNHandler
-from fitkit.runtime.parallel import DDP, FSDP
+from fitkit.runtime.strategy import DDP, FSDP
 from fitkit.runtime.world import on_rank
 from fitkit.version import __version__
 

@@ -81,6 +81,7 @@ def fit_run(
         forward=evaluation_forward(handler, precision),
         module=parts.module,
         averaged=lambda: averaged(handler),
+        without_gradients=handler.parallel.without_gradients,
         callbacks=handler.callbacks,
         state=state,
         reduce=handler.world.sum,

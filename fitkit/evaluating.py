@@ -37,6 +37,7 @@ def evaluation_run(
         forward=evaluation_forward(handler, make_precision(precision, handler.device)),
         module=handler.module,
         averaged=lambda: averaged(handler),
+        without_gradients=handler.parallel.without_gradients,
         callbacks=callbacks,
         state=FitState(),
         reduce=handler.world.sum,

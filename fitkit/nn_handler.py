@@ -39,8 +39,9 @@ from fitkit.options import as_options
 from fitkit.parts import ParameterGroups, Parts
 from fitkit.runtime.device import resolve_device
 from fitkit.runtime.logger import make_logger
-from fitkit.runtime.parallel import Parallel, Strategy, make_parallel
+from fitkit.runtime.parallel import Parallel
 from fitkit.runtime.rng import IsolatedStreams
+from fitkit.runtime.strategy import Strategy, make_parallel
 from fitkit.runtime.world import World, find_world
 
 

@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitkit.checkpointing import archive, files, shards
+from fitkit.checkpointing import archive, files, schema, shards
+from fitkit.core.tree import iterate_tensors
+from fitkit.runtime.world import World
+
+# What of a whole state lies spread over processes that share a model.
+_SPREAD = ("model_state_dict", "optimizer_state_dict", "ema_state_dict")
 
 Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
@@ -80,8 +85,9 @@ def _shape_only(described: dict[str, Any]) -> Tensor:
     return torch.empty(described["shape"], dtype=dtype, device="meta")
 
 
-def _reference(content: Any) -> Any:
-    return content.get(shards.REFERENCE) if isinstance(content, dict) else None
+def _reference(content: Any) -> dict[str, Any] | None:
+    found = content.get(shards.REFERENCE) if isinstance(content, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def duplicate(source: Path, path: Path) -> None:
@@ -95,6 +101,30 @@ def duplicate(source: Path, path: Path) -> None:
         with files.told(path):
             shards.share(shards.folder_of(source, reference), path.parent)
     files.duplicate(source, path)
+
+
+def convert(source: Path, target: Path, *, sharded: bool) -> None:
+    """Write the checkpoint ``source`` to ``target`` in the other form, or in the same.
+
+    Args:
+        source: the file; it stays as it is.
+        target: the file to write.
+        sharded: with its tensors in a folder beside it, from which each of several processes reads
+            its part; else all in one file.
+
+    Raises:
+        CheckpointError: ``source`` cannot be used.
+        SaveError: ``target`` could not be written; an earlier file of that name is as it was.
+    """
+    content = read(source, mmap=True)
+    if not sharded:
+        files.write(content, target)
+        return
+    from fitkit.checkpointing import sharded as writing  # a second of imports
+
+    parts = [content[key] for key in _SPREAD] if schema.is_full(content) else [content]
+    large = {id(one) for one in iterate_tensors(parts) if one.ndim and one.layout is torch.strided}
+    writing.write(content, target, world=World(), takes=lambda value: id(value) in large)
 
 
 def remove(path: Path) -> str | None:

@@ -26,7 +26,7 @@ from fitkit.core.errors import CheckpointError, DamagedCheckpointError
 
 SUFFIX = ".shards"
 INDEX = "index.json"
-REFERENCE = "shards"  # the key of a checkpoint that says which folder is its own
+REFERENCE = "__fitkit_shards__"  # the key of a checkpoint that says which folder is its own
 _PIECE = "piece"
 _CHUNK_BYTES = 1 << 20
 

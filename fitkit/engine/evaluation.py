@@ -43,7 +43,7 @@ def evaluate(run: EvaluationRun, phase: Phase, record: Callable[[dict[str, float
             callbacks.fire(Event.TEST_BATCH_BEGIN, index, EMPTY_LOGS)
             if run.before_batch is not None:
                 run.before_batch()
-            with torch.inference_mode():
+            with run.without_gradients():
                 output, num_samples = run.forward(batch)
                 share = phase.source.share
                 own = num_samples if share is None else share.own
@@ -83,7 +83,8 @@ def predict(
         stop = phase.limit
         for index, batch in enumerate(islice(phase.source.iterate(0), stop)):
             callbacks.fire(Event.PREDICT_BATCH_BEGIN, index, EMPTY_LOGS)
-            output = _predict_batch(run.forward, inputs_of(batch))
+            with run.without_gradients():
+                output = _predict_batch(run.forward, inputs_of(batch))
             share = phase.source.share
             outputs.append(output if share is None or share.own else None)
             callbacks.fire(Event.PREDICT_BATCH_END, index, EMPTY_LOGS)
@@ -94,7 +95,7 @@ def predict(
 
 
 def _predict_batch(forward: Forward, inputs: Any) -> Any:
-    with torch.inference_mode(), forward.precision.forward():
+    with forward.precision.forward():
         output = forward.call(forward.model, forward.place(inputs))
     return map_tensors(lambda tensor: tensor.cpu(), output)
 

@@ -65,6 +65,7 @@ class EvaluationRun:
         forward: from a batch to its loss.
         module: the model without wrappers, for its modes.
         averaged: a context in which the model has its averaged weights, if there are any.
+        without_gradients: a context in which the model is called for its outputs alone.
         callbacks: who hears of it.
         state: counters of batches.
         reduce: sums a float64 vector over the processes.
@@ -76,6 +77,7 @@ class EvaluationRun:
     forward: Forward
     module: nn.Module
     averaged: Callable[[], AbstractContextManager[None]]
+    without_gradients: Callable[[], AbstractContextManager[Any]]
     callbacks: CallbackList
     state: FitState
     reduce: Callable[[Tensor], Tensor]

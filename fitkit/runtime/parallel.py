@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fitkit.core.errors import ConfigurationError, did_you_mean, listed
 from fitkit.runtime.world import World
 
 Place = Callable[[Tensor], Tensor]
@@ -44,6 +41,10 @@ class Parallel:
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Average gradients that backward passes held back."""
+
+    def without_gradients(self) -> AbstractContextManager[Any]:
+        """Inside ``with`` the model is called for its outputs alone."""
+        return torch.inference_mode()
 
     def locally(self, place: Place) -> Place:
         """``place``, given what of each tensor is on this process."""
@@ -96,119 +97,3 @@ class DataParallel(Parallel):
         for parameter, total, count in zip(trained, sums, counts.tolist(), strict=True):
             if count:
                 parameter.grad = (total / self._world.size).view_as(parameter).to(parameter.dtype)
-
-
-# ---- what a user chooses ------------------------------------------------------------------------
-
-
-class Strategy:
-    """How several processes train one model: ``DDP``, ``FSDP``, or a class of one's own."""
-
-    def bind(self, world: World, device: torch.device) -> Parallel:
-        """What this process does, one among several."""
-        raise NotImplementedError
-
-
-class DDP(Strategy):
-    """Every process has the whole model; gradients are averaged (``DistributedDataParallel``).
-
-    Args:
-        **options: arguments of ``torch.nn.parallel.DistributedDataParallel``, such as
-            ``find_unused_parameters=True`` for a model that does not use all parameters each time.
-
-    Raises:
-        ConfigurationError: it has no such argument.
-
-    >>> DDP(find_unused_parameters=True)
-    DDP(find_unused_parameters=True)
-    """
-
-    def __init__(self, **options: Any) -> None:
-        known = set(inspect.signature(DistributedDataParallel.__init__).parameters)
-        known -= {"self", "module", "process_group"}
-        for name in options:
-            if name not in known:
-                raise ConfigurationError(
-                    f"DDP takes the arguments of DistributedDataParallel ({listed(known)}), "
-                    f"received {name!r}.{did_you_mean(name, known)}"
-                )
-        self.options = options
-
-    def __repr__(self) -> str:
-        return f"DDP({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
-
-    def bind(self, world: World, device: torch.device) -> Parallel:
-        """What this process does, one among several."""
-        return DataParallel(world, **self.options)
-
-
-@dataclass(frozen=True)
-class FSDP(Strategy):
-    """Every process keeps a part of each parameter, gradient and moment (FSDP2, ``fully_shard``).
-
-    Checkpoints are sharded too: each process writes its part.
-
-    Args:
-        blocks: kinds of modules whose parameters are gathered together, one such module at a time;
-            default: the items of every ``nn.ModuleList``. What is in none of them is gathered as
-            one more.
-        param_dtype: type that parameters are gathered and used in, such as ``torch.bfloat16``;
-            default: their own.
-        reduce_dtype: type that gradients are reduced in; default: that of ``param_dtype``.
-
-    Raises:
-        ConfigurationError: an argument cannot be used.
-    """
-
-    blocks: type[nn.Module] | tuple[type[nn.Module], ...] | None = None
-    param_dtype: torch.dtype | None = None
-    reduce_dtype: torch.dtype | None = None
-
-    def __post_init__(self) -> None:
-        kinds = self.blocks if isinstance(self.blocks, tuple) else (self.blocks,)
-        for kind in kinds if self.blocks is not None else ():
-            if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-                raise ConfigurationError(
-                    f"FSDP's blocks must be classes of modules, such as a transformer's layer, "
-                    f"received {kind!r}."
-                )
-        for name in ("param_dtype", "reduce_dtype"):
-            value = getattr(self, name)
-            floating = isinstance(value, torch.dtype) and value.is_floating_point
-            if value is not None and not floating:
-                raise ConfigurationError(
-                    f"FSDP's {name} must be a floating type such as torch.bfloat16 or None, "
-                    f"received {value!r}."
-                )
-
-    def bind(self, world: World, device: torch.device) -> Parallel:
-        """What this process does, one among several."""
-        from fitkit.runtime.sharding import FullySharded  # a second of imports
-
-        return FullySharded(world, device, self)
-
-
-STRATEGIES: dict[str, type[Strategy]] = {"auto": DDP, "ddp": DDP, "fsdp": FSDP}
-
-
-def make_parallel(
-    strategy: Strategy | Parallel | str | None, world: World, device: torch.device
-) -> Parallel:
-    """What this process does to train with the others; one alone does nothing.
-
-    Raises:
-        ConfigurationError: there is no such strategy.
-    """
-    if isinstance(strategy, Parallel):
-        return strategy
-    if isinstance(strategy, str) and strategy in STRATEGIES:
-        strategy = STRATEGIES[strategy]()
-    strategy = DDP() if strategy is None else strategy
-    if not isinstance(strategy, Strategy):
-        suggestion = did_you_mean(strategy, STRATEGIES) if isinstance(strategy, str) else ""
-        raise ConfigurationError(
-            f"strategy must be one of {listed(STRATEGIES)}, or an object such as "
-            f"fitkit.DDP(find_unused_parameters=True) or fitkit.FSDP(), received {strategy!r}."
-            f"{suggestion}"
-        )
-    return Parallel(world) if world.size == 1 else strategy.bind(world, device)

@@ -25,7 +25,7 @@ def here(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fitted(value: Tensor, own: Tensor) -> Tensor:
+def fitted(value: Tensor, own: Any) -> Tensor:
     """``value`` spread over the processes as ``own`` is, so that one can be copied to the other."""
     if is_piece(value) == is_piece(own) or value.shape != own.shape:
         return value
@@ -33,9 +33,10 @@ def fitted(value: Tensor, own: Tensor) -> Tensor:
         piece: Any = value
         whole: Tensor = piece.full_tensor()
         return whole
-    from fitkit.runtime import sharding  # a second of imports
+    from torch.distributed.tensor import distribute_tensor  # a second of imports
 
-    return sharding.spread(value, own)
+    moved = value.to(own.device)
+    return distribute_tensor(moved, own.device_mesh, own.placements, src_data_rank=None)
 
 
 def fitted_all(values: Any, own: Any) -> Any:

@@ -5,20 +5,19 @@ Importing this takes a second, so only what meets sharded tensors does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor, empty
+from torch.distributed.tensor import DTensor, Shard, empty
 
-from fitkit.runtime.parallel import FSDP, Parallel
+from fitkit.runtime.parallel import Parallel, Place
 from fitkit.runtime.pieces import here, is_piece
 from fitkit.runtime.world import World
-
-_Place = Callable[[Tensor], Tensor]
 
 
 class FullySharded(Parallel):
@@ -30,15 +29,25 @@ class FullySharded(Parallel):
     Args:
         world: the processes.
         device: where they compute.
-        policy: what the user chose.
+        blocks: kinds of modules that are gathered one at a time; ``None``: items of lists.
+        param_dtype: type that parameters are gathered in; ``None``: their own.
+        reduce_dtype: type that gradients are reduced in; ``None``: that of parameters.
     """
 
     is_sharded = True
 
-    def __init__(self, world: World, device: torch.device, policy: FSDP) -> None:
+    def __init__(
+        self,
+        world: World,
+        device: torch.device,
+        blocks: Any = None,
+        param_dtype: torch.dtype | None = None,
+        reduce_dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(world)
         self.beside = world.beside()
-        self._policy = policy
+        self._blocks = blocks
+        self._precision = MixedPrecisionPolicy(param_dtype, reduce_dtype)
         self._mesh = init_device_mesh(device.type, (world.size,))
         self._host_mesh = self._mesh
         if device.type != "cpu":  # copies of pieces in memory that checkpoints are written from
@@ -46,12 +55,16 @@ class FullySharded(Parallel):
 
     def shard(self, module: nn.Module) -> None:
         """Spread the parameters, in place; an optimizer has to be made afterwards."""
-        precision = MixedPrecisionPolicy(self._policy.param_dtype, self._policy.reduce_dtype)
-        for part in (*_blocks(module, self._policy.blocks), module):
-            # without the last gathering again, weights could be swapped only after a backward pass
-            fully_shard(part, mesh=self._mesh, mp_policy=precision, reshard_after_forward=True)
+        how: dict[str, Any] = {"mesh": self._mesh, "mp_policy": self._precision}
+        for part in (*_blocks(module, self._blocks), module):
+            # else the parameters of an evaluation stay gathered, and averaged ones out of sight
+            fully_shard(part, **how, reshard_after_forward=True)
 
-    def locally(self, place: _Place) -> _Place:
+    def without_gradients(self) -> AbstractContextManager[Any]:
+        """What is gathered in inference mode could not be gathered into again for training."""
+        return torch.no_grad()
+
+    def locally(self, place: Place) -> Place:
         """``place``, given what of each tensor is on this process."""
 
         def placed(tensor: Tensor) -> Tensor:
@@ -83,11 +96,4 @@ def _blocks(module: nn.Module, kinds: Any) -> Iterator[nn.Module]:
 def _piece_around(local: Tensor, like: Any, mesh: DeviceMesh) -> Tensor:
     return DTensor.from_local(
         local, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-    )
-
-
-def spread(value: Tensor, own: Any) -> Tensor:
-    """A whole tensor, which every process has, spread as ``own`` is."""
-    return distribute_tensor(
-        value.to(own.device), own.device_mesh, own.placements, src_data_rank=None
     )
