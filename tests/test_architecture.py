@@ -42,11 +42,11 @@ LATE = {
 MOST_LINES = 260
 # The facade documents every argument of every verb; the other is one idea that reads in one go.
 MOST_LINES_OF = {
-    "nn_handler.py": 520,
-    "handler_view.py": 320,
-    "checkpointing/save_queue.py": 315,
+    "nn_handler.py": 540,
+    "handler_view.py": 345,
+    "checkpointing/save_queue.py": 330,
     "checkpointing/saver.py": 275,
-    "runtime/world.py": 280,
+    "runtime/world.py": 305,
     "testing.py": 325,
     "engine/loop.py": 155,
 }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitkit.checkpointing import archive, files, schema, shards
+from fitkit.checkpointing import archive, files, schema, shards, skeleton
 from fitkit.core.tree import iterate_tensors
 from fitkit.runtime.world import World
 
@@ -64,7 +64,7 @@ def read_without_tensors(path: Path) -> Any:
     if _reference(content) is None:
         return content
     content.pop(shards.REFERENCE)
-    return shards.put_in(content, _shape_only)
+    return skeleton.put_in(content, _shape_only)
 
 
 def size_bytes(path: Path) -> int:
@@ -81,7 +81,7 @@ def size_bytes(path: Path) -> int:
 
 
 def _shape_only(described: dict[str, Any]) -> Tensor:
-    dtype = shards.dtype_of(described["dtype"])
+    dtype = skeleton.dtype_of(described["dtype"])
     return torch.empty(described["shape"], dtype=dtype, device="meta")
 
 

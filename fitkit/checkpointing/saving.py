@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitkit.checkpointing import checkpoint, files, shards
+from fitkit.checkpointing import checkpoint, files, skeleton
 from fitkit.checkpointing.plain import to_plain
 from fitkit.core.errors import CheckpointError, did_you_mean, listed
 from fitkit.runtime.pieces import is_piece
@@ -79,7 +79,7 @@ def save_multi_from_single(path: str | Path, keys_to_save: Sequence[str] | None 
 
 def _write(nn_handler: NNHandler, content: Any, path: Path) -> None:
     with logged(nn_handler.logger, path):
-        if shards.take_out(content, is_piece)[1]:
+        if skeleton.take_out(content, is_piece)[1]:
             raise CheckpointError(
                 "a state of a sharded model has only this process's part of the tensors: call "
                 "handler.save(path) on every process instead."

@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.futures import Future
 
-from fitkit.checkpointing import files, shards, temporary
+from fitkit.checkpointing import files, shards, skeleton, temporary
 from fitkit.checkpointing.shards import Chunk, Piecewise
 from fitkit.core.errors import CheckpointError
 from fitkit.runtime.pieces import is_piece
@@ -63,7 +63,7 @@ def write(
         SaveError: it could not be written, here or by another process; an earlier checkpoint of
             that name is as it was.
     """
-    skeleton, pieces = shards.take_out(content, takes)
+    rest, pieces = skeleton.take_out(content, takes)
     also, is_written = list(also), False
     try:
         with files.told(path), temporary.new_folder(path.parent) as folder:
@@ -76,7 +76,7 @@ def write(
             reference = {"folder": home.name, **sealed}
             for parent in {name.parent for name in also}:
                 shards.share(home, parent)
-            files.write({**skeleton, shards.REFERENCE: reference}, path, also)
+            files.write({**rest, shards.REFERENCE: reference}, path, also)
         is_written = True
     finally:
         world.broadcast(is_written)
@@ -93,7 +93,7 @@ def take_part(content: Any, world: World) -> bool:
     folder = world.broadcast(None)
     if isinstance(folder, str):
         with suppress(OSError):  # the main process has heard of it
-            _write_pieces(shards.take_out(content, is_piece)[1], Path(folder), world)
+            _write_pieces(skeleton.take_out(content, is_piece)[1], Path(folder), world)
         return bool(world.broadcast(None))
     return False
 
@@ -175,10 +175,10 @@ def fill(
     reference = content[shards.REFERENCE]
     index = shards.read_index(path, reference)
     found = {}
-    for key, described in shards.descriptions(content).items():
+    for key, described in skeleton.descriptions(content).items():
         if key not in index or index[key].shape != described["shape"]:
             raise shards.damaged(path, ValueError(f"{key!r} is not in its folder"))
-        dtype = shards.dtype_of(index[key].dtype)
+        dtype = skeleton.dtype_of(index[key].dtype)
         found[key] = empty(tuple(described["shape"]), dtype or torch.float32)
     reader = _Reader(path, shards.folder_of(path, reference), index)
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -189,7 +189,7 @@ def fill(
         cause = error.failures[0][0]
         raise cause if isinstance(cause, CheckpointError) else shards.damaged(path, cause) from None
     rest = {key: value for key, value in content.items() if key != shards.REFERENCE}
-    filled: dict[str, Any] = shards.put_in(rest, lambda one: found[one["key"]])
+    filled: dict[str, Any] = skeleton.put_in(rest, lambda one: found[one["key"]])
     return filled
 
 
@@ -216,7 +216,7 @@ class _Reader(FileSystemReader):
         for key, one in self._index.items():
             boxes = [(torch.Size(c.offsets), torch.Size(c.sizes)) for c in one.chunks]
             tensors[key] = TensorStorageMetadata(
-                TensorProperties(shards.dtype_of(one.dtype) or torch.float32),
+                TensorProperties(skeleton.dtype_of(one.dtype) or torch.float32),
                 torch.Size(one.shape),
                 [ChunkStorageMetadata(*box) for box in boxes],
             )
