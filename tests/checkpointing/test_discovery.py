@@ -168,7 +168,9 @@ def test_only_the_furthest_file_is_read_with_its_tensors(tmp_path, states, monke
     for number in range(3):
         files.write(states[number], tmp_path / f"{number}.pth")
     read, real = [], discovery.read_full
-    monkeypatch.setattr(discovery, "read_full", lambda path: read.append(path.name) or real(path))
+    monkeypatch.setattr(
+        discovery, "read_full", lambda path, *rest: read.append(path.name) or real(path, *rest)
+    )
     assert discovery.newest([tmp_path]).path.name == "2.pth"
     assert read == ["2.pth"]
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from fitkit import SaveError
-from fitkit.checkpointing.meeting import MeetingQueue
+from fitkit.checkpointing.meeting import MeetingQueue, Order
 from fitkit.checkpointing.save_queue import SaveQueue
 from fitkit.checkpointing.saver import Saver
 from fitkit.core.state import FitState
@@ -115,7 +115,7 @@ def test_the_others_contribute_if_a_whole_state_is_wanted(tmp_path):
 
 
 def test_the_others_own_wishes_do_not_count(tmp_path):
-    other = Process(tmp_path, rank=1, heard=[(False, [Files(tmp_path).planned()])])
+    other = Process(tmp_path, rank=1, heard=[[Files(tmp_path).planned()]])
     other.ask()
     assert len(other.queue) == 0
     other.queue.meet()
@@ -147,7 +147,7 @@ def test_weights_alone_need_no_contribution(tmp_path):
     process.queue.meet()
     process.queue.settle()
     assert process.contributions == 0
-    assert process.world.said[0][0] is False
+    assert process.world.said[0] == Order(whole=False, weights=True)
     assert (tmp_path / "one.pth").exists()
 
 
