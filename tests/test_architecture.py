@@ -21,6 +21,8 @@ ROOMS = {
     "engine": {"core"},
     "checkpointing": {"core", "runtime"},
     "callbacks": {"core", "runtime", "checkpointing"},
+    # above everything: the facade and the other files of layer 4 are the room ""
+    "cli": {"core", "runtime", "metrics", "data", "engine", "checkpointing", "callbacks", ""},
 }
 SPEAKS_TO_OTHER_PROCESSES = {"runtime/world.py", "runtime/parallel.py"}
 OPTIONAL = {"matplotlib"}  # may be imported inside functions
@@ -109,6 +111,12 @@ def test_imports_point_down(name):
     own = name.split("/")[0]
     reached = {room_of(module) for module in our_modules(TREES[name])} - {own}
     assert reached <= ROOMS[own], f"{name} may not import from {reached - ROOMS[own]}"
+
+
+@by_file
+def test_nothing_imports_the_command_line(name):
+    reached = {room_of(module) for module in our_modules(TREES[name])}
+    assert "cli" not in reached or name == "__main__.py" or name.startswith("cli/")
 
 
 def test_there_are_no_import_cycles():
