@@ -184,10 +184,10 @@ class Plot {
       for (const cell of cells) row.insertCell().append(cell);
     }
     this.tip.replaceChildren(table);
-    const x = this.x(epochs[cursor]), space = this.svg.parentElement.clientWidth, offset = this.svg.offsetLeft;
-    const right = offset + x + 14, left = offset + x - 14 - this.tip.offsetWidth;
-    this.tip.style.left = `${right + this.tip.offsetWidth <= space ? right : Math.max(4, left)}px`;
-    this.tip.style.top = `${this.svg.offsetTop + this.top + 2}px`;
+    const card = this.svg.parentElement, outer = card.getBoundingClientRect(), inner = this.svg.getBoundingClientRect();
+    const x = inner.left - outer.left - card.clientLeft + this.x(epochs[cursor]), width = this.tip.offsetWidth;
+    this.tip.style.left = `${x + 14 + width <= card.clientWidth ? x + 14 : Math.max(4, x - 14 - width)}px`;
+    this.tip.style.top = `${inner.top - outer.top - card.clientTop + this.top + 2}px`;
   }
 }
 
@@ -213,7 +213,7 @@ class Curve extends Plot {
     if (low > high) return [this.isLog ? 0.1 : 0, 1];
     if (this.isLog) return low === high ? [low / 2, high * 2] : [low / (high / low) ** 0.05, high * (high / low) ** 0.05];
     const space = low === high ? Math.abs(low) / 2 || 1 : (high - low) * 0.06;
-    return [low - (low >= 0 && low < space ? low : space), high + space];
+    return [low >= 0 && low < (high - low) * 0.3 ? 0 : low - space, high + space];
   }
   drawStill() {
     this.domain = this.findDomain();
@@ -239,7 +239,7 @@ class Curve extends Plot {
     const path = pieces.map((piece) => `M${this.thinned(piece).map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join("L")}`).join("");
     const lonely = pieces.filter((piece) => piece.length === 1).map(([[x, y]]) => [x, y]);
     const inside = lonely.filter(([x]) => x >= this.left - 1 && x <= this.width - this.right + 1);
-    return [element("path", { class: `curve ${kind}`, d: path, "clip-path": `inset(0 ${this.right - 4}px 0 ${this.left}px) view-box` }),
+    return [element("path", { class: `curve ${kind}`, d: path, "clip-path": `inset(0 ${this.right - 1}px 0 ${this.left}px) view-box` }),
       ...inside.map(([x, y]) => element("circle", { class: `dot ${kind}`, cx: x, cy: y, r: 3 }))];
   }
   /** Of many points in one pixel the lowest and the highest, which is all that can be seen. */
@@ -265,20 +265,23 @@ class Curve extends Plot {
 /** What happened when: one lane for each list of marks { epoch, text, kind, share }. */
 class Lanes extends Plot {
   constructor(view, lanes) {
-    super(view, lanes.length * 56 + 32, "What happened when");
-    Object.assign(this, { lanes, left: 14, right: 14, top: 22 });
+    super(view, lanes.length * 46 + 38, "What happened when");
+    Object.assign(this, { lanes, right: 14, top: 0 });
   }
   drawStill() {
-    return [...this.lanes.flatMap((lane, index) => this.drawLane(lane, 18 + index * 56)), ...this.drawEpochs()];
+    this.isNarrow = this.width < 640; // labels stand above their lanes, not beside them
+    this.left = this.isNarrow ? 12 : 24 + 7.5 * Math.min(24, Math.max(...this.lanes.map(({ label }) => label.length)));
+    return [...this.lanes.flatMap((lane, index) => this.drawLane(lane, 32 + index * 46)), ...this.drawEpochs()];
   }
-  drawLane({ label, marks }, top) {
-    const [low, high] = this.view.range, base = top + 28;
-    const drawn = marks.filter(({ epoch }) => epoch >= low && epoch <= high).map((mark) => this.drawMark(mark, base));
-    return [element("text", { class: "lane", x: this.left - 8, y: top }, label),
+  drawLane({ label, marks }, base) {
+    const [low, high] = this.view.range;
+    const drawn = marks.filter(({ epoch }) => Math.ceil(epoch) >= low && epoch <= high).map((mark) => this.drawMark(mark, base));
+    const [x, y] = this.isNarrow ? [0, base - 20] : [0, base + 4], short = label.length > 24 ? `${label.slice(0, 23)}…` : label;
+    return [element("text", { class: "lane", x, y }, short, element("title", {}, label)),
       element("line", { class: "track", x1: this.left, x2: this.width - this.right, y1: base, y2: base }), ...drawn];
   }
   drawMark({ epoch, kind, share, text }, base) {
-    const x = this.x(epoch), [low, high] = this.view.range;
+    const [low, high] = this.view.range, x = this.x(Math.max(epoch, low));
     const wide = Math.min(8, Math.max(1.5, ((this.width - this.left - this.right) / (high - low)) * 0.6));
     const shapes = {
       wait: () => element("rect", { x: x - wide / 2, width: wide, y: base - 18 * share, height: 18 * share }),

@@ -80,7 +80,7 @@ def sections(state: Mapping[str, Any], facts: Mapping[str, Any]) -> list[dict[st
     fit += [["ema_decay", shown(average["decay"])]] if "decay" in average else []
     fit += [["seed", shown(state.get("seed"))]]
     found = [
-        ("Model", _part(state, "model") + [["kind", shown(state.get("model_type"))]]),
+        ("Model", [*_part(state, "model"), ["kind", shown(state.get("model_type"))]]),
         ("Optimizer", _part(state, "optimizer") + _groups(state.get("optimizer_state_dict"))),
         ("Scheduler", _scheduler(state)),
         ("Loss", [["class", class_name(loss.get("class"))], *_arguments(loss.get("kwargs"))]),
@@ -152,7 +152,7 @@ def environment(state: Mapping[str, Any], facts: Mapping[str, Any]) -> Rows:
 
 
 def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "scalar"
+    return "×".join(map(str, tensor.shape)) or "scalar"  # noqa: RUF001
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -31,7 +31,7 @@ class Curves:
 
     def joined(self, other: Curves) -> Curves:
         """With the epochs and the names that only ``other`` has; where both have a value, ours."""
-        rows = {epoch: row for epoch, row in other.rows()}
+        rows = dict(other.rows())
         for epoch, own in self.rows():
             known = {name: value for name, value in own.items() if not math.isnan(value)}
             rows[epoch] = {**rows.get(epoch, {}), **known}

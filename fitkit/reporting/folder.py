@@ -58,7 +58,7 @@ def find_checkpoints(folder: Path, *, verify: bool) -> list[Checkpoint]:
         if is_named or metadata is not None:  # others are archives of another kind
             name = path.relative_to(folder).as_posix()
             found.append(Checkpoint(path, name, status.st_size, metadata, problem, verify))
-    return sorted(found, key=lambda one: (() if one.metadata is None else one.metadata.place))
+    return sorted(found, key=lambda one: () if one.metadata is None else one.metadata.place)
 
 
 def _examine(path: Path, *, verify: bool) -> tuple[Metadata | None, str | None]:

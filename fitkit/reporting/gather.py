@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fitkit.core.errors import CheckpointNotFoundError
+from fitkit.core.errors import CheckpointNotFoundError, MonitorError
+from fitkit.core.monitor import Monitor
 from fitkit.reporting import folder as contents
 from fitkit.reporting.configuration import (
     as_mapping,
@@ -16,10 +18,16 @@ from fitkit.reporting.configuration import (
     weights_by_module,
 )
 from fitkit.reporting.curves import Curves, curves_of
-from fitkit.reporting.folder import Checkpoint
+from fitkit.reporting.saves import (
+    Save,
+    all_saves,
+    as_count,
+    noted_in,
+    rows_of_files,
+    rows_of_saves,
+    save_of,
+)
 from fitkit.reporting.timeline import lanes
-
-Save = dict[str, Any]
 
 
 def gather_folder(folder: Path, *, verify: bool = True) -> dict[str, Any]:
@@ -45,10 +53,9 @@ def gather_folder(folder: Path, *, verify: bool = True) -> dict[str, Any]:
     state = {} if newest is None or newest.metadata is None else newest.metadata.state
     curves = curves_of(state, newest.path) if newest is not None else Curves()
     whole, notes = _with_logs(curves, logs)
-    noted = _noted(state)
-    saves = _saves(noted.get("saves"), [_save_of(one) for one in checkpoints if one.metadata])
-    best, last = _named(state, "best_path"), _named(state, "last_path")
-    rows = [_row(one, best, last, is_newest=one is newest) for one in checkpoints]
+    noted = noted_in(state)
+    saves = all_saves(noted.get("saves"), [save_of(one) for one in checkpoints if one.metadata])
+    rows = rows_of_files(checkpoints, state, newest)
     return {
         **_common(folder.resolve().name, state, whole, noted, saves),
         "notes": notes,
@@ -68,15 +75,8 @@ def gather_live(
         folder: the folder of the report, to which the names of files are relative.
         status: ``running``, ``text``, ``last_epoch`` and ``reload_seconds``.
     """
-    saves = _saves(noted.get("saves"), [])
-    best, last = _named(state, "best_path"), _named(state, "last_path")
-    rows = []
-    for name, save in {one["name"]: one for one in saves}.items():
-        path = folder / name
-        marks = [*(["best"] if _is(name, best) else []), *(["last"] if _is(name, last) else [])]
-        size = path.stat().st_size if path.is_file() else None
-        condition = "saved" if size is not None else "not there"
-        rows.append({**save, "size": size, "condition": condition, "problem": None, "marks": marks})
+    saves = all_saves(noted.get("saves"), [])
+    rows = rows_of_saves(saves, state, folder)
     common = _common(folder.resolve().name, state, curves_of(state, folder), noted, saves)
     return {**common, "status": dict(status), "notes": [], "checkpoints": rows, "logs": []}
 
@@ -95,7 +95,7 @@ def _common(
         "status": {
             "running": False,
             "text": progress.get("stop_reason"),
-            "last_epoch": as_mapping(facts.get("fit")).get("last_epoch"),
+            "last_epoch": as_count(as_mapping(facts.get("fit")).get("last_epoch")),
             "reload_seconds": None,
         },
         "progress": {
@@ -104,12 +104,31 @@ def _common(
         },
         "epochs": [epoch + 1 for epoch in curves.epochs],
         "columns": dict(curves.columns),
+        "best": _best_values(curves),
         "lanes": lanes(state, curves, saves),
         "sections": sections(state, facts) if state else [],
         "weights": weights_by_module(state),
         "callbacks": _callbacks(state),
         "environment": environment(state, facts),
     }
+
+
+def _best_values(curves: Curves) -> list[dict[str, Any]]:
+    """The best of the losses and of the first other values whose better side is known."""
+    others = [name for name in curves.columns if name.startswith("val_") and name != "val_loss"]
+    found = []
+    for name in ["loss", "val_loss", *others[:2]]:
+        values = zip(curves.columns.get(name, ()), curves.epochs, strict=False)
+        finite = [(value, epoch + 1) for value, epoch in values if math.isfinite(value)]
+        try:
+            judge = Monitor(name)
+        except MonitorError:
+            continue
+        if finite:
+            value, epoch = min(finite, key=lambda pair: judge.sort_key(pair[0]))
+            word = "lowest" if judge.mode == "min" else "highest"
+            found.append({"name": f"{word} {name}", "value": value, "epoch": epoch})
+    return found
 
 
 def _with_logs(curves: Curves, logs: Mapping[str, Curves]) -> tuple[Curves, list[str]]:
@@ -140,81 +159,23 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
 
 
-# ---- checkpoints --------------------------------------------------------------------------------
-
-
-def _noted(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What an ``HTMLReport`` of the run had noted in its state."""
-    for entry in as_mapping(state.get("callback_states")).values():
-        told = as_mapping(as_mapping(entry).get("state"))
-        if {"saves", "facts"} <= set(told):
-            return told
-    return {}
-
-
-def _saves(noted: Any, files: Sequence[Save]) -> list[Save]:
-    """The saves that were noted and those whose files are here, each once, in their order."""
-    known: dict[tuple[Any, str], Save] = {}
-    for one in [*(noted if isinstance(noted, (list, tuple)) else ()), *files]:
-        save = as_mapping(one)
-        epoch, step, name = save.get("epoch"), save.get("step"), save.get("name")
-        if isinstance(epoch, (int, float)) and isinstance(step, int) and isinstance(name, str):
-            known.setdefault((step, Path(name).name), dict(save))
-    found = sorted(known.values(), key=lambda save: int(save["step"]))
-    return [{**one, "text": f"saved {one['name']}, step {one['step']:,}"} for one in found]
-
-
-def _save_of(one: Checkpoint) -> Save:
-    found = one.metadata
-    if found is None:
-        return {}
-    return {"name": one.name, "epoch": found.epoch, "step": found.global_step, "is_best": False}
-
-
-def _row(
-    one: Checkpoint, best: Sequence[str], last: Sequence[str], *, is_newest: bool
-) -> dict[str, Any]:
-    condition = "whole" if one.is_verified else "not verified"
-    if one.problem is not None:
-        condition = "damaged"
-    elif one.metadata is None:
-        condition += ", weights only"
-    marks = {"best": _is(one.name, best), "last": _is(one.name, last), "newest": is_newest}
-    return {
-        "name": one.name,
-        "epoch": None if one.metadata is None else one.metadata.epoch,
-        "step": None if one.metadata is None else one.metadata.global_step,
-        "size": one.size_bytes,
-        "condition": condition,
-        "problem": one.problem,
-        "marks": [name for name, is_so in marks.items() if is_so],
-    }
-
-
-def _named(state: Mapping[str, Any], field: str) -> list[str]:
-    """The files that savers remember under ``field``, relative to a folder of theirs."""
-    states = as_mapping(state.get("callback_states")).values()
-    paths = [as_mapping(as_mapping(entry).get("state")).get(field) for entry in states]
-    return [path for path in paths if isinstance(path, str)]
-
-
-def _is(name: str, remembered: Sequence[str]) -> bool:
-    return any(name == path or name.endswith(f"/{path}") for path in remembered)
-
-
-# ---- callbacks ----------------------------------------------------------------------------------
-
-
 def _callbacks(state: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each callback with the part of its state that is short enough to read."""
     found = []
     for key, entry in as_mapping(state.get("callback_states")).items():
         told = as_mapping(as_mapping(entry).get("state"))
         rows = [
-            [str(name), shown(value)]
+            [str(name).replace("_", " "), shown(_from_one(str(name), value))]
             for name, value in told.items()
-            if value is None or isinstance(value, (bool, int, float, str)) and name != "text"
+            if isinstance(value, (bool, int, float, str)) and name != "text"
         ]
+        identity = as_mapping(entry).get("identity")
+        rows += [["configuration", shown(identity)]] if identity else []
         if rows:
             found.append({"title": str(key), "rows": rows})
     return found
+
+
+def _from_one(name: str, value: Any) -> Any:
+    """An epoch as the rest of the page counts them."""
+    return value + 1 if name.endswith("_epoch") and type(value) is int else value

@@ -58,10 +58,7 @@ function tiles() {
   const found = [["epochs", whole(done), status.last_epoch ? `of ${whole(status.last_epoch)}` : ""]];
   if (isNumber(progress.global_step)) found.push(["training batches", whole(progress.global_step), ""]);
   if (isNumber(progress.samples_seen)) found.push(["samples seen", whole(progress.samples_seen), ""]);
-  for (const name of ["loss", "val_loss"]) {
-    const values = data.columns[name] ?? [], numbers = values.filter(isNumber), best = numbers.length ? numbers.reduce((a, b) => Math.min(a, b)) : null;
-    if (best !== null) found.push([`lowest ${name}`, format(best), `epoch ${data.epochs[values.indexOf(best)]}`]);
-  }
+  for (const { name, value, epoch } of data.best) found.push([name, format(value), `epoch ${epoch}`]);
   if (weights.length) found.push(["values in the model", whole(weights.reduce((sum, { count }) => sum + count, 0)), ""]);
   return make("dl", { class: "tiles" }, ...found.map(([name, value, more]) =>
     make("div", { class: "tile" }, make("dt", {}, name), make("dd", {}, value, more ? make("small", {}, more) : null))));

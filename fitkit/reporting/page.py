@@ -23,8 +23,9 @@ def render(data: Mapping[str, Any]) -> str:
         data: what ``gather`` returned.
     """
     scripts = [_part("chart.js"), _part("page.js")]
+    title = str(data["title"]).encode("utf-8", "replace").decode("utf-8")
     return Template(_part("page.html")).substitute(
-        title=html.escape(str(data["title"])),
+        title=html.escape(title),
         version=html.escape(__version__),
         allowed=" ".join(map(_hash, scripts)),
         style=_part("page.css"),

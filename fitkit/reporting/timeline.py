@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from fitkit.core.errors import ConfigurationError
@@ -58,7 +59,7 @@ def _rate_changes(state: Mapping[str, Any], curves: Curves) -> list[dict[str, An
         rates.append((rates[-1][0] + 1, now[0]))
     changes = [
         _mark(epoch + 1, f"learning rate {before:.4g} → {rate:.4g}, from epoch {epoch + 1} on")
-        for (_, before), (epoch, rate) in zip(rates, rates[1:], strict=False)
+        for (_, before), (epoch, rate) in pairwise(rates)
         if not math.isclose(before, rate, rel_tol=1e-9)
     ]
     return changes if len(changes) <= _MOST_CHANGES else []
