@@ -20,9 +20,20 @@ ROOMS = {
     "data": {"core", "runtime"},
     "engine": {"core"},
     "checkpointing": {"core", "runtime"},
-    "callbacks": {"core", "runtime", "checkpointing"},
+    "reporting": {"core", "runtime", "checkpointing"},
+    "callbacks": {"core", "runtime", "checkpointing", "reporting"},
     # above everything: the facade and the other files of layer 4 are the room ""
-    "cli": {"core", "runtime", "metrics", "data", "engine", "checkpointing", "callbacks", ""},
+    "cli": {
+        "core",
+        "runtime",
+        "metrics",
+        "data",
+        "engine",
+        "checkpointing",
+        "reporting",
+        "callbacks",
+        "",
+    },
 }
 SPEAKS_TO_OTHER_PROCESSES = {"runtime/world.py", "runtime/parallel.py"}
 OPTIONAL = {"matplotlib"}  # may be imported inside functions

@@ -85,6 +85,7 @@ class HTMLReport(Callback):
         """Write the page, so that it can be opened at once."""
         callbacks = self.handler.callbacks
         savers = [one for one in callbacks if isinstance(one, Saver) and one.state_dict()]
+        savers.sort(key=lambda one: (one.name, one.identity()))  # whatever the order of the list
         self._savers = [(callbacks.key_of(saver), saver) for saver in savers]
         self._how_it_ended = None
         self._write(running=True)
@@ -147,7 +148,7 @@ class HTMLReport(Callback):
             "reload_seconds": max(self.refresh_seconds, 1.0) if running else None,
         }
         noted = {"saves": self.saves, "facts": facts(self.handler, self.params)}
-        page = render(gather_live(outline(self.handler), noted, self.path.parent, status))
+        page = render(gather_live(outline(self.handler), noted, self.path, status))
         try:
             files.replace(self.path, lambda file: file.write(page.encode("utf-8")))
         except SaveError as error:

@@ -29,8 +29,9 @@ function ticks(low, high, count, least = 0) {
   const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
   const large = Math.max(Math.abs(low), Math.abs(high));
   const plain = digits <= 5 && large < 1e6;
-  const most = Math.max(0, Math.floor(Math.log10(large / step) + 1e-9));
-  return found.map((at) => [at, plain ? at.toFixed(digits) : at === 0 ? "0" : at.toExponential(Math.min(most, 3))]);
+  const power10 = (value) => Math.floor(Math.log10(Math.abs(value)) + 1e-9);
+  const exponential = (at) => at.toExponential(Math.min(Math.max(power10(at) - power10(step), 0), 6));
+  return found.map((at) => [at, plain ? at.toFixed(digits) : Math.abs(at) < step / 2 ? "0" : exponential(at)]);
 }
 
 /** Powers of ten in [low, high], or round numbers where there are too few of them. */

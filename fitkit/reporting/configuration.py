@@ -19,6 +19,11 @@ def as_mapping(value: Any) -> Mapping[Any, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def by_name(states: Mapping[Any, Any]) -> list[tuple[str, Any]]:
+    """Entries in the order of their names: that of callbacks in their list means nothing."""
+    return sorted(((str(key), entry) for key, entry in states.items()), key=lambda pair: pair[0])
+
+
 def shown(value: Any) -> str:
     """A value as people read it, of bounded length.
 

@@ -12,6 +12,7 @@ from fitkit.core.monitor import Monitor
 from fitkit.reporting import folder as contents
 from fitkit.reporting.configuration import (
     as_mapping,
+    by_name,
     environment,
     sections,
     shown,
@@ -65,19 +66,21 @@ def gather_folder(folder: Path, *, verify: bool = True) -> dict[str, Any]:
 
 
 def gather_live(
-    state: Mapping[str, Any], noted: Mapping[str, Any], folder: Path, status: Mapping[str, Any]
+    state: Mapping[str, Any], noted: Mapping[str, Any], path: Path, status: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a run under way tells of itself.
 
     Args:
         state: what a checkpoint made now would hold, without what is heavy.
         noted: what ``HTMLReport`` noted: ``saves`` and ``facts``.
-        folder: the folder of the report, to which the names of files are relative.
+        path: the report, to whose folder the names of files are relative.
         status: ``running``, ``text``, ``last_epoch`` and ``reload_seconds``.
     """
     saves = all_saves(noted.get("saves"), [])
-    rows = rows_of_saves(saves, state, folder)
-    common = _common(folder.resolve().name, state, curves_of(state, folder), noted, saves)
+    rows = rows_of_saves(saves, state, path.parent)
+    # as it was written: the page of a run that is resumed elsewhere is the same
+    title = path.parent.name or path.stem
+    common = _common(title, state, curves_of(state, path), noted, saves)
     return {**common, "status": dict(status), "notes": [], "checkpoints": rows, "logs": []}
 
 
@@ -162,18 +165,23 @@ def _ranges(numbers: Sequence[int]) -> str:
 def _callbacks(state: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each callback with the part of its state that is short enough to read."""
     found = []
-    for key, entry in as_mapping(state.get("callback_states")).items():
+    for key, entry in by_name(as_mapping(state.get("callback_states"))):
         told = as_mapping(as_mapping(entry).get("state"))
         rows = [
             [str(name).replace("_", " "), shown(_from_one(str(name), value))]
             for name, value in told.items()
-            if isinstance(value, (bool, int, float, str)) and name != "text"
+            if isinstance(value, (bool, int, float, str)) and not _is_left_out(str(name))
         ]
         identity = as_mapping(entry).get("identity")
         rows += [["configuration", shown(identity)]] if identity else []
         if rows:
-            found.append({"title": str(key), "rows": rows})
+            found.append({"title": key, "rows": rows})
     return found
+
+
+def _is_left_out(name: str) -> bool:
+    """The content of a log, and wall times, which are old when they are read."""
+    return name == "text" or name.endswith("seconds")
 
 
 def _from_one(name: str, value: Any) -> Any:

@@ -146,7 +146,9 @@ function checkpoints() {
     if (problem) state.append(make("div", { class: "note" }, problem));
     return [label, isNumber(epoch) ? whole(Math.floor(epoch)) : "–", whole(step), bytes(size), state];
   });
-  return [make("h2", {}, "Checkpoints"), table([["file", ""], ["epochs done", "number"], ["step", "number"], ["size", "number"], ["condition", ""]], rows)];
+  const columns = [["file", ""], ["epochs done", "number"], ["step", "number"], ["size", "number"], ["condition", ""]];
+  const isKnown = (_, column) => columns[column][0] !== "size" || data.checkpoints.some(({ size }) => size !== null);
+  return [make("h2", {}, "Checkpoints"), table(columns.filter(isKnown), rows.map((row) => row.filter(isKnown)))];
 }
 
 const card = ({ title, rows }) => make("section", { class: "card" }, make("h3", {}, title),

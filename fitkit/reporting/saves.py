@@ -62,15 +62,15 @@ def rows_of_saves(saves: Sequence[Save], state: Mapping[str, Any], folder: Path)
     best, last = _best_names(state), _last_names(state)
     rows = []
     for name, save in {one["name"]: one for one in saves}.items():
-        size, is_last = _size(folder / name), _is(name, last)
-        if size is None and not is_last:
+        is_here, is_last = _exists(folder / name), _is(name, last)
+        if not (is_here or is_last):
             continue
         marks = {"best": _is(name, best), "last": is_last}
         rows.append(
             {
                 **save,
-                "size": size,
-                "condition": "being written" if size is None else "saved",
+                "size": None,  # two files of the same content may differ in it
+                "condition": "saved" if is_here else "being written",
                 "problem": None,
                 "marks": [mark for mark, is_so in marks.items() if is_so],
             }
@@ -78,11 +78,11 @@ def rows_of_saves(saves: Sequence[Save], state: Mapping[str, Any], folder: Path)
     return rows
 
 
-def _size(path: Path) -> int | None:
+def _exists(path: Path) -> bool:
     try:
-        return path.stat().st_size
-    except (OSError, ValueError):  # gone, or a name that no file can have
-        return None
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _row(one: Checkpoint, best: Sequence[str], last: Sequence[str], *, is_newest: bool) -> Row:

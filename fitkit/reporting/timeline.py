@@ -13,7 +13,7 @@ from typing import Any
 
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.monitor import Monitor
-from fitkit.reporting.configuration import as_mapping, learning_rates, shown
+from fitkit.reporting.configuration import as_mapping, by_name, learning_rates, shown
 from fitkit.reporting.curves import Curves
 
 Lane = dict[str, Any]
@@ -36,10 +36,10 @@ def lanes(
         {"label": "Checkpoints", "marks": [_mark(one["epoch"], one["text"], one) for one in saves]},
         {"label": "Learning rate", "marks": _rate_changes(state, curves)},
     ]
-    for key, entry in as_mapping(state.get("callback_states")).items():
+    for key, entry in by_name(as_mapping(state.get("callback_states"))):
         told = as_mapping(as_mapping(entry).get("state"))
         if {"best", "best_epoch", "wait", "stopped_epoch"} <= set(told):
-            found.append({"label": str(key), "marks": _early_stopping(entry, state, curves)})
+            found.append({"label": key, "marks": _early_stopping(entry, state, curves)})
     return [lane for lane in found if lane["marks"]]
 
 
