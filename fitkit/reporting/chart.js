@@ -218,7 +218,7 @@ class Curve extends Plot {
   }
   drawStill() {
     this.domain = this.findDomain();
-    const marks = (this.isLog ? logTicks : ticks)(...this.domain, 5);
+    const marks = (this.isLog ? logTicks : ticks)(...this.domain, 6);
     this.left = 14 + 6.8 * Math.max(2, ...marks.map(([, label]) => label.length));
     const lines = marks.flatMap(([at, label]) => [
       element("line", { class: "grid", x1: this.left, x2: this.width - this.right, y1: this.y(at), y2: this.y(at) }),

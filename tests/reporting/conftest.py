@@ -12,8 +12,8 @@ from torch import nn
 import fitkit
 
 
-def make_handler(seed=0):
-    handler = fitkit.NNHandler(nn.Linear, in_features=3, out_features=2, seed=seed)
+def _make_handler():
+    handler = fitkit.NNHandler(nn.Linear, in_features=3, out_features=2, seed=0)
     handler.set_optimizer(torch.optim.SGD, lr=0.5, momentum=0.9)
     handler.set_scheduler(torch.optim.lr_scheduler.StepLR, step_size=3)
     handler.set_loss_fn(nn.CrossEntropyLoss(label_smoothing=0.1))
@@ -35,11 +35,17 @@ def callbacks_for(folder: Path):
     ]
 
 
+@pytest.fixture
+def make_handler():
+    """Makes handlers with all their parts."""
+    return _make_handler
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
     """The folder of a run; not to be changed."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    make_handler().fit(epochs=8, callbacks=callbacks_for(folder), progress_bar=False)
+    _make_handler().fit(epochs=8, callbacks=callbacks_for(folder), progress_bar=False)
     return folder
 
 
