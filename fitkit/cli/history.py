@@ -11,7 +11,7 @@ from fitkit.callbacks.history_plot import draw_history
 from fitkit.checkpointing import files
 from fitkit.cli.group import main
 from fitkit.cli.printing import json_option, number_text, print_json, table
-from fitkit.core.errors import ConfigurationError
+from fitkit.core.errors import ConfigurationError, FitkitError
 from fitkit.reporting.curves import Curves, curves_of
 from fitkit.reporting.folder import newest_metadata
 
@@ -53,13 +53,22 @@ def history(path: Path, plot: Path | None, csv_file: str | None, as_json: bool) 
     found = newest_metadata(path)
     curves = curves_of(found.state, found.path)
     if plot is not None:
-        draw_history(curves.columns, curves.epochs, plot)
+        _plot(curves, plot)
     elif csv_file is not None:
         _write_csv(curves, csv_file)
     elif as_json:
         print_json({"path": found.path, "epoch": curves.epochs, "history": curves.columns})
     else:
         click.echo("\n".join(_as_table(curves)))
+
+
+def _plot(curves: Curves, file: Path) -> None:
+    try:
+        draw_history(curves.columns, curves.epochs, file)
+    except FitkitError:
+        raise
+    except ValueError as error:  # a suffix that matplotlib does not know
+        raise ConfigurationError(f"--plot {file}: {error}.") from error
 
 
 def _write_csv(curves: Curves, file: str) -> None:

@@ -41,13 +41,18 @@ def test_a_table_of_the_newest_in_a_folder(folder):
     assert len(run(folder / "2.pth").stdout.splitlines()) == 3
 
 
+def rows_of(path):
+    """Rows in which NaN equals NaN."""
+    return [(epoch, sorted(map(repr, row.items()))) for epoch, row in read_log(Path(path)).rows()]
+
+
 def test_csv_is_what_the_logger_writes(folder):
     printed = run(folder, "--csv")
     assert printed.exit_code == 0
     written = run(folder, "--csv", "sub/a.csv")
     assert written.exit_code == 0
     assert Path("sub/a.csv").read_text() == printed.stdout
-    assert read_log(Path("sub/a.csv")) == read_log(Path("log.csv"))
+    assert rows_of("sub/a.csv") == rows_of("log.csv")
 
 
 def test_json_has_null_where_there_is_no_value(folder):
@@ -81,7 +86,7 @@ def test_what_cannot_be_done_is_said(folder, tmp_path):
     empty = run("empty")
     assert (empty.exit_code, "no checkpoint" in empty.stderr) == (3, True)
     unknown = run(folder, "--plot", "a.xyz")
-    assert (unknown.exit_code, "xyz" in unknown.stderr) == (3, True)
+    assert (unknown.exit_code, "'xyz' is not supported" in unknown.stderr) == (2, True)
 
 
 def test_the_help_shows_examples():

@@ -75,7 +75,8 @@ class Browser:
 
     def panel(self, name: str) -> Any:
         return self.run(
-            "return [...document.querySelectorAll('.panel')].find(p => p.dataset.name === arguments[0])",
+            "return [...document.querySelectorAll('.panel')]"
+            ".find(panel => panel.dataset.name === arguments[0])",
             name,
         )
 

@@ -170,7 +170,8 @@ def test_all_of_it_works_by_keys(shown):
     plot.send_keys(Keys.ESCAPE)
     assert shown.axis("loss") == ["10", "20", "30", "40"]
     names = shown.run(
-        "return [...document.querySelectorAll('svg.plot')].map(e => [e.tabIndex, e.getAttribute('aria-label')])"
+        "return [...document.querySelectorAll('svg.plot')]"
+        ".map(plot => [plot.tabIndex, plot.getAttribute('aria-label')])"
     )
     assert all(index == 0 and label for index, label in names)
 
@@ -205,7 +206,7 @@ def test_missing_values_are_gaps_and_lonely_ones_points(browser, tmp_path):
     browser.plot("loss").send_keys(Keys.HOME, *[Keys.ARROW_RIGHT] * 4)
     assert browser.tip("loss")[-1] == "∞"
     browser.plot("loss").send_keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
-    assert browser.tip("loss")[-1] == "–"
+    assert browser.tip("loss")[-1] == "\u2013"
     browser.panel("x").find_element(By.TAG_NAME, "button").click()  # log: 0 and below are gaps
     path = browser.run(
         "return arguments[0].querySelector('path.curve').getAttribute('d')", browser.plot("x")
