@@ -40,6 +40,24 @@ def number_text(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
+def count_text(number: int, noun: str, plural: str = "s") -> str:
+    """A number of things.
+
+    >>> count_text(1, "tensor"), count_text(12000, "batch", "es")
+    ('1 tensor', '12,000 batches')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """The shape of a tensor.
+
+    >>> shape_text((4, 3)), shape_text(())
+    ('4 x 3', 'scalar')
+    """
+    return " x ".join(map(str, shape)) or "scalar"
+
+
 def table(rows: Iterable[Sequence[str]], right: Iterable[int] = (), indent: int = 0) -> list[str]:
     """Rows as lines with aligned columns.
 
