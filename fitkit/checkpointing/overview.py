@@ -29,7 +29,7 @@ def overview(path: Path) -> dict[str, Any]:
     """
     content = archive.read_without_tensors(path)
     found: dict[str, Any] = {"path": path, "size_bytes": path.stat().st_size}
-    with _told(path):
+    with told_as_damage(path):
         if schema.is_full(content):
             return found | {"kind": "checkpoint"} | _of_checkpoint(read_metadata(path))
         if schema.is_weights(content):
@@ -40,8 +40,8 @@ def overview(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Inside ``with`` a file's content is looked at; what does not fit is told as ours."""
+def told_as_damage(path: Path) -> Iterator[None]:
+    """Inside ``with`` a file's content is looked at; what does not fit is told as damage."""
     try:
         yield
     except FitkitError:
@@ -64,7 +64,7 @@ def _of_checkpoint(found: Metadata) -> dict[str, Any]:
         "scores": scores(from_plain(state["history"])),
         "model": {
             "class": state["model_class"],
-            "kwargs": from_plain_where_possible(state["model_kwargs"]),
+            "kwargs": plainly(state["model_kwargs"]),
             "type": state["model_type"],
             "code": state["model_code"],
         },
@@ -74,7 +74,7 @@ def _of_checkpoint(found: Metadata) -> dict[str, Any]:
         and {**_part(state, "scheduler"), "interval": state["scheduler_interval"]},
         "ema": _average(state["ema_state_dict"]),
         "seed": state["seed"],
-        "callbacks": from_plain_where_possible(dict(found.callbacks)),
+        "callbacks": plainly(dict(found.callbacks)),
         "weights": state["model_state_dict"],
     }
 
@@ -83,7 +83,7 @@ def _part(state: Mapping[str, Any], part: str) -> dict[str, Any]:
     name = state[f"{part}_class"]
     if name is None and state[f"{part}_state_dict"] is None:
         return {}
-    return {"class": name, "kwargs": from_plain_where_possible(state[f"{part}_kwargs"])}
+    return {"class": name, "kwargs": plainly(state[f"{part}_kwargs"])}
 
 
 def _optimizer(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,13 +132,13 @@ def _best(name: str, values: list[float], epochs: list[int]) -> dict[str, Any]:
     return {"best": float(value), "best_epoch": epoch + 1}
 
 
-def from_plain_where_possible(value: Any) -> Any:
+def plainly(value: Any) -> Any:
     """What was tagged as it was, unless it is a class or an array, whose values were not read."""
     if isinstance(value, Mapping):
         if value.get(TAG) in ("class", "ndarray"):
             return value.get("name", value.get("data"))
-        plain = {key: from_plain_where_possible(item) for key, item in value.items()}
+        plain = {key: plainly(item) for key, item in value.items()}
         return from_plain(plain) if TAG in plain else plain
     if type(value) in (list, tuple):
-        return type(value)(from_plain_where_possible(item) for item in value)
+        return type(value)(plainly(item) for item in value)
     return value

@@ -98,16 +98,16 @@ def _head(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _place(progress: Mapping[str, Any]) -> str:
-    done = f"{count_text(progress['epoch'], 'epoch')} done"
-    inside = {"train": "in the training", "validation": "in the validation"}
-    phase = progress["phase"]
-    more = f", then {count_text(progress['batch'], 'batch', 'es')}"
-    where = (
-        f"{more} {inside.get(phase, 'of ' + str(phase))} of the next" if progress["batch"] else ""
-    )
+    batches = count_text(progress["batch"], "batch", "es")
+    next_one = {
+        "train": f", then {batches} of the next",
+        "validate": ", the next trained but not validated",
+        "test": f", the next trained and {batches} of its validation done",
+        "end": ", the next trained but not ended",
+    }
     return (
-        f"{done}{where}; step {progress['global_step']} "
-        f"({count_text(progress['optimizer_steps'], 'optimizer step')}, "
+        f"{count_text(progress['epoch'], 'epoch')} done{next_one.get(progress['phase'], '')}; step "
+        f"{progress['global_step']} ({count_text(progress['optimizer_steps'], 'optimizer step')}, "
         f"{count_text(progress['samples_seen'], 'sample')})"
     )
 
