@@ -25,7 +25,7 @@ ROOMS = {
     "cli": {"core", "runtime", "metrics", "data", "engine", "checkpointing", "callbacks", ""},
 }
 SPEAKS_TO_OTHER_PROCESSES = {"runtime/world.py", "runtime/parallel.py"}
-OPTIONAL = {"matplotlib"}  # may be imported inside functions
+OPTIONAL = {"matplotlib", "onnxscript", "safetensors"}  # may be imported inside functions
 
 MOST_LINES = 260
 # The facade documents every argument of every verb; the other is one idea that reads in one go.

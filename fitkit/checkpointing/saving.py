@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,9 +78,14 @@ def save_multi_from_single(path: str | Path, keys_to_save: Sequence[str] | None 
 def part_path(path: Path, key: str) -> Path:
     """The file of one part: ``model.pth`` and ``history`` give ``model_history.pth``.
 
+    Raises:
+        CheckpointError: the key is no part of a file name.
+
     >>> part_path(Path("runs/model.pth"), "history").as_posix()
     'runs/model_history.pth'
     """
+    if re.search(r"[/\\\\\x00]", key):
+        raise CheckpointError(f"a part called {key!r} cannot be a file of its own: leave it out.")
     return path.with_name(f"{path.stem}_{key}{path.suffix or '.pth'}")
 
 
@@ -96,8 +102,9 @@ def merge_parts(path: str | Path) -> dict[str, Any]:
     missing = [key for key, one in paths.items() if not one.exists()]
     if missing:
         raise CheckpointError(
-            f"the parts of {str(path)!r} are not all there, which a whole checkpoint needs: missing "
-            f"are {listed(str(paths[key]) for key in missing)}. Split the original with all its keys."
+            f"the parts of {str(path)!r} are not all there, and a whole checkpoint needs them: "
+            f"missing are {listed(str(paths[key]) for key in missing)}. Split the original with "
+            f"all its keys."
         )
     state = {key: archive.read(one, mmap=True) for key, one in paths.items()}
     if isinstance(state["model_kwargs"], dict):  # without what splitting added

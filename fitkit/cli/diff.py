@@ -55,17 +55,16 @@ def diff(
     else:
         sides = [archive.read(path, mmap=True) for path in (first, second)]
     found = compare(sides[0], sides[1], ignore)
-    number = 0
     if as_json:
         documents = [_as_json(one) for one in found]
-        number = len(documents)
         print_json({"equal": not documents, "differences": documents})
-    else:
-        for number, one in enumerate(found, start=1):
-            click.echo(_line(one))
-        click.echo(
-            f"They differ in {count_text(number, 'place')}." if number else "They are equal."
-        )
+        ctx.exit(NO if documents else 0)
+    number = 0
+    for one in found:
+        click.echo(_line(one))
+        number += 1
+    total = count_text(number, "place")
+    click.echo(f"They differ in {total}." if number else "They are equal.")
     ctx.exit(NO if number else 0)
 
 
@@ -75,8 +74,8 @@ def _line(one: Difference) -> str:
     if one.first is MISSING:
         return f"{one.path}: only in B: {_shown(one.second)}"
     if one.num_different is not None:
-        total = f"{one.num_different:,} of {count_text(one.first.numel(), 'element')}"
-        return f"{one.path}: {total} differ, by at most {one.largest:.5g}"
+        elements = f"{one.num_different:,} of {count_text(one.first.numel(), 'element')}"
+        return f"{one.path}: in {elements}, by at most {one.largest:.5g}"
     return f"{one.path}: {_shown(one.first)} | {_shown(one.second)}"
 
 

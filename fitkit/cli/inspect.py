@@ -127,7 +127,7 @@ def _optimizer(part: Mapping[str, Any]) -> str:
     if "lr" not in part:
         return _call(part)
     rates = ", ".join(dict.fromkeys(map(number_text, part["lr"])))
-    tensors = count_text(sum(part["num_parameters"]), "tensor")
+    tensors = count_text(part["num_tensors"], "tensor")
     return f"{_call(part)}, lr now {rates}; state of {tensors}, {size_text(part['size_bytes'])}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from fitkit.cli import diff, inspect, ls, prune, split, verify  # noqa: F401  each adds itself to the group
+from fitkit.cli import diff, export, inspect, ls, prune, split, verify  # noqa: F401  each adds itself to the group
 from fitkit.cli.group import main
 
 __all__ = ["main", "run"]
