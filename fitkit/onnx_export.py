@@ -155,7 +155,10 @@ def _serialized(model: nn.Module, inputs: Sequence[InputSpec]) -> bytes:
             )
         content: bytes = program.model_proto.SerializeToString()
     except Exception as error:
-        told = str(error).strip().splitlines() or [type(error).__name__]
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter wraps what it was told
+            cause = cause.__cause__
+        told = str(cause).strip().splitlines() or [type(cause).__name__]
         raise CheckpointError(
             f"torch cannot export this model as ONNX with these inputs: {told[0].rstrip('.')}."
         ) from error
@@ -165,15 +168,14 @@ def _serialized(model: nn.Module, inputs: Sequence[InputSpec]) -> bytes:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Inside ``with`` torch says nothing of its own use of torch, and of what is not installed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def _exporter() -> Callable[..., Any]:

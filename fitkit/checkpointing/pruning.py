@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -32,10 +32,14 @@ class Pruning:
     @property
     def freed_bytes(self) -> int:
         """The memory of files that lose all their names."""
-        sizes = {one.file_id: one.size_bytes for one in self.obsolete}
-        going = [one.file_id for one in self.obsolete]
-        links = {one.file_id: os.lstat(one.path).st_nlink for one in self.obsolete}
-        return sum(size for key, size in sizes.items() if going.count(key) >= links[key])
+        names = [one for one in self.obsolete if not one.path.is_symlink()]
+        going = Counter(one.file_id for one in names)
+        last_ones = {
+            one.file_id: one.size_bytes
+            for one in names
+            if going[one.file_id] >= one.path.stat().st_nlink
+        }
+        return sum(last_ones.values())
 
     def remove(self) -> list[str]:
         """Remove what is obsolete; what cannot be removed is told, a sentence each."""

@@ -45,9 +45,9 @@ def diff(
     weights: bool,
     as_json: bool,
 ) -> None:
-    """Say what differs between two files, leaf by leaf, bit for bit.
+    """Say what differs between two files.
 
-    A leaf is named by the keys that lead to it, such as history/history/loss/3. With --weights the
+    They are compared leaf by leaf, bit for bit. A leaf is named by the keys that lead to it, such as history/history/loss/3. With --weights the
     averaged weights are compared where a file has them.
     """
     if weights:

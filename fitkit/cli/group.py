@@ -35,7 +35,7 @@ class Verb(click.Command):
         write_examples(formatter, self.examples)
         codes = [
             ("0", "fine"),
-            (str(USAGE), "the command line cannot be used, or needs a package that is missing"),
+            (str(USAGE), "wrong usage, or a package that is not installed"),
         ]
         codes += [(str(NO), self.no)] if self.no else []
         codes += [(str(IMPOSSIBLE), "a file cannot be read, used or written; stderr says why")]

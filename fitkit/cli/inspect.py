@@ -45,9 +45,9 @@ _MOST_LINES_OF_A_CALLBACK = 3
 @click.option("--code", is_flag=True, help="Also show the source of the model's class, if stored.")
 @json_option
 def inspect(path: Path, depth: int | None, code: bool, as_json: bool) -> None:
-    """Say what a checkpoint holds: place in the run, scores, callbacks, weights.
+    """Say what a checkpoint holds.
 
-    PATH may also be a file of weights, or any other file that torch.save wrote. Tensors are not
+    Place in the run, scores, callbacks, weights by module. PATH may also be a file of weights, or any other file that torch.save wrote. Tensors are not
     read, so this takes no longer for large files; see verify for their checksums.
     """
     found = overview(path)

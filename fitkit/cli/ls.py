@@ -35,9 +35,9 @@ from fitkit.cli.printing import (
 @click.option("--score", metavar="NAME", help="Which logged value to show.")
 @json_option
 def ls(folder: Path, verify: bool, score: str | None, as_json: bool) -> None:
-    """List every checkpoint below FOLDER, the furthest in its run first.
+    """List the checkpoints below FOLDER.
 
-    "last" marks the furthest in its run, "best" what a saver of that run calls its best, "=" a
+    The furthest in its run comes first. "last" marks the furthest in its run, "best" what a saver of that run calls its best, "=" a
     further name of the file above. Damaged files are named with the reason; exit code 0 says only
     that the folder could be listed: see verify.
     """

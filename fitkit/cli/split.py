@@ -31,9 +31,9 @@ from fitkit.cli.printing import force_option, json_option, print_json, require_f
 @force_option
 @json_option
 def split(path: Path, keys: tuple[str, ...], every: bool, force: bool, as_json: bool) -> None:
-    """Write parts of a checkpoint to files of their own, next to it.
+    """Write parts of a checkpoint as files.
 
-    model.pth gives model_model_state_dict.pth and so on. The checkpoint stays as it is.
+    They are next to it: model.pth gives model_model_state_dict.pth and so on. The checkpoint stays as it is.
     """
     if every and keys:
         raise click.UsageError("--all means every key: leave out --keys.")
@@ -45,7 +45,7 @@ def split(path: Path, keys: tuple[str, ...], every: bool, force: bool, as_json: 
     _tell(written, as_json)
 
 
-@main.command(examples=["merge runs/best.pth", "merge runs/best.pth -o whole.pth --force"])
+@main.command(examples=["merge runs/best.pth -o runs/whole.pth"])
 @click.argument("base", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The file to write; default: BASE."
@@ -53,9 +53,10 @@ def split(path: Path, keys: tuple[str, ...], every: bool, force: bool, as_json: 
 @force_option
 @json_option
 def merge(base: Path, output: Path | None, force: bool, as_json: bool) -> None:
-    """Build the single file back from its parts, which split --all wrote.
+    """Build a checkpoint back from its parts.
 
-    BASE is the name of the single file; the parts are next to it: model_history.pth and so on.
+    BASE is the name that it had when split --all wrote the parts, which are next to it:
+    model_history.pth and so on.
     """
     path = output or base
     require_free([path], force)
