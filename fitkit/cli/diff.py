@@ -47,8 +47,9 @@ def diff(
 ) -> None:
     """Say what differs between two files.
 
-    They are compared leaf by leaf, bit for bit. A leaf is named by the keys that lead to it, such as history/history/loss/3. With --weights the
-    averaged weights are compared where a file has them.
+    They are compared leaf by leaf, bit for bit. A leaf is named by the keys that lead to it, such
+    as history/history/loss/3. With --weights the averaged weights are compared where a file has
+    them.
     """
     if weights:
         sides: list[Any] = [read_weights(path) for path in (first, second)]

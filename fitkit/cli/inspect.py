@@ -47,8 +47,9 @@ _MOST_LINES_OF_A_CALLBACK = 3
 def inspect(path: Path, depth: int | None, code: bool, as_json: bool) -> None:
     """Say what a checkpoint holds.
 
-    Place in the run, scores, callbacks, weights by module. PATH may also be a file of weights, or any other file that torch.save wrote. Tensors are not
-    read, so this takes no longer for large files; see verify for their checksums.
+    Place in the run, scores, callbacks, weights by module. PATH may also be a file of weights, or
+    any other file that torch.save wrote. Tensors are not read, so this takes no longer for large
+    files; see verify for their checksums.
     """
     found = overview(path)
     weights = found.pop("weights", {})

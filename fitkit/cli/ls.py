@@ -37,9 +37,9 @@ from fitkit.cli.printing import (
 def ls(folder: Path, verify: bool, score: str | None, as_json: bool) -> None:
     """List the checkpoints below FOLDER.
 
-    The furthest in its run comes first. "last" marks the furthest in its run, "best" what a saver of that run calls its best, "=" a
-    further name of the file above. Damaged files are named with the reason; exit code 0 says only
-    that the folder could be listed: see verify.
+    The furthest in its run comes first. "last" marks the furthest in its run, "best" what a saver
+    of that run calls its best, "=" a further name of the file above. Damaged files are named with
+    the reason; exit code 0 says only that the folder could be listed: see verify.
     """
     entries = catalogue(folder, verify=verify)
     runs, _ = runs_of(entries)

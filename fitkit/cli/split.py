@@ -33,7 +33,8 @@ from fitkit.cli.printing import force_option, json_option, print_json, require_f
 def split(path: Path, keys: tuple[str, ...], every: bool, force: bool, as_json: bool) -> None:
     """Write parts of a checkpoint as files.
 
-    They are next to it: model.pth gives model_model_state_dict.pth and so on. The checkpoint stays as it is.
+    They are next to it: model.pth gives model_model_state_dict.pth and so on. The checkpoint stays
+    as it is.
     """
     if every and keys:
         raise click.UsageError("--all means every key: leave out --keys.")

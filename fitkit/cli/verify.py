@@ -22,7 +22,8 @@ from fitkit.core.errors import CheckpointError, DamagedCheckpointError
 def verify(ctx: click.Context, paths: tuple[Path, ...], as_json: bool) -> None:
     """Check every checksum of files and folders.
 
-    Of a folder, all checkpoints below it are checked. torch itself checks none when it reads. The sentence for a damaged file names the record.
+    Of a folder, all checkpoints below it are checked. torch itself checks none when it reads. The
+    sentence for a damaged file names the record.
     """
     found = [answer for path in paths for answer in _answers(path)]
     if as_json:
