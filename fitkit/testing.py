@@ -145,6 +145,7 @@ def assert_resumes_exactly(
         AssertionError: an end differs; it names the boundary, and the path and both values of the
             first leaf that differs.
 
+    >>> import torch
     >>> class Forgetful(Callback):
     ...     def __init__(self):
     ...         self.count = 0

@@ -107,7 +107,7 @@ def _is_sparse(value: Any) -> bool:
 
 def _parts(sparse: Tensor) -> dict[str, Any]:
     """What a sparse tensor consists of: as a dense one it could be larger than the memory."""
-    parts = sparse.to_sparse_coo().coalesce()
+    parts = sparse.to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
     return {"size": tuple(parts.shape), "indices": parts.indices(), "values": parts.values()}
 
 

@@ -33,7 +33,10 @@ class Verb(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write examples and exit codes."""
         write_examples(formatter, self.examples)
-        codes = [("0", "fine"), (str(USAGE), "the command line cannot be understood")]
+        codes = [
+            ("0", "fine"),
+            (str(USAGE), "wrong usage, or a package that is not installed"),
+        ]
         codes += [(str(NO), self.no)] if self.no else []
         codes += [(str(IMPOSSIBLE), "a file cannot be read, used or written; stderr says why")]
         with formatter.section("Exit codes"):

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import signal
 
-from fitkit.cli import history, inspect, report  # noqa: F401  each adds itself to the group
+from fitkit.cli import (  # noqa: F401  each adds itself to the group
+    diff,
+    export,
+    history,
+    inspect,
+    ls,
+    prune,
+    report,
+    split,
+    verify,
+)
 from fitkit.cli.group import main
 
 __all__ = ["main", "run"]

@@ -6,14 +6,19 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 from torch import Tensor
 
+from fitkit.core.errors import SaveError, listed
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document instead of text."
 )
+
+force_option = click.option("--force", is_flag=True, help="Write over files that are there.")
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -38,6 +43,36 @@ def number_text(value: Any) -> str:
     ('0.75616', '3', '-')
     """
     return f"{value:.5g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+def age_text(seconds: float) -> str:
+    """A time span for people, in its largest unit.
+
+    >>> age_text(59.4), age_text(7200), age_text(200000)
+    ('59 s', '2 h', '2 d')
+    """
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def count_text(number: int, noun: str, plural: str = "s") -> str:
+    """A number of things.
+
+    >>> count_text(1, "tensor"), count_text(12000, "batch", "es")
+    ('1 tensor', '12,000 batches')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """The shape of a tensor.
+
+    >>> shape_text((4, 3)), shape_text(())
+    ('4 x 3', 'scalar')
+    """
+    return " x ".join(map(str, shape)) or "scalar"
 
 
 def table(rows: Iterable[Sequence[str]], right: Iterable[int] = (), indent: int = 0) -> list[str]:
@@ -66,6 +101,17 @@ def table(rows: Iterable[Sequence[str]], right: Iterable[int] = (), indent: int 
 def painted(text: str, **style: Any) -> str:
     """The text in a style, unless ``NO_COLOR`` is set; ``click.echo`` strips it for files."""
     return text if os.environ.get("NO_COLOR") else click.style(text, **style)
+
+
+def require_free(paths: Iterable[Path], force: bool) -> None:
+    """Fail if something would be written over a file.
+
+    Raises:
+        SaveError: a file is there, and nobody said ``--force``.
+    """
+    taken = [str(path) for path in paths if path.exists()]
+    if taken and not force:
+        raise SaveError(f"there is {listed(taken)} already: pass --force to write over it.")
 
 
 def print_json(value: Any) -> None:
