@@ -120,7 +120,8 @@ def test_every_folder_is_a_room():
 @pytest.mark.parametrize("name", [name for name in TREES if "/" in name])
 def test_imports_point_down(name):
     own = name.split("/")[0]
-    reached = {room_of(module) for module in our_modules(TREES[name])} - {own}
+    modules = our_modules(TREES[name]) - {"fitkit.version"}  # a constant, which imports nothing
+    reached = {room_of(module) for module in modules} - {own}
     assert reached <= ROOMS[own], f"{name} may not import from {reached - ROOMS[own]}"
 
 
