@@ -11,6 +11,7 @@ from fitkit.callbacks.early_stopping import EarlyStopping
 from fitkit.callbacks.ema import EMA
 from fitkit.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
 from fitkit.callbacks.history import History
+from fitkit.callbacks.html_report import HTMLReport
 from fitkit.callbacks.json_lines_logger import JSONLinesLogger
 from fitkit.callbacks.lambda_callback import LambdaCallback
 from fitkit.callbacks.learning_rate_monitor import LearningRateMonitor
@@ -76,6 +77,7 @@ __all__ = [
     "FitState",
     "FitkitError",
     "GradientAccumulationScheduler",
+    "HTMLReport",
     "History",
     "JSONLinesLogger",
     "LambdaCallback",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import math
 import os
 import shutil
 import tempfile
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fitkit.checkpointing import archive
+from fitkit.checkpointing.comparing import differing_leaves
 from fitkit.checkpointing.saver import Saver
 from fitkit.core.callback import Callback
 from fitkit.core.errors import CheckpointError, ConfigurationError
@@ -146,6 +145,7 @@ def assert_resumes_exactly(
         AssertionError: an end differs; it names the boundary, and the path and both values of the
             first leaf that differs.
 
+    >>> import torch
     >>> class Forgetful(Callback):
     ...     def __init__(self):
     ...         self.count = 0
@@ -273,10 +273,7 @@ def _compare(
             )
 
 
-_MISSING = object()
-
-
-def differences(first: Any, second: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(first: Any, second: Any) -> Iterator[tuple[str, Any, Any]]:
     """Each leaf at which two nestings differ, as ``(path, first value, second value)``.
 
     Tensors and arrays are compared bit for bit, with their types; NaN equals NaN.
@@ -284,39 +281,10 @@ def differences(first: Any, second: Any, path: str = "") -> Iterator[tuple[str, 
     >>> list(differences({"a": [1, 2]}, {"a": [1, 3]}))
     [("['a'][1]", 2, 3)]
     """
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
-        for key in [*first, *(key for key in second if key not in first)]:
-            here = f"{path}[{key!r}]"
-            yield from differences(first.get(key, _MISSING), second.get(key, _MISSING), here)
-    elif isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
-        for index in range(max(len(first), len(second))):
-            pair = [seq[index] if index < len(seq) else _MISSING for seq in (first, second)]
-            yield from differences(pair[0], pair[1], f"{path}[{index}]")
-    elif not _same(first, second):
-        yield path, first, second
-
-
-def _same(first: Any, second: Any) -> bool:
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
-        same_kind = first.dtype == second.dtype and first.shape == second.shape
-        return same_kind and torch.equal(_bits(first), _bits(second))
-    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
-        return first.dtype == second.dtype and np.array_equal(first, second, equal_nan=True)
-    if type(first) is not type(second):
-        return False
-    if isinstance(first, float) and math.isnan(first):
-        return math.isnan(second)
-    return bool(first == second)
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """The tensor as bytes, so that NaN and the sign of zero count too."""
-    plain = tensor.detach().cpu().contiguous()
-    return plain.reshape(-1).view(torch.uint8) if plain.numel() else plain
+    for keys, one, other in differing_leaves(first, second):
+        yield "".join(f"[{key!r}]" for key in keys), one, other
 
 
 def _shown(value: Any) -> str:
-    if value is _MISSING:
-        return "missing"
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -33,6 +33,7 @@ CALLBACKS = {
         lambda: fitkit.GradientAccumulationScheduler({0: 2, 1: 3}),
         (),
     ),
+    "HTMLReport": (lambda: fitkit.HTMLReport("report.html"), ()),
     "History": (fitkit.History, ()),
     "JSONLinesLogger": (lambda: fitkit.JSONLinesLogger("log.jsonl"), ()),
     "LambdaCallback": (lambda: fitkit.LambdaCallback(on_epoch_end=lambda epoch, logs: None), ()),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitkit.checkpointing import checkpoint, files, skeleton
+from fitkit.checkpointing import checkpoint, files, schema, skeleton
 from fitkit.checkpointing.plain import to_plain
 from fitkit.core.errors import CheckpointError, did_you_mean, listed
 from fitkit.runtime.pieces import is_piece
@@ -77,6 +78,46 @@ def save_multi_from_single(path: str | Path, keys_to_save: Sequence[str] | None 
         files.write(content, part_path)
 
 
+def part_path(path: Path, key: str) -> Path:
+    """The file of one part: ``model.pth`` and ``history`` give ``model_history.pth``.
+
+    Raises:
+        CheckpointError: the key is no part of a file name.
+
+    >>> part_path(Path("runs/model.pth"), "history").as_posix()
+    'runs/model_history.pth'
+    """
+    if re.search(r"[/\\\\\x00]", key):
+        raise CheckpointError(f"a part called {key!r} cannot be a file of its own: leave it out.")
+    return path.with_name(f"{path.stem}_{key}{path.suffix or '.pth'}")
+
+
+def merge_parts(path: str | Path) -> dict[str, Any]:
+    """The state that was split into files of its parts: what a single file would hold.
+
+    Args:
+        path: the base path, as ``save_multi_files`` was given it; there need be no such file.
+
+    Raises:
+        CheckpointError: a part is missing or cannot be used, or they are no checkpoint together.
+    """
+    paths = {key: part_path(Path(path), key) for key in schema.KEYS}
+    missing = [key for key, one in paths.items() if not one.exists()]
+    if missing:
+        raise CheckpointError(
+            f"the parts of {str(path)!r} are not all there, and a whole checkpoint needs them: "
+            f"missing are {listed(str(paths[key]) for key in missing)}. Split the original with "
+            f"all its keys."
+        )
+    state = {key: checkpoint.read(one, mmap=True) for key, one in paths.items()}
+    if isinstance(state["model_kwargs"], dict):  # without what splitting added
+        added = {"seed": state["seed"], "sde": state["sde"], "sde_kwargs": state["sde"]}
+        state["model_kwargs"] = {
+            name: value for name, value in state["model_kwargs"].items() if added.get(name) is None
+        }
+    return schema.validate(state, path)
+
+
 def _write(nn_handler: NNHandler, content: Any, path: Path) -> None:
     with logged(nn_handler.logger, path):
         if skeleton.take_out(content, is_piece)[1]:
@@ -108,14 +149,13 @@ def _parts(
             f"the state has no {listed(missing)}; it has {listed(state)}."
             + did_you_mean(missing[0], state)
         )
-    suffix = path.suffix or ".pth"
-    return {path.with_name(f"{path.stem}_{key}{suffix}"): _part(state, key) for key in keys}
+    return {part_path(path, key): _part(state, key) for key in keys}
 
 
 def _part(state: Mapping[str, Any], key: str) -> Any:
-    if key != "model_kwargs":
+    if key != "model_kwargs" or state[key] is None:
         return state[key]
-    kwargs = dict(state[key] or {})
+    kwargs = dict(state[key])
     if state.get("seed") is not None:
         kwargs["seed"] = state["seed"]
     sde = state.get("sde")

@@ -89,3 +89,10 @@ def floating_dtype(module: nn.Module) -> torch.dtype:
         if parameter.is_floating_point():
             return parameter.dtype
     return torch.get_default_dtype()
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is called, with its make where torch knows it."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return str(device)

@@ -31,6 +31,7 @@ MAKE = {
         "loss", mode="max", patience=2, restore_best_weights=True
     ),
     "GradientAccumulationScheduler": lambda: fitkit.GradientAccumulationScheduler({1: 2}),
+    "HTMLReport": lambda: fitkit.HTMLReport("logs/report.html"),
     "History": lambda: fitkit.History(),
     "JSONLinesLogger": lambda: fitkit.JSONLinesLogger("logs/log.jsonl"),
     "LambdaCallback": lambda: fitkit.LambdaCallback(on_epoch_end=lambda epoch, logs: None),

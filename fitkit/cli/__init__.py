@@ -1,0 +1,1 @@
+"""The command line: looking at checkpoints and runs, and handling their files."""
