@@ -138,12 +138,12 @@ def _parts(
 
 
 def _part(state: Mapping[str, Any], key: str) -> Any:
-    if key != "model_kwargs" or state[key] is None:
+    if key != "model_kwargs" or not isinstance(state[key], Mapping):
         return state[key]
     kwargs = dict(state[key])
     if state.get("seed") is not None:
         kwargs["seed"] = state["seed"]
     sde = state.get("sde")
-    if sde is not None:
-        kwargs.update(sde=sde["class"], sde_kwargs=sde["kwargs"])
+    if isinstance(sde, Mapping):
+        kwargs.update(sde=sde.get("class"), sde_kwargs=sde.get("kwargs"))
     return kwargs
