@@ -102,9 +102,9 @@ def merge_parts(path: str | Path) -> dict[str, Any]:
     missing = [key for key, one in paths.items() if not one.exists()]
     if missing:
         raise CheckpointError(
-            f"the parts of {str(path)!r} are not all there, and a whole checkpoint needs them: "
-            f"missing are {listed(str(paths[key]) for key in missing)}. Split the original with "
-            f"all its keys."
+            f"a whole checkpoint needs all its parts; of {str(path)!r} are missing "
+            f"{listed(missing)}: there is no {str(paths[missing[0]])!r}, for one. Split the "
+            f"original with all its keys."
         )
     state = {key: archive.read(one, mmap=True) for key, one in paths.items()}
     if isinstance(state["model_kwargs"], dict):  # without what splitting added
