@@ -91,6 +91,8 @@ def test_tied_weights_as_safetensors(cli, as_json, models, tied, tmp_path, ema):
     model = models.Tied(6)
     safetensors.torch.load_model(model, output)
     assert same(model.state_dict(), read_weights(tied, averaged=ema == "--ema"))
+    told = cli("export", tied, "--format", "safetensors", "-o", output, "--force").stdout
+    assert "head.weight is tied to embed.weight" in told
 
 
 def test_weights_that_are_not_tied_are_all_in_it(cli, run, tmp_path):

@@ -28,7 +28,7 @@ def start(*arguments, program=("-m", "fitkit"), **options):
 
 
 def finish(process):
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=300)
     return process.returncode, output.decode(), errors.decode()
 
 
@@ -140,5 +140,5 @@ def test_a_pipe_that_is_closed_early(run):
     process.stdout.close()
     errors = process.stderr.read().decode()
     process.stderr.close()
-    assert process.wait(60) == -13  # the signal that ends cat as well
+    assert process.wait(300) == -13  # the signal that ends cat as well
     assert errors == ""
