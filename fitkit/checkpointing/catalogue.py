@@ -160,7 +160,8 @@ def look_at(path: Path, *, verify: bool) -> tuple[str, Metadata | None]:
         archive.verify(path)
     content = archive.read_without_tensors(path)
     if schema.is_full(content):
-        return "checkpoint", read_metadata(path)
+        with told_as_damage(path):
+            return "checkpoint", read_metadata(path)
     return ("weights" if schema.is_weights(content) else "other"), None
 
 

@@ -107,8 +107,14 @@ def _is_sparse(value: Any) -> bool:
 
 def _parts(sparse: Tensor) -> dict[str, Any]:
     """What a sparse tensor consists of: as a dense one it could be larger than the memory."""
-    parts = sparse.to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
-    return {"size": tuple(parts.shape), "indices": parts.indices(), "values": parts.values()}
+    if sparse.layout is torch.sparse_coo:
+        names: tuple[str, ...] = ("_indices", "_values")  # also if not coalesced
+    elif sparse.layout in (torch.sparse_csr, torch.sparse_bsr):
+        names = ("crow_indices", "col_indices", "values")
+    else:
+        names = ("ccol_indices", "row_indices", "values")
+    parts = {name.lstrip("_"): getattr(sparse, name)() for name in names}
+    return {"size": tuple(sparse.shape), **parts}
 
 
 def _is_same(first: Any, second: Any) -> bool:

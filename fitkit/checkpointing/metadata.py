@@ -84,7 +84,7 @@ def _last_values(state: Mapping[str, Any], path: Path) -> dict[str, float]:
 def _callbacks(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
     try:
         return {key: entry["state"] for key, entry in state["callback_states"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(
             f"the callbacks' states in {str(path)!r} cannot be read: {error!r}."
         ) from error

@@ -105,9 +105,9 @@ def merge_parts(path: str | Path) -> dict[str, Any]:
     missing = [key for key, one in paths.items() if not one.exists()]
     if missing:
         raise CheckpointError(
-            f"the parts of {str(path)!r} are not all there, and a whole checkpoint needs them: "
-            f"missing are {listed(str(paths[key]) for key in missing)}. Split the original with "
-            f"all its keys."
+            f"a whole checkpoint needs all its parts; of {str(path)!r} are missing "
+            f"{listed(missing)}: there is no {str(paths[missing[0]])!r}, for one. Split the "
+            f"original with all its keys."
         )
     state = {key: checkpoint.read(one, mmap=True) for key, one in paths.items()}
     if isinstance(state["model_kwargs"], dict):  # without what splitting added
@@ -153,12 +153,12 @@ def _parts(
 
 
 def _part(state: Mapping[str, Any], key: str) -> Any:
-    if key != "model_kwargs" or state[key] is None:
+    if key != "model_kwargs" or not isinstance(state[key], Mapping):
         return state[key]
     kwargs = dict(state[key])
     if state.get("seed") is not None:
         kwargs["seed"] = state["seed"]
     sde = state.get("sde")
-    if sde is not None:
-        kwargs.update(sde=sde["class"], sde_kwargs=sde["kwargs"])
+    if isinstance(sde, Mapping):
+        kwargs.update(sde=sde.get("class"), sde_kwargs=sde.get("kwargs"))
     return kwargs

@@ -21,7 +21,7 @@ _LONGEST = 60
 @main.command(
     examples=[
         "diff runs/a/last.pth runs/b/last.pth",
-        "diff a.pth b.pth --ignore rng --ignore 'callback_states/*/state/seconds'",
+        "diff a.pth b.pth --ignore rng --ignore 'callback_states/*/state'",
         "diff checkpoint.pth weights.pth --weights && echo the same weights",
     ],
     no="they differ",

@@ -10,14 +10,14 @@ from typing import Any
 import click
 from torch import Tensor
 
-from fitkit.checkpointing.overview import overview
+from fitkit.checkpointing.overview import overview, told_as_damage
 from fitkit.checkpointing.weight_tree import Branch, branches, fitting
 from fitkit.cli.group import main
 from fitkit.cli.printing import (
     count_text,
     json_option,
+    json_text,
     number_text,
-    print_json,
     shape_text,
     size_text,
     table,
@@ -53,17 +53,21 @@ def inspect(path: Path, depth: int | None, code: bool, as_json: bool) -> None:
     """
     found = overview(path)
     weights = found.pop("weights", {})
-    if as_json:
-        shown = branches(weights) if depth is None else branches(weights, depth)
-        print_json({**found, "weights": [_as_json(one) for one in shown]})
-        return
-    shown = fitting(weights, _MOST_LINES) if depth is None else branches(weights, depth)
-    for part in (_head(found), _scores(found), _callbacks(found), _content(found), _tree(shown)):
-        lines = list(part)
-        if lines:
-            click.echo("\n".join(lines) + "\n")
+    with told_as_damage(path):  # a file decides what is in its parts
+        if as_json:
+            shown = branches(weights) if depth is None else branches(weights, depth)
+            text = json_text({**found, "weights": [_as_json(one) for one in shown]})
+        else:
+            shown = fitting(weights, _MOST_LINES) if depth is None else branches(weights, depth)
+            text = _text(found, shown, code)
+    click.echo(text)
+
+
+def _text(found: Mapping[str, Any], shown: list[Branch], code: bool) -> str:
+    parts = [_head(found), _scores(found), _callbacks(found), _content(found), _tree(shown)]
     if code and found["kind"] == "checkpoint":
-        click.echo(found["model"]["code"] or "The model's code is not stored.")
+        parts.append(iter([found["model"]["code"] or "The model's code is not stored."]))
+    return "\n\n".join("\n".join(lines) for part in parts if (lines := list(part)))
 
 
 def _as_json(branch: Branch) -> dict[str, Any]:

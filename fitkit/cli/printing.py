@@ -115,8 +115,17 @@ def require_free(paths: Iterable[Path], force: bool) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document that every reader takes: a number that is not finite is null."""
-    click.echo(json.dumps(to_json(value), indent=2, allow_nan=False))
+    """Print one JSON document."""
+    click.echo(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """One JSON document that every reader takes: a number that is not finite is null.
+
+    >>> json_text(float("inf"))
+    'null'
+    """
+    return json.dumps(to_json(value), indent=2, allow_nan=False)
 
 
 def to_json(value: Any) -> Any:

@@ -31,7 +31,7 @@ def verify(ctx: click.Context, paths: tuple[Path, ...], as_json: bool) -> None:
     else:
         for path, result, problem in found:
             color = "green" if result == "whole" else "red"
-            click.echo(f"{painted(result, fg=color):<8} {path if problem is None else problem}")
+            click.echo(f"{painted(f'{result:<8}', fg=color)}{path if problem is None else problem}")
         whole = sum(result == "whole" for _, result, _ in found)
         click.echo(f"{whole} of {count_text(len(found), 'file')} whole")
     results = {result for _, result, _ in found}
