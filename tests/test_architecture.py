@@ -23,7 +23,7 @@ ROOMS = {
     "callbacks": {"core", "runtime", "checkpointing"},
 }
 SPEAKS_TO_OTHER_PROCESSES = {"runtime/world.py", "runtime/parallel.py"}
-OPTIONAL = {"matplotlib"}  # may be imported inside functions
+OPTIONAL = {"matplotlib", "mlflow", "tensorboard", "wandb"}  # may be imported inside functions
 
 MOST_LINES = 260
 # The facade documents every argument of every verb; the other is one idea that reads in one go.
