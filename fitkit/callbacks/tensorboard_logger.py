@@ -138,12 +138,20 @@ class TensorBoardLogger(Tracker):
 
     def close_run(self, status: str) -> None:
         """Note how it ended, behind the last step, so that a resume cuts it off."""
-        file, tensorboard = self._file, self._tensorboard
-        if file is None:
+        if self._file is None:
             return
-        how = tensorboard.SUCCESS if status == "finished" else tensorboard.FAILURE
-        with file:
-            self._write(summary=tensorboard.session_end_pb(how), step=self.written_step + 1)
+        how = "STATUS_SUCCESS" if status == "finished" else "STATUS_FAILURE"
+        hparams = self._tensorboard.hparams
+        told = {"session_end_info": {"status": how, "end_time_secs": time.time()}}
+        value = {
+            "tag": hparams.SESSION_END_INFO_TAG,
+            "metadata": hparams.create_summary_metadata(
+                self._tensorboard.HParamsPluginData(**told)
+            ),
+            "tensor": hparams.NULL_TENSOR,
+        }
+        with self._file:
+            self._write(summary={"value": [value]}, step=self.written_step + 1)
         self._file = None
 
     def _write(self, **event: Any) -> None:
@@ -168,18 +176,17 @@ def _tensorboard() -> SimpleNamespace:
     try:
         from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
         from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.plugins.hparams.api_pb2 import Status
-        from tensorboard.plugins.hparams.summary import session_end_pb
+        from tensorboard.plugins.hparams import metadata
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
         from tensorboard.summary.writer.record_writer import RecordWriter
     except ImportError as error:
         raise missing_package("TensorBoardLogger", "tensorboard") from error
     return SimpleNamespace(
         Event=Event,
-        FAILURE=Status.Value("STATUS_FAILURE"),
+        HParamsPluginData=HParamsPluginData,
         RawEventFileLoader=RawEventFileLoader,
         RecordWriter=RecordWriter,
-        SUCCESS=Status.Value("STATUS_SUCCESS"),
+        hparams=metadata,
         hparams_pb=hparams_pb,
-        session_end_pb=session_end_pb,
     )

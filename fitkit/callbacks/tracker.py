@@ -6,7 +6,8 @@ import math
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from fitkit.core.callback import Callback
 from fitkit.core.checks import require_count, require_number
 from fitkit.core.errors import ConfigurationError, Preempted
 from fitkit.core.logs import Logs, as_float
+from fitkit.runtime.rng import fresh_seed, get_host_state, seed_host_streams, set_host_state
 
 _MOST_PENDING = 100  # rows; a checkpoint holds them
 _TELLING = ("batch/loss", "loss")
@@ -148,10 +150,14 @@ class Tracker(Callback):
         if not self.handler.world.is_main:
             return
         self._known, self._status = {}, "finished"
+        self._written_at = time.monotonic()
+        with _streams_kept():
+            self._open()
+
+    def _open(self) -> None:
         is_new = self.run_id is None
         self.run_id = self.open_run(self.run_id)
         self._is_open = True
-        self._written_at = time.monotonic()
         if is_new:
             self.write_parameters({**run_parameters(self.handler, self.params), **self.parameters})
             return
@@ -186,7 +192,8 @@ class Tracker(Callback):
         if not self._is_open or not self.log_checkpoints or not Path(path).is_file():
             return
         if self.log_checkpoints is True or self._is_best(Path(path)):
-            self.write_file(Path(path))
+            with _streams_kept():
+                self.write_file(Path(path))
 
     def on_exception(self, error: BaseException) -> None:
         """Remember how training ended."""
@@ -201,7 +208,8 @@ class Tracker(Callback):
         try:
             self._write_pending()
         finally:
-            self.close_run(self._status)
+            with _streams_kept():
+                self.close_run(self._status)
         self.unsafe = ()
 
     # ---- rows -----------------------------------------------------------------------------------
@@ -231,8 +239,9 @@ class Tracker(Callback):
             return
         rows = tuple((step, seconds, _read(values)) for step, seconds, values in self.pending)
         new = [(step, seconds, self._new(step, values)) for step, seconds, values in rows]
-        self.write_rows([row for row in new if row[2]])
-        safe = self.safe_step()
+        with _streams_kept():
+            self.write_rows([row for row in new if row[2]])
+            safe = self.safe_step()
         self.unsafe = tuple(row for row in (*self.unsafe, *rows) if row[0] > safe)
         self.written_step = rows[-1][0]
         self.pending = ()
@@ -267,6 +276,17 @@ class Tracker(Callback):
 def _read(values: Mapping[str, Any]) -> dict[str, float]:
     """Values as floats; what is still on an accelerator is waited for."""
     return {name: as_float(name, value) for name, value in values.items()}
+
+
+@contextmanager
+def _streams_kept() -> Iterator[None]:
+    """Inside ``with`` what draws, such as names for runs, draws nothing that training would."""
+    streams = get_host_state()
+    seed_host_streams(fresh_seed())
+    try:
+        yield
+    finally:
+        set_host_state(streams)
 
 
 def missing_package(tracker: str, extra: str) -> ConfigurationError:
