@@ -61,7 +61,7 @@ CALLBACKS = {
     ),
     "Timer": (lambda: fitkit.Timer(3600.0), ("*elapsed*", "*seconds*")),
     "WandbLogger": (
-        lambda: fitkit.WandbLogger(mode="offline", every_n_batches=1),
+        lambda: fitkit.WandbLogger(mode="offline", dir=".", every_n_batches=1),
         ("*files*wandb/*",),
     ),
 }

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from fitkit.callbacks.known_rows import KnownRows
 from fitkit.callbacks.learning_rate import value_now
 from fitkit.callbacks.run_parameters import flat, run_parameters
 from fitkit.core.callback import Callback
 from fitkit.core.checks import require_count, require_number
 from fitkit.core.errors import ConfigurationError, Preempted
 from fitkit.core.logs import Logs, as_float
-from fitkit.runtime.rng import fresh_seed, get_host_state, seed_host_streams, set_host_state
+from fitkit.runtime.rng import streams_apart
 
 _MOST_PENDING = 100  # rows; a checkpoint holds them
-_TELLING = ("batch/loss", "loss")
-_SAME_LOSS = 0.01  # relative: further apart are two trainings, not two roundings of one
 
 
 # training batches over the whole run; seconds since 1970; values by name
@@ -108,7 +105,7 @@ class Tracker(Callback):
         self._is_open = False
         self._status = "finished"
         self._written_at = 0.0
-        self._known: Mapping[int, Mapping[str, float]] = {}
+        self._known = KnownRows({}, "")
 
     # ---- what each tracker does in its own way --------------------------------------------------
 
@@ -149,9 +146,9 @@ class Tracker(Callback):
         """Begin a run, or go on in the one that the checkpoint names."""
         if not self.handler.world.is_main:
             return
-        self._known, self._status = {}, "finished"
+        self._known, self._status = KnownRows({}, ""), "finished"
         self._written_at = time.monotonic()
-        with _streams_kept():
+        with streams_apart():
             self._open()
 
     def _open(self) -> None:
@@ -162,7 +159,7 @@ class Tracker(Callback):
             self.write_parameters({**run_parameters(self.handler, self.params), **self.parameters})
             return
         safe = self.unsafe[0][0] - 1 if self.unsafe else self.written_step
-        self._known = self.rows_beyond(safe)
+        self._known = KnownRows(self.rows_beyond(safe), f"{self.name}: the run {self.run_id!r}")
         self.pending, self.unsafe = (*self.unsafe, *self.pending), ()
 
     def on_train_batch_begin(self, batch: int, logs: Logs) -> None:
@@ -192,7 +189,7 @@ class Tracker(Callback):
         if not self._is_open or not self.log_checkpoints or not Path(path).is_file():
             return
         if self.log_checkpoints is True or self._is_best(Path(path)):
-            with _streams_kept():
+            with streams_apart():
                 self.write_file(Path(path))
 
     def on_exception(self, error: BaseException) -> None:
@@ -208,7 +205,7 @@ class Tracker(Callback):
         try:
             self._write_pending()
         finally:
-            with _streams_kept():
+            with streams_apart():
                 self.close_run(self._status)
         self.unsafe = ()
 
@@ -238,35 +235,13 @@ class Tracker(Callback):
         if not self.pending:
             return
         rows = tuple((step, seconds, _read(values)) for step, seconds, values in self.pending)
-        new = [(step, seconds, self._new(step, values)) for step, seconds, values in rows]
-        with _streams_kept():
+        new = [(step, seconds, self._known.without(step, values)) for step, seconds, values in rows]
+        with streams_apart():
             self.write_rows([row for row in new if row[2]])
             safe = self.safe_step()
         self.unsafe = tuple(row for row in (*self.unsafe, *rows) if row[0] > safe)
         self.written_step = rows[-1][0]
         self.pending = ()
-
-    def _new(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
-        """The values that the run does not have yet."""
-        known = self._known.get(step, {})
-        for name in _TELLING:
-            if name in known and name in values:
-                self._compare(step, name, known[name], values[name])
-        return {name: value for name, value in values.items() if name not in known}
-
-    def _compare(self, step: int, name: str, known: float, value: float) -> None:
-        """The run cannot forget: if this is another training than it holds, say so."""
-        both_finite = math.isfinite(known) and math.isfinite(value)
-        if both_finite and not math.isclose(known, value, rel_tol=_SAME_LOSS):
-            warnings.warn(
-                f"{self.name}: the run {self.run_id!r} already has {name!r} = {known} at step "
-                f"{step}, where this training has {value}. What the run has stays; for a training "
-                f"that goes on differently, start a new run.",
-                stacklevel=2,
-            )
-            self._known = {  # once is enough
-                step: dict.fromkeys(names, math.nan) for step, names in self._known.items()
-            }
 
     def _is_best(self, path: Path) -> bool:
         savers = (one for one in self.handler.callbacks if getattr(one, "best_path", None))
@@ -276,17 +251,6 @@ class Tracker(Callback):
 def _read(values: Mapping[str, Any]) -> dict[str, float]:
     """Values as floats; what is still on an accelerator is waited for."""
     return {name: as_float(name, value) for name, value in values.items()}
-
-
-@contextmanager
-def _streams_kept() -> Iterator[None]:
-    """Inside ``with`` what draws, such as names for runs, draws nothing that training would."""
-    streams = get_host_state()
-    seed_host_streams(fresh_seed())
-    try:
-        yield
-    finally:
-        set_host_state(streams)
 
 
 def missing_package(tracker: str, extra: str) -> ConfigurationError:

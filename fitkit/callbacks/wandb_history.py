@@ -25,11 +25,13 @@ class WandbHistory:
 
     Attributes:
         last_step: the largest step that was read so far.
+        is_complete: whether the end was read: the run was finished, and nothing follows.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.last_step = 0
+        self.is_complete = False
         self._position = _HEAD_BYTES
 
     def read(self) -> dict[int, dict[str, float]]:
@@ -37,8 +39,9 @@ class WandbHistory:
         from wandb.proto.wandb_internal_pb2 import Record
 
         found: dict[int, dict[str, float]] = {}
-        for content in self._records():
+        for content in self.records():
             record = Record.FromString(content)
+            self.is_complete = record.WhichOneof("record_type") == "exit"
             if record.WhichOneof("record_type") == "history":
                 items = (
                     (i.key or "/".join(i.nested_key), i.value_json) for i in record.history.item
@@ -49,7 +52,8 @@ class WandbHistory:
                 self.last_step = max(self.last_step, step)
         return found
 
-    def _records(self) -> Iterator[bytes]:
+    def records(self) -> Iterator[bytes]:
+        """Whole records, from where the last one left off."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self._position)

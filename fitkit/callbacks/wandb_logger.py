@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ from fitkit.callbacks.wandb_history import WandbHistory
 from fitkit.core.errors import ConfigurationError
 
 _EXIT_CODE = {"finished": 0, "killed": 255, "failed": 1}  # 255 is W&B's own for an interrupt
+_PATIENCE_SECONDS = 10.0
 _SET_HERE = ("config", "id", "name", "project", "resume", "resume_from", "fork_from")
 
 
@@ -81,12 +84,16 @@ class WandbLogger(Tracker):
 
     def open_run(self, run_id: str | None) -> str:
         """Begin a run, or go on under that id."""
+        options = dict(self.init_options)
+        if options.get("dir") is not None:
+            # W&B's process would take it from the folder in which it was started
+            options["dir"] = os.path.abspath(options["dir"])
         run = self._wandb.init(
             project=self.project,
             name=self.run_name,
             id=run_id,
             resume=None if run_id is None else "allow",
-            **self.init_options,
+            **options,
         )
         self.wandb_run = run
         self._history = WandbHistory(Path(run.settings.sync_file))
@@ -128,9 +135,16 @@ class WandbLogger(Tracker):
 
     def close_run(self, status: str) -> None:
         """Wait until everything is written, and sent if it is to be."""
-        run, self.wandb_run, self._history = self.wandb_run, None, None
-        if run is not None:
-            run.finish(exit_code=_EXIT_CODE[status])
+        run, history = self.wandb_run, self._history
+        self.wandb_run = self._history = None
+        if run is None or history is None:
+            return
+        run.finish(exit_code=_EXIT_CODE[status])
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        # offline, finish returns while W&B's process still has the last rows in memory
+        while not history.is_complete and time.monotonic() < deadline:
+            time.sleep(0.001)
+            history.read()
 
 
 def _wandb() -> SimpleNamespace:
