@@ -11,12 +11,6 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "scripts" / "tracked_run.py"
 
 
-def start(*arguments):
-    return subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True
-    )
-
-
 @pytest.fixture
 def folder(tmp_path, mlflow_store, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -25,13 +19,13 @@ def folder(tmp_path, mlflow_store, monkeypatch):
 
 
 def test_killed_twice_the_runs_hold_every_step_once(folder, readers):
-    for arguments in ((7, "all"), (14,)):  # checkpoints are at 4, 8, 12
-        assert start(*arguments).returncode == -signal.SIGKILL
-    ended = start(0)
-    assert ended.returncode == 0, ended.stderr
+    starts = [sys.executable, SCRIPT, "7,all", "14", "0"]  # checkpoints are at 4, 8, 12
+    ended = subprocess.run(starts, capture_output=True, text=True)
+    first, second, *run_ids, last = ended.stdout.split()
+    assert [int(one) for one in (first, second, last)] == [signal.SIGKILL] * 2 + [0], ended.stderr
     rows = [json.loads(line) for line in Path("log.jsonl").read_text().splitlines()]
     losses = []
-    for reader, run_id in zip(readers(Path("mlflow.db")), ended.stdout.split(), strict=True):
+    for reader, run_id in zip(readers(Path("mlflow.db")), run_ids, strict=True):
         found = reader.read(run_id)
         assert [step for step, _ in found["batch/loss"]] == list(range(1, 21))
         assert found["loss"] == [

@@ -1,11 +1,17 @@
-"""A run with every tracker, for test_trackers_killed.py: it kills itself behind a given step.
+"""A training with every tracker that kills itself, and is started again.
 
-python tests/scripts/tracked_run.py STEP [all]    STEP 0: to the end; all: with its children
+Each start is a new process, forked from one that has imported everything and started nothing.
+
+    python tests/scripts/tracked_run.py 7,all 14 0
+
+trains until step 7, where it kills itself and its children; goes on until 14, where it kills only
+itself; and goes on to the end. Printed are the exit status of each, and the run in each tracker.
 """
 
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -60,8 +66,23 @@ def main(step, kill_children):
         resume="run",
     )
     for logger in loggers:
-        sys.stdout.write(f"{logger.run_id}\n")
+        print(logger.run_id, flush=True)
+
+
+def start(step, kill_children):
+    pid = os.fork()
+    if pid:
+        return os.waitpid(pid, 0)[1]
+    try:
+        main(step, kill_children)
+        os._exit(0)
+    except BaseException:  # noqa: BLE001  a forked child must not return into its parent's code
+        traceback.print_exc()
+    os._exit(1)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:] == ["all"])
+    fitkit.TensorBoardLogger(), fitkit.MLflowLogger(), fitkit.WandbLogger()  # imports all there is
+    for argument in sys.argv[1:]:
+        step, _, whom = argument.partition(",")
+        print(start(int(step), whom == "all"), flush=True)
