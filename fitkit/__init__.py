@@ -16,12 +16,15 @@ from fitkit.callbacks.json_lines_logger import JSONLinesLogger
 from fitkit.callbacks.lambda_callback import LambdaCallback
 from fitkit.callbacks.learning_rate_monitor import LearningRateMonitor
 from fitkit.callbacks.learning_rate_scheduler import LearningRateScheduler
+from fitkit.callbacks.mlflow_logger import MLflowLogger
 from fitkit.callbacks.progress_bar import ProgressBar
 from fitkit.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from fitkit.callbacks.saving import ModelCheckpoint
+from fitkit.callbacks.tensorboard_logger import TensorBoardLogger
 from fitkit.callbacks.terminate_on_nan import TerminateOnNaN
 from fitkit.callbacks.throughput_monitor import ThroughputMonitor
 from fitkit.callbacks.timer import Timer
+from fitkit.callbacks.wandb_logger import WandbLogger
 from fitkit.checkpointing.autosaver import AutoSaver
 from fitkit.checkpointing.retention import Retention
 from fitkit.core.callback import Callback
@@ -85,6 +88,7 @@ __all__ = [
     "LearningRateScheduler",
     "LoggingMode",
     "Logs",
+    "MLflowLogger",
     "MeanAbsoluteError",
     "MeanMetric",
     "MeanSquaredError",
@@ -102,11 +106,13 @@ __all__ = [
     "Retention",
     "SaveError",
     "StepOutput",
+    "TensorBoardLogger",
     "TerminateOnNaN",
     "ThroughputMonitor",
     "Timer",
     "TopKAccuracy",
     "UnsafeCheckpointError",
+    "WandbLogger",
     "__version__",
     "on_rank",
 ]

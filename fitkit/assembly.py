@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset
@@ -11,7 +11,7 @@ from fitkit.agreement import Agreement
 from fitkit.core.errors import ConfigurationError, Preempted
 from fitkit.data.fetching import is_map_style
 from fitkit.data.in_memory import is_in_memory
-from fitkit.data.loaders import DataSpec, split_off_validation
+from fitkit.data.loaders import DataSpec, batch_size_of, split_off_validation
 from fitkit.engine.run import FitRun
 from fitkit.engine.schedule import Schedule
 from fitkit.engine.steps import TrainStep
@@ -158,10 +158,11 @@ def _before_batch(handler: NNHandler) -> Callable[[], None] | None:
 
 
 def describe_run(
-    run: FitRun, options: FitOptions, first_epoch: int, metrics: Iterable[str], *, resumed: bool
+    handler: NNHandler, run: FitRun, options: FitOptions, first_epoch: int, *, resumed: bool
 ) -> dict[str, Any]:
     """What callbacks read as ``params``."""
     return {
+        "batch_size": batch_size_of(training_specs(handler, options)[0], handler.world.size),
         "epochs": options.epochs,
         "first_epoch": first_epoch,
         "last_epoch": run.last_epoch,
@@ -169,7 +170,12 @@ def describe_run(
         "validation": run.validation is not None,
         "validation_steps": None if run.validation is None else run.validation.num_batches,
         "validate_every": run.validate_every,
-        "metrics": list(metrics),
+        "metrics": list(handler.parts.metrics),
+        "precision": options.precision,
+        "gradient_accumulation_steps": options.gradient_accumulation_steps,
+        "gradient_clipping_norm": options.gradient_clipping_norm,
+        "gradient_clipping_value": options.gradient_clipping_value,
+        "ema_decay": options.ema_decay,
         "save_on_last_epoch": options.save_on_last_epoch,
         "resumed": resumed,
     }

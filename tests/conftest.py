@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -54,6 +55,17 @@ def _leftovers(threads: set[threading.Thread], children: set[int]) -> list[str]:
 settings.register_profile("repeatable", derandomize=True, database=None)
 settings.load_profile("repeatable")
 
+# Trackers: no network, no reports about themselves, no look at the machine.
+os.environ.update(
+    MLFLOW_DISABLE_TELEMETRY="true",
+    WANDB_CONSOLE="off",
+    WANDB_DISABLE_CODE="true",
+    WANDB_DISABLE_GIT="true",
+    WANDB_ERROR_REPORTING="false",
+    WANDB_MODE="offline",
+    WANDB_SILENT="true",
+)
+
 
 @pytest.fixture(autouse=True)
 def _leaves_nothing_behind():
@@ -72,6 +84,31 @@ def _leaves_nothing_behind():
     assert not torch.distributed.is_initialized(), "the test left a process group"
     for number, handler in handlers.items():
         assert signal.getsignal(number) is handler, f"the test changed the handler of {number!r}"
+
+
+@pytest.fixture(autouse=True)
+def _wandb_has_ended(_leaves_nothing_behind):
+    """W&B's own process lives until the program ends, or until it is told."""
+    yield
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory):
+    """One database for all tests, as making its tables takes seconds."""
+    from mlflow.tracking import MlflowClient
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client.create_experiment("fitkit", artifact_location=f"{folder}/artifacts")
+    return client
+
+
+@pytest.fixture
+def default_mlflow_store(mlflow_store, monkeypatch):
+    """The database is where MLflow writes by default."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_store.tracking_uri)
 
 
 @pytest.fixture(autouse=True)

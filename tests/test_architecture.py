@@ -44,7 +44,7 @@ SPEAKS_TO_OTHER_PROCESSES = {
     "checkpointing/sharded.py",
 }
 # May be imported inside functions: extras, and what takes a second that most programs can save.
-OPTIONAL = {"matplotlib", "onnxscript", "safetensors"}
+OPTIONAL = {"matplotlib", "mlflow", "onnxscript", "safetensors", "tensorboard", "wandb"}
 LATE = {
     "torch.distributed.tensor.distribute_tensor",
     "fitkit.checkpointing.sharded",

@@ -14,7 +14,7 @@ from torch import nn
 import fitkit
 from fitkit.testing import assert_resumes_exactly
 
-pytestmark = pytest.mark.usefixtures("fast_scratch")
+pytestmark = pytest.mark.usefixtures("fast_scratch", "default_mlflow_store")
 
 PAGE = Path(__file__).parent.parent / "docs" / "exact_resume.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -42,6 +42,7 @@ CALLBACKS = {
         lambda: fitkit.LearningRateScheduler(lambda epoch, lr: lr * 0.5),
         (),
     ),
+    "MLflowLogger": (lambda: fitkit.MLflowLogger("fitkit", every_n_batches=1), ()),
     "ModelCheckpoint": (
         lambda: fitkit.ModelCheckpoint(
             "run/{global_step:03d}.pth", monitor="loss", save_freq=1, max_to_keep=2
@@ -50,12 +51,20 @@ CALLBACKS = {
     ),
     "ProgressBar": (fitkit.ProgressBar, ()),
     "ReduceLROnPlateau": (lambda: fitkit.ReduceLROnPlateau("val_loss", patience=0), ()),
+    "TensorBoardLogger": (
+        lambda: fitkit.TensorBoardLogger("tb", every_n_batches=1),
+        ("*files*tb/*",),  # full of times; test_tracker.py compares what they hold
+    ),
     "TerminateOnNaN": (fitkit.TerminateOnNaN, ()),
     "ThroughputMonitor": (
         fitkit.ThroughputMonitor,
         ("*per_second*", "*seconds*", "*waiting_share*"),
     ),
     "Timer": (lambda: fitkit.Timer(3600.0), ("*elapsed*", "*seconds*")),
+    "WandbLogger": (
+        lambda: fitkit.WandbLogger(mode="offline", dir=".", every_n_batches=1),
+        ("*files*wandb/*",),
+    ),
 }
 
 # The columns of the table: which boundaries belong to each.

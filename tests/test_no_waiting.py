@@ -133,6 +133,11 @@ def test_windows_of_several_batches_read_nothing_either(train):
     assert train(DATA, batch_size=2, gradient_accumulation_steps=4) == []
 
 
+def test_a_tracker_reads_rows_in_bulk(train, tmp_path):
+    logger = fitkit.TensorBoardLogger(tmp_path / "tb", every_n_batches=7, refresh_seconds=1e6)
+    assert train(DATA, logger, batch_size=2) == []
+
+
 def test_a_callback_that_reads_is_found(train):
     """The counter counts: a callback that reads is found, and where it does it."""
 

@@ -35,3 +35,8 @@ def set_learning_rate(group: dict[str, Any], value: float) -> None:
         group["lr"].fill_(value)
     else:
         group["lr"] = value
+
+
+def value_now(value: Any) -> Any:
+    """``value``; a copy of a tensor, which may be changed in place, without waiting for it."""
+    return value.clone() if isinstance(value, Tensor) else value

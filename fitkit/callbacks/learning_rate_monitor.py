@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fitkit.callbacks.learning_rate import require_optimizer
+from fitkit.callbacks.learning_rate import require_optimizer, value_now
 from fitkit.core.callback import Callback
 from fitkit.core.logs import Logs
 
@@ -29,12 +27,7 @@ class LearningRateMonitor(Callback):
     def on_train_batch_begin(self, batch: int, logs: Logs) -> None:
         """Log what this batch is trained with."""
         for index, group in enumerate(self.handler.optimizer.param_groups):
-            self.log(f"lr_{index}", _value_now(group["lr"]))
+            self.log(f"lr_{index}", value_now(group["lr"]))
             momentum = group.get("momentum", group.get("betas", (None,))[0])
             if self.log_momentum and momentum is not None:
-                self.log(f"momentum_{index}", _value_now(momentum))
-
-
-def _value_now(value: Any) -> Any:
-    """``value``; a copy of a tensor, which may be changed in place, without waiting for it."""
-    return value.clone() if hasattr(value, "clone") else value
+                self.log(f"momentum_{index}", value_now(momentum))

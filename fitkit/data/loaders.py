@@ -32,7 +32,13 @@ from fitkit.data.shares import ALONE, Ranks, RoundsSource
 from fitkit.data.spec import DataSpec, split_off_validation
 from fitkit.runtime.device import reads_pinned_memory
 
-__all__ = ["DEFAULT_BATCH_SIZE", "DataSpec", "make_source", "split_off_validation"]
+__all__ = [
+    "DEFAULT_BATCH_SIZE",
+    "DataSpec",
+    "batch_size_of",
+    "make_source",
+    "split_off_validation",
+]
 
 DEFAULT_BATCH_SIZE = 32
 
@@ -109,6 +115,16 @@ def _whole_batch(spec: DataSpec, ranks: Ranks) -> int:
 def _per_process(spec: DataSpec, ranks: Ranks) -> int:
     """Samples per batch where every process reads whole batches."""
     return max(_whole_batch(spec, ranks) // ranks.size, 1)
+
+
+def batch_size_of(spec: DataSpec, num_processes: int) -> int | None:
+    """Samples per batch and process; ``None`` where the data brings its own batches."""
+    data = spec.data
+    if isinstance(data, DataLoader):
+        return data.batch_size
+    if is_in_memory(data) or is_map_style(data) or isinstance(data, IterableDataset):
+        return _per_process(spec, Ranks(0, num_processes))
+    return None
 
 
 def _array_source(

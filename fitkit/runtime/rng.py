@@ -11,6 +11,8 @@ import random
 import secrets
 import struct
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -69,6 +71,17 @@ def set_host_state(state: HostState) -> None:
     random.setstate(state[0])
     np.random.set_state(state[1])
     torch.set_rng_state(state[2])
+
+
+@contextmanager
+def streams_apart() -> Iterator[None]:
+    """Inside ``with`` foreign code on the host draws from fresh streams, none that training has."""
+    streams = get_host_state()
+    seed_host_streams(fresh_seed())
+    try:
+        yield
+    finally:
+        set_host_state(streams)
 
 
 def capture_streams() -> dict[str, Any]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+import fitkit
 from fitkit.callbacks.history import History
+from fitkit.callbacks.wandb_history import WandbHistory
 from fitkit.core.callback_list import CallbackList, Event
 from fitkit.core.logs import Logs
 from fitkit.core.state import FitState, Phase
@@ -32,6 +35,11 @@ class StandInHandler:
         self.ema = None
         self.gradient_accumulation_steps = 1
         self.contributed = {}
+        self.seed = 7
+        self.parts = SimpleNamespace(
+            model_spec=None, optimizer_spec=None, scheduler_spec=None, loss=None
+        )
+        self.callbacks = []
 
     def set_weight(self, value):
         with torch.no_grad():
@@ -171,3 +179,149 @@ class Driver:
 def drive():
     """Makes drivers."""
     return Driver
+
+
+# ---- trackers -----------------------------------------------------------------------------------
+
+
+class InTensorBoard:
+    """Makes a logger, and reads what its run holds with TensorBoard's own reader."""
+
+    exact = False  # TensorBoard keeps 32 bits
+
+    def make(self, **options):
+        return fitkit.TensorBoardLogger("tb", **options)
+
+    def open(self, run_id):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        # nothing thinned out, and nothing tidied up that should not be there
+        reader = EventAccumulator(
+            f"tb/{run_id}", size_guidance={"scalars": 0, "tensors": 0}, purge_orphaned_data=False
+        )
+        return reader.Reload()
+
+    def read(self, run_id):
+        reader = self.open(run_id)
+        names = reader.Tags()["scalars"]
+        return {name: [(one.step, one.value) for one in reader.Scalars(name)] for name in names}
+
+    def status(self, run_id):
+        from tensorboard.plugins.hparams import metadata
+
+        name = metadata.SESSION_END_INFO_TAG
+        found = self.open(run_id)
+        assert len(found.Tensors(name)) == 1
+        content = found.SummaryMetadata(name).plugin_data.content
+        return {1: "finished", 2: "failed"}[
+            metadata.parse_session_end_info_plugin_data(content).status
+        ]
+
+    def parameters(self, run_id):
+        from tensorboard.plugins.hparams import metadata
+
+        content = self.open(run_id).SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data
+        found = metadata.parse_session_start_info_plugin_data(content.content).hparams
+        return {name: getattr(value, value.WhichOneof("kind")) for name, value in found.items()}
+
+
+class InMLflow:
+    """The same of MLflow's local database."""
+
+    exact = True
+
+    def __init__(self, client):
+        self.client = client
+
+    def make(self, **options):
+        return fitkit.MLflowLogger("fitkit", tracking_uri=self.client.tracking_uri, **options)
+
+    def read(self, run_id):
+        names = self.client.get_run(run_id).data.metrics
+        history = {name: self.client.get_metric_history(run_id, name) for name in names}
+        return {n: sorted((one.step, one.value) for one in found) for n, found in history.items()}
+
+    def status(self, run_id):
+        return self.client.get_run(run_id).info.status.lower()
+
+    def parameters(self, run_id):
+        return self.client.get_run(run_id).data.params
+
+
+class InWandb:
+    """The same of W&B's offline files: all segments of a run, in their order."""
+
+    exact = True
+
+    def make(self, **options):
+        return fitkit.WandbLogger("fitkit", mode="offline", dir=".", **options)
+
+    def segments(self, run_id):
+        files = [path / f"run-{run_id}.wandb" for path in Path("wandb").glob("offline-run-*")]
+        return sorted(
+            (path for path in files if path.exists()), key=lambda path: path.stat().st_ino
+        )
+
+    def read(self, run_id):
+        found = {}
+        for path in self.segments(run_id):
+            for step, values in WandbHistory(path).read().items():
+                for name in values.keys() - {"_timestamp", "_runtime"}:
+                    found.setdefault(name, []).append((step, values[name]))
+        return found
+
+    def records(self, run_id, kind):
+        from wandb.proto.wandb_internal_pb2 import Record
+
+        for path in self.segments(run_id):
+            for content in WandbHistory(path).records():
+                record = Record.FromString(content)
+                if record.WhichOneof("record_type") == kind:
+                    yield getattr(record, kind)
+
+    def status(self, run_id):
+        *_, last = self.records(run_id, "exit")
+        return {0: "finished", 1: "failed", 255: "killed"}[last.exit_code]
+
+    def parameters(self, run_id):
+        import json
+
+        updates = [update for one in self.records(run_id, "config") for update in one.update]
+        return {update.key: json.loads(update.value_json) for update in updates}
+
+
+@pytest.fixture(params=["tensorboard", "mlflow", "wandb"])
+def tracker(request, tmp_path, monkeypatch):
+    """Makes loggers of one kind that write into a folder of the test, and reads what they wrote."""
+    monkeypatch.chdir(tmp_path)
+    if request.param == "mlflow":
+        return InMLflow(request.getfixturevalue("mlflow_store"))
+    return InTensorBoard() if request.param == "tensorboard" else InWandb()
+
+
+@pytest.fixture
+def readers():
+    """Readers of all trackers, given the file of MLflow's database."""
+
+    def _readers(database):
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{database.resolve()}")
+        return [InTensorBoard(), InMLflow(client), InWandb()]
+
+    return _readers
+
+
+@pytest.fixture
+def trained():
+    """Trains a small handler for two epochs with callbacks."""
+
+    def _trained(*callbacks):
+        handler = fitkit.NNHandler(nn.Linear, in_features=2, out_features=1, seed=0)
+        handler.set_optimizer(torch.optim.SGD, lr=0.1)
+        handler.set_loss_fn(nn.MSELoss())
+        data = (torch.ones(4, 2), torch.zeros(4, 1))
+        handler.fit(data, batch_size=2, epochs=2, callbacks=callbacks, progress_bar=False)
+        return handler
+
+    return _trained

@@ -15,7 +15,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from fitkit.core.errors import ConfigurationError, DataError
 from fitkit.data.in_memory import InMemorySource
 from fitkit.data.iterables import IterableSource, StatefulSource
-from fitkit.data.loaders import DEFAULT_BATCH_SIZE, DataSpec, make_source
+from fitkit.data.loaders import DEFAULT_BATCH_SIZE, DataSpec, batch_size_of, make_source
 from fitkit.data.map_style import MapStyleSource
 
 
@@ -300,3 +300,18 @@ def test_what_the_user_says_of_them_holds():
     )
     assert source._given is own
     assert not own.pin_memory
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (DataSpec(Squares()), DEFAULT_BATCH_SIZE),
+        (DataSpec(Squares(), 8), 8),
+        (DataSpec(torch.zeros(4, 1), global_batch_size=10), 5),
+        (DataSpec(DataLoader(Squares(), batch_size=7)), 7),
+        (DataSpec(DataLoader(Squares(), batch_sampler=[[0], [1, 2]])), None),
+        (DataSpec(iter([torch.zeros(2, 1)])), None),
+    ],
+)
+def test_the_batch_size_of_each_of_two_processes(spec, expected):
+    assert batch_size_of(spec, 2) == expected
