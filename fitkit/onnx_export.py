@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from fitkit.checkpointing import archive, files, schema
+from fitkit.checkpointing import checkpoint, files, schema
 from fitkit.core.errors import CheckpointError, ConfigurationError
 from fitkit.description import build_kwargs, rebuilding
 from fitkit.snapshot import check_weights, told_as_checkpoint_error
@@ -104,7 +104,7 @@ def build_model(model: Any, path: Path, weights: Mapping[str, Any]) -> nn.Module
         CheckpointError: the model cannot be built, or the weights do not fit it.
     """
     if isinstance(model, type):
-        state = archive.read_without_tensors(path)
+        state = checkpoint.read_without_tensors(path)
         kwargs = (
             build_kwargs(schema.validate(state, path), "model") if schema.is_full(state) else {}
         )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fitkit.checkpointing import archive
+from fitkit.checkpointing import checkpoint
 from fitkit.checkpointing.comparing import differing_leaves
 from fitkit.checkpointing.saver import Saver
 from fitkit.core.callback import Callback
@@ -256,7 +256,7 @@ def _contents(folder: Path) -> dict[str, Any]:
         if not path.is_file() or path.name == _BOUNDARY_FILE:
             continue
         try:
-            contents[path.as_posix()] = archive.read(path)
+            contents[path.as_posix()] = checkpoint.read(path)
         except CheckpointError:
             contents[path.as_posix()] = path.read_bytes()
     return contents

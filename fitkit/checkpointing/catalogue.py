@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fitkit.checkpointing import archive, schema, temporary
+from fitkit.checkpointing import checkpoint, schema, shards, temporary
 from fitkit.checkpointing.metadata import Metadata, read_metadata
 from fitkit.checkpointing.overview import told_as_damage
 from fitkit.checkpointing.plain import from_plain
@@ -109,7 +109,7 @@ def catalogue(folder: Path, *, verify: bool = False) -> list[Entry]:
 
 
 def _may_be_saved(path: Path) -> bool:
-    if path.name.endswith(temporary.SUFFIX) or not path.is_file():
+    if path.name.endswith(temporary.SUFFIX) or not path.is_file() or shards.is_inside(path):
         return False
     return path.suffix in SUFFIXES or _begins_like_saved(path)
 
@@ -129,7 +129,7 @@ def _entry(path: Path, verify: bool, checked: dict[tuple[int, int], Entry]) -> E
     status = path.stat()
     about: dict[str, Any] = {
         "path": path,
-        "size_bytes": status.st_size,
+        "size_bytes": checkpoint.size_bytes(path),
         "modified": status.st_mtime,
         "file_id": (status.st_dev, status.st_ino),
     }
@@ -157,8 +157,8 @@ def look_at(path: Path, *, verify: bool) -> tuple[str, Metadata | None]:
         CheckpointError: it is damaged, or of a version that cannot be read.
     """
     if verify:
-        archive.verify(path)
-    content = archive.read_without_tensors(path)
+        checkpoint.verify(path)
+    content = checkpoint.read_without_tensors(path)
     if schema.is_full(content):
         with told_as_damage(path):
             return "checkpoint", read_metadata(path)

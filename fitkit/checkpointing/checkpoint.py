@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fitkit.checkpointing import archive, files, schema, shards, skeleton
+from fitkit.core.errors import CheckpointError
 from fitkit.core.tree import iterate_tensors
 from fitkit.runtime.world import World
 
@@ -68,15 +70,12 @@ def read_without_tensors(path: Path) -> Any:
 
 
 def size_bytes(path: Path) -> int:
-    """The size of the file, and of its shards if it has any.
-
-    Raises:
-        CheckpointError: as ``archive.read_without_tensors``.
-    """
-    reference = _reference(archive.read_without_tensors(path))
+    """The size of the file, and of its shards as far as they can be found."""
     found = [path]
-    if reference is not None:
-        found += shards.folder_of(path, reference).iterdir()
+    with suppress(CheckpointError):
+        reference = _reference(archive.read_without_tensors(path))
+        if reference is not None:
+            found += shards.folder_of(path, reference).iterdir()
     return sum(one.stat().st_size for one in found)
 
 

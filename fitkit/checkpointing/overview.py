@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fitkit.checkpointing import archive, schema
+from fitkit.checkpointing import checkpoint, schema
 from fitkit.checkpointing.metadata import Metadata, read_metadata
 from fitkit.checkpointing.plain import TAG, from_plain
 from fitkit.core.errors import DamagedCheckpointError, FitkitError, MonitorError
@@ -27,8 +27,8 @@ def overview(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    content = archive.read_without_tensors(path)
-    found: dict[str, Any] = {"path": path, "size_bytes": path.stat().st_size}
+    content = checkpoint.read_without_tensors(path)
+    found: dict[str, Any] = {"path": path, "size_bytes": checkpoint.size_bytes(path)}
     with told_as_damage(path):
         if schema.is_full(content):
             return found | {"kind": "checkpoint"} | _of_checkpoint(read_metadata(path))

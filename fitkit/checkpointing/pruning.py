@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from fitkit.checkpointing import files
+from fitkit.checkpointing import checkpoint
 from fitkit.checkpointing.catalogue import Entry, Run, runs_of
 from fitkit.checkpointing.retention import Retention
 from fitkit.core.errors import ConfigurationError, MonitorError, did_you_mean, listed
@@ -43,7 +43,7 @@ class Pruning:
 
     def remove(self) -> list[str]:
         """Remove what is obsolete; what cannot be removed is told, a sentence each."""
-        return [told for one in self.obsolete if (told := files.remove(one.path)) is not None]
+        return [told for one in self.obsolete if (told := checkpoint.remove(one.path)) is not None]
 
 
 def plan_pruning(entries: Iterable[Entry], retention: Retention) -> Pruning:

@@ -186,6 +186,11 @@ def checksum(path: Path, at: int = 0, size: int | None = None) -> int:
     return value
 
 
+def is_inside(path: Path) -> bool:
+    """Whether a file is in the shards of a checkpoint, and so none by itself."""
+    return path.parent.name.endswith(SUFFIX)
+
+
 # ---- folders come and go with their checkpoints -------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from torch import Tensor
 
-from fitkit.checkpointing import archive
+from fitkit.checkpointing import checkpoint
 from fitkit.checkpointing.comparing import MISSING, Difference, compare
 from fitkit.checkpointing.loading import read_weights
 from fitkit.cli.group import NO, main
@@ -54,7 +54,7 @@ def diff(
     if weights:
         sides: list[Any] = [read_weights(path) for path in (first, second)]
     else:
-        sides = [archive.read(path, mmap=True) for path in (first, second)]
+        sides = [checkpoint.read(path, mmap=True) for path in (first, second)]
     found = compare(sides[0], sides[1], ignore)
     if as_json:
         documents = [_as_json(one) for one in found]

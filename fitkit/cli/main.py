@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 from fitkit.cli import (  # noqa: F401  each adds itself to the group
+    convert,
     diff,
     export,
     history,

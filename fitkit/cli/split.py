@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fitkit.checkpointing import archive, files
+from fitkit.checkpointing import checkpoint, files
 from fitkit.checkpointing.saving import DEFAULT_PARTS, merge_parts, part_path
 from fitkit.checkpointing.saving import save_multi_from_single as write_parts
 from fitkit.cli.group import main
@@ -38,7 +38,7 @@ def split(path: Path, keys: tuple[str, ...], every: bool, force: bool, as_json: 
     """
     if every and keys:
         raise click.UsageError("--all means every key: leave out --keys.")
-    content = archive.read_without_tensors(path) if every else None
+    content = checkpoint.read_without_tensors(path) if every else None
     names = list(content) if isinstance(content, dict) else list(keys or DEFAULT_PARTS)
     written = [part_path(path, str(name)) for name in names]
     require_free(written, force)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fitkit.checkpointing import archive, files, schema, temporary
+from fitkit.checkpointing import checkpoint, files, schema, shards, temporary
 from fitkit.checkpointing.metadata import Metadata, read_metadata
 from fitkit.core.errors import CheckpointError, CheckpointNotFoundError, DamagedCheckpointError
 from fitkit.reporting.curves import Curves
@@ -56,8 +56,8 @@ def find_checkpoints(folder: Path, *, verify: bool) -> list[Checkpoint]:
             known[file] = _examine(path, verify=verify)
         metadata, problem = known[file]
         if is_named or metadata is not None:  # others are archives of another kind
-            name = path.relative_to(folder).as_posix()
-            found.append(Checkpoint(path, name, status.st_size, metadata, problem, verify))
+            name, size = path.relative_to(folder).as_posix(), checkpoint.size_bytes(path)
+            found.append(Checkpoint(path, name, size, metadata, problem, verify))
     return sorted(found, key=lambda one: () if one.metadata is None else one.metadata.place)
 
 
@@ -65,11 +65,11 @@ def _examine(path: Path, *, verify: bool) -> tuple[Metadata | None, str | None]:
     """What a file holds, and why it cannot be used."""
     metadata = None
     try:
-        content = archive.read_without_tensors(path)
+        content = checkpoint.read_without_tensors(path)
         if not schema.is_weights(content):
             metadata = read_metadata(path)
         if verify:
-            archive.verify(path)
+            checkpoint.verify(path)
     except CheckpointError as error:
         return metadata, str(error)
     return metadata, None
@@ -95,7 +95,8 @@ def _below(folder: Path) -> Iterator[Path]:
     """The files, without those in hidden folders."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        if path.is_file() and not any(part.startswith(".") for part in parts):
+        is_hidden = any(part.startswith(".") for part in parts) or shards.is_inside(path)
+        if path.is_file() and not is_hidden:
             yield path
 
 
