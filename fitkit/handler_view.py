@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,11 @@ class HandlerView:
         if new:
             self._state.begin_call()
         self.calls_made += 1
+
+    def remember(self) -> Callable[[], None]:
+        """A function that puts back the parts that this handler has now, as they will be then."""
+        before = dict(vars(self))
+        return lambda: vars(self).update(before)
 
     def adopt_seeds(self, seed: int | None, data_seed: int | None) -> None:
         """Go on with the seeds of a checkpoint, or of an argument."""

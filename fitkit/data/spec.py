@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,6 +39,23 @@ class DataSpec:
             batch_size=self.batch_size if batch_size is None else batch_size,
             global_batch_size=self.global_batch_size if batch_size is None else None,
             shuffle=self.shuffle if shuffle is None else shuffle,
+        )
+
+
+def require_rereadable(spec: DataSpec, what: str) -> None:
+    """Fail for an iterator, which gives its batches only once.
+
+    Args:
+        spec: the data.
+        what: what reads it more than once.
+
+    Raises:
+        ConfigurationError: it is one.
+    """
+    if isinstance(spec.data, Iterator):
+        raise ConfigurationError(
+            f"{what} reads the same batches more than once, which {describe(spec.data)} cannot: "
+            f"pass a Dataset, a DataLoader or a list of batches."
         )
 
 
