@@ -23,6 +23,7 @@ from fitkit.checkpointing.save_queue import SaveQueue
 from fitkit.checkpointing.saver import Saver
 from fitkit.core.callback_list import CallbackList, Event
 from fitkit.core.errors import ConfigurationError
+from fitkit.core.fetch_clock import FetchClock
 from fitkit.core.logs import EMPTY_LOGS
 from fitkit.core.state import FitState, Phase
 from fitkit.core.tree import map_tensors
@@ -119,6 +120,15 @@ class HandlerView:
         """The means of the epoch's training batches so far; reading them waits for the device."""
         run = self.unfinished.run
         return {} if run is None else run.train.meters.running()
+
+    def time_fetching(self) -> FetchClock:
+        """A clock that runs from the next pass over the training data on; one for all who ask."""
+        run = self.unfinished.run
+        if run is None:
+            return FetchClock()
+        if run.train.clock is None:
+            run.train.clock = FetchClock()
+        return run.train.clock
 
     @property
     def saves(self) -> SaveQueue:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -44,7 +44,8 @@ def unchanged(
         undo.callback(_remembered_positions(data))
         for put_back in (handler.remember(), handler.callbacks.remember(heard=True)):
             undo.callback(put_back)
-        handler.unfinished, handler.callbacks.departed = Unfinished(), []
+        handler.unfinished = Unfinished()
+        handler.callbacks.departed, handler.callbacks.unclaimed = [], {}
         before = take(handler, place)
         undo.callback(restore, handler, before, skips=Skips(callbacks=True))
         undo.callback(handler.parts.remember())
