@@ -15,6 +15,7 @@ from fitkit.callbacks.json_lines_logger import JSONLinesLogger
 from fitkit.callbacks.lambda_callback import LambdaCallback
 from fitkit.callbacks.learning_rate_monitor import LearningRateMonitor
 from fitkit.callbacks.learning_rate_scheduler import LearningRateScheduler
+from fitkit.callbacks.profiler import Profiler
 from fitkit.callbacks.progress_bar import ProgressBar
 from fitkit.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from fitkit.callbacks.saving import ModelCheckpoint
@@ -43,6 +44,7 @@ from fitkit.core.logs import Logs
 from fitkit.core.monitor import Monitor
 from fitkit.core.state import FitState
 from fitkit.core.types import LoggingMode, ModelType, StepOutput
+from fitkit.learning_rate_sweep import LearningRateSweep
 from fitkit.metrics.metric import MeanMetric, Metric
 from fitkit.metrics.standard import (
     Accuracy,
@@ -53,6 +55,7 @@ from fitkit.metrics.standard import (
 )
 from fitkit.nn_handler import NNHandler
 from fitkit.runtime.world import on_rank
+from fitkit.summary import ModelSummary
 from fitkit.version import __version__
 
 __all__ = [
@@ -78,6 +81,7 @@ __all__ = [
     "LambdaCallback",
     "LearningRateMonitor",
     "LearningRateScheduler",
+    "LearningRateSweep",
     "LoggingMode",
     "Logs",
     "MeanAbsoluteError",
@@ -85,11 +89,13 @@ __all__ = [
     "MeanSquaredError",
     "Metric",
     "ModelCheckpoint",
+    "ModelSummary",
     "ModelType",
     "Monitor",
     "MonitorError",
     "NNHandler",
     "Preempted",
+    "Profiler",
     "ProgressBar",
     "R2Score",
     "RankError",

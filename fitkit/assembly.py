@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset
@@ -12,7 +12,7 @@ from fitkit.core.errors import ConfigurationError, Preempted
 from fitkit.data.fetching import is_map_style
 from fitkit.data.in_memory import is_in_memory
 from fitkit.data.loaders import DataSpec, split_off_validation
-from fitkit.data.spec import require_rereadable
+from fitkit.data.spec import loader_settings, require_rereadable
 from fitkit.engine.run import FitRun, Phase
 from fitkit.engine.schedule import Schedule
 from fitkit.engine.steps import TrainStep
@@ -185,7 +185,7 @@ def _before_batch(handler: NNHandler) -> Callable[[], None] | None:
 
 
 def describe_run(
-    run: FitRun, options: FitOptions, first_epoch: int, metrics: Iterable[str], *, resumed: bool
+    handler: NNHandler, run: FitRun, options: FitOptions, first_epoch: int, *, resumed: bool
 ) -> dict[str, Any]:
     """What callbacks read as ``params``."""
     return {
@@ -196,7 +196,8 @@ def describe_run(
         "validation": run.validation is not None,
         "validation_steps": None if run.validation is None else run.validation.num_batches,
         "validate_every": run.validate_every,
-        "metrics": list(metrics),
+        "metrics": list(handler.parts.metrics),
+        "loader": loader_settings(training_specs(handler, options)[0]),
         "save_on_last_epoch": options.save_on_last_epoch,
         "resumed": resumed,
     }

@@ -101,7 +101,7 @@ def _prepare(
     handler.saves.begin(state.global_step)
     run.finish = handler.saves.finish
     run.recover = lambda: finish_what_was_under_way(handler, goes_on=goes_on)
-    params = describe_run(run, options, first_epoch, handler.parts.metrics, resumed=resumed)
+    params = describe_run(handler, run, options, first_epoch, resumed=resumed)
     handler.callbacks.bind(handler, params, handler.saves.settle)
     with told_as_checkpoint_error() if resumed else nullcontext():
         handler.callbacks.begin()

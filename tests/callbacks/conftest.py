@@ -12,6 +12,7 @@ from torch import nn
 
 from fitkit.callbacks.history import History
 from fitkit.core.callback_list import CallbackList, Event
+from fitkit.core.fetch_clock import FetchClock
 from fitkit.core.logs import Logs
 from fitkit.core.state import FitState, Phase
 
@@ -32,6 +33,11 @@ class StandInHandler:
         self.ema = None
         self.gradient_accumulation_steps = 1
         self.contributed = {}
+        self.device = torch.device("cpu")
+        self.clock = FetchClock()
+
+    def time_fetching(self):
+        return self.clock
 
     def set_weight(self, value):
         with torch.no_grad():
