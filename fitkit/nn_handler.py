@@ -43,6 +43,7 @@ from fitkit.runtime.device import resolve_device
 from fitkit.runtime.logger import make_logger
 from fitkit.runtime.rng import IsolatedStreams
 from fitkit.runtime.world import find_world
+from fitkit.shown import as_html, as_text
 from fitkit.summary import ModelSummary, summarize
 
 
@@ -103,6 +104,13 @@ class NNHandler(HandlerView):
         code = _source_of(parts.module) if save_model_code else None
         world.copy_from_main(parts.module.state_dict().values())
         super().__init__(parts, world, logger, seed, code)
+
+    def __repr__(self) -> str:
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        """The parts, how far training has come, and the history, for a notebook."""
+        return as_html(self)
 
     # ---- setting up -----------------------------------------------------------------------------
 

@@ -36,14 +36,11 @@ class Profiler(Callback):
         active: batches to record, at least 1. They are held in memory, some megabytes each for a
             large model.
         epoch: the epoch to begin in, from 0, counted over the whole run.
-        rows: ops in the table ``table``; 0: none is made.
+        rows: ops in ``table``; 0: none is made.
         record_shapes: tell ops apart by the shapes of their inputs.
         profile_memory: record allocations.
         with_stack: record where in the source each op was called; slow.
         verbose: above 0: also log the table.
-
-    Attributes:
-        table: the costliest ops, to be printed; empty before they were recorded.
 
     Raises:
         ConfigurationError: an argument is out of range.
@@ -89,13 +86,18 @@ class Profiler(Callback):
             "with_stack": with_stack,
         }
         self.num_batches = 0
-        self.table = ""
+        self._table = ""
         self._profile: Any = None
         self._kept_from = 0
 
     def identity(self) -> str:
         """The trace."""
         return str(self.path)
+
+    @property
+    def table(self) -> str:
+        """The costliest ops, to be printed; empty before they were recorded."""
+        return self._table
 
     @property
     def _first(self) -> int:
@@ -173,6 +175,6 @@ class Profiler(Callback):
         if self.rows:
             averages = profile.key_averages(group_by_input_shape=self._recorded["record_shapes"])
             where = "cpu" if self.handler.device.type == "cpu" else "device"
-            self.table = averages.table(sort_by=f"self_{where}_time_total", row_limit=self.rows)
+            self._table = averages.table(sort_by=f"self_{where}_time_total", row_limit=self.rows)
         if self.verbose > 0:
-            self.handler.logger.info("the trace is in %s\n%s", self.path, self.table)
+            self.handler.logger.info("the trace is in %s\n%s", self.path, self._table)
