@@ -58,6 +58,8 @@ class History(Callback):
                 rows.append([one, drawn, *_ends(values)])
                 drawn = Html("")
         title = f"<div>{escape(repr(self).partition(':')[0].strip('<>'))}</div>"
+        if not rows:
+            return title
         return title + table(rows, ("value", "curve", "first", "least", "greatest", "last"))
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
