@@ -53,9 +53,9 @@ from fitkit.metrics.standard import (
     R2Score,
     TopKAccuracy,
 )
+from fitkit.model_summary import ModelSummary
 from fitkit.nn_handler import NNHandler
 from fitkit.runtime.world import on_rank
-from fitkit.summary import ModelSummary
 from fitkit.version import __version__
 
 __all__ = [

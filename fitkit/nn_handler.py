@@ -37,6 +37,7 @@ from fitkit.fitting import run_fit
 from fitkit.handler_view import HandlerView
 from fitkit.learning_rate_sweep import LearningRateSweep, sweep_learning_rates
 from fitkit.metrics.metric import require_metric
+from fitkit.model_summary import ModelSummary
 from fitkit.options import as_options
 from fitkit.parts import ParameterGroups, Parts
 from fitkit.runtime.device import resolve_device
@@ -44,7 +45,7 @@ from fitkit.runtime.logger import make_logger
 from fitkit.runtime.rng import IsolatedStreams
 from fitkit.runtime.world import find_world
 from fitkit.shown import as_html, as_text
-from fitkit.summary import ModelSummary, summarize
+from fitkit.summary import summarize
 
 
 class NNHandler(HandlerView):
