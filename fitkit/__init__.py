@@ -17,6 +17,7 @@ from fitkit.callbacks.lambda_callback import LambdaCallback
 from fitkit.callbacks.learning_rate_monitor import LearningRateMonitor
 from fitkit.callbacks.learning_rate_scheduler import LearningRateScheduler
 from fitkit.callbacks.mlflow_logger import MLflowLogger
+from fitkit.callbacks.profiler import Profiler
 from fitkit.callbacks.progress_bar import ProgressBar
 from fitkit.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from fitkit.callbacks.saving import ModelCheckpoint
@@ -47,6 +48,7 @@ from fitkit.core.logs import Logs
 from fitkit.core.monitor import Monitor
 from fitkit.core.state import FitState
 from fitkit.core.types import LoggingMode, ModelType, StepOutput
+from fitkit.learning_rate_sweep import LearningRateSweep
 from fitkit.metrics.metric import MeanMetric, Metric
 from fitkit.metrics.standard import (
     Accuracy,
@@ -55,6 +57,7 @@ from fitkit.metrics.standard import (
     R2Score,
     TopKAccuracy,
 )
+from fitkit.model_summary import ModelSummary
 from fitkit.nn_handler import NNHandler
 from fitkit.runtime.strategy import DDP, FSDP
 from fitkit.runtime.world import on_rank
@@ -86,6 +89,7 @@ __all__ = [
     "LambdaCallback",
     "LearningRateMonitor",
     "LearningRateScheduler",
+    "LearningRateSweep",
     "LoggingMode",
     "Logs",
     "MLflowLogger",
@@ -94,11 +98,13 @@ __all__ = [
     "MeanSquaredError",
     "Metric",
     "ModelCheckpoint",
+    "ModelSummary",
     "ModelType",
     "Monitor",
     "MonitorError",
     "NNHandler",
     "Preempted",
+    "Profiler",
     "ProgressBar",
     "R2Score",
     "RankError",

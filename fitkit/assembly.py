@@ -12,7 +12,8 @@ from fitkit.core.errors import ConfigurationError, Preempted
 from fitkit.data.fetching import is_map_style
 from fitkit.data.in_memory import is_in_memory
 from fitkit.data.loaders import DataSpec, batch_size_of, split_off_validation
-from fitkit.engine.run import FitRun
+from fitkit.data.spec import loader_settings, require_rereadable
+from fitkit.engine.run import FitRun, Phase
 from fitkit.engine.schedule import Schedule
 from fitkit.engine.steps import TrainStep
 from fitkit.evaluating import averaged, evaluation_forward, forward_of, phase_of, same_buffers
@@ -70,12 +71,7 @@ def fit_run(
         parts.compile()
     precision = make_precision(options.precision, parts.device)
     schedule = _schedule(handler, has_validation=validation_spec is not None)
-    train = phase_of(handler, train_spec, training=True, limit=options.steps_per_epoch)
-    validation = None
-    if validation_spec is not None:
-        validation = phase_of(
-            handler, validation_spec, training=False, limit=options.validation_steps
-        )
+    train, validation = _passes(handler, options, train_spec, validation_spec)
     max_steps = options.max_steps
     return FitRun(
         forward=evaluation_forward(handler, precision),
@@ -100,6 +96,36 @@ def fit_run(
         blame=_blame(handler),
         before_batch=_before_batch(handler),
     )
+
+
+def _passes(
+    handler: NNHandler, options: FitOptions, train: DataSpec, validation: DataSpec | None
+) -> tuple[Phase, Phase | None]:
+    """The pass over the training data, and that over the validation data if there are any."""
+    steps, validation_steps = options.steps_per_epoch, options.validation_steps
+    chosen = options.overfit_batches
+    if chosen is None:
+        phase = phase_of(handler, train, training=True, limit=steps)
+        if validation is None:
+            return phase, None
+        return phase, phase_of(handler, validation, training=False, limit=validation_steps)
+    require_rereadable(train, "overfit_batches")
+    phases = [phase_of(handler, train, training=False, limit=None, in_order=True) for _ in "tv"]
+    limit = _batches_meant(chosen, phases[0].num_batches)
+    for phase, least in zip(phases, (steps, validation_steps), strict=True):
+        phase.limit = limit if least is None else min(limit, least)
+    return phases[0], None if validation is None else phases[1]
+
+
+def _batches_meant(chosen: int | float, num_batches: int | None) -> int:
+    if isinstance(chosen, int):
+        return chosen
+    if num_batches is None:
+        raise ConfigurationError(
+            f"overfit_batches={chosen} is a share of the batches, but the data does not say how "
+            f"many there are: pass their number as an int."
+        )
+    return max(round(chosen * num_batches), 1)
 
 
 def _schedule(handler: NNHandler, *, has_validation: bool) -> Schedule:
@@ -176,6 +202,7 @@ def describe_run(
         "gradient_clipping_norm": options.gradient_clipping_norm,
         "gradient_clipping_value": options.gradient_clipping_value,
         "ema_decay": options.ema_decay,
+        "loader": loader_settings(training_specs(handler, options)[0]),
         "save_on_last_epoch": options.save_on_last_epoch,
         "resumed": resumed,
     }

@@ -87,10 +87,17 @@ def evaluation_forward(handler: NNHandler, precision: Precision) -> Forward:
     return forward_of(handler, precision, custom)
 
 
-def phase_of(handler: NNHandler, spec: DataSpec, *, training: bool, limit: int | None) -> Phase:
+def phase_of(
+    handler: NNHandler,
+    spec: DataSpec,
+    *,
+    training: bool,
+    limit: int | None,
+    in_order: bool = False,
+) -> Phase:
     """One pass over data, with its sums."""
     return Phase(
-        _source(handler, spec, training=training),
+        _source(handler, spec, training=training, in_order=in_order),
         Meters(handler.parts.metrics, handler.device),
         limit,
     )

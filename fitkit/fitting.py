@@ -15,13 +15,14 @@ from fitkit.core.errors import ConfigurationError, Preempted
 from fitkit.core.state import Phase as EpochPhase
 from fitkit.engine import loop
 from fitkit.engine.run import FitRun
+from fitkit.handler_view import copied
 from fitkit.options import FitOptions
 from fitkit.resuming import finish_what_was_under_way, resume
 from fitkit.runtime.logger import close_files
 from fitkit.runtime.rng import capture_streams, derive_seed, restore_streams, seed_streams
 from fitkit.runtime.signals import SignalWatch
-from fitkit.snapshot import restore, told_as_checkpoint_error, unchanged_on_error
-from fitkit.unfinished import Unfinished
+from fitkit.snapshot import told_as_checkpoint_error, unchanged_on_error
+from fitkit.unchanged import unchanged
 
 if TYPE_CHECKING:
     from fitkit.nn_handler import NNHandler
@@ -168,24 +169,15 @@ def _start_over(handler: NNHandler) -> None:
 
 
 def _dry_run(handler: NNHandler, options: FitOptions) -> History:
-    """One batch each of training and validation, without files; the handler is as before."""
-    callbacks, unfinished, calls_made = handler.callbacks, handler.unfinished, handler.calls_made
-    departed, callbacks.departed = callbacks.departed, []
-    handler.unfinished = Unfinished()
-    before, streams = handler.get_state_dict(), capture_streams()
-    silent = [callback for callback in callbacks if callback.writes_files]
+    """A few batches of training and validation, without files; the handler is as before."""
+    silent = [callback for callback in handler.callbacks if callback.writes_files]
     kept = [callback for callback in options.callbacks if not callback.writes_files]
-    for callback in silent:
-        callbacks.remove(callback)
+    options = replace(options, callbacks=tuple(kept), fast_dev_run=False, resume=None)
     tried = History()
-    try:
-        run_fit(handler, replace(options, callbacks=tuple(kept), fast_dev_run=False, resume=None))
-        tried.load_state_dict(handler.history.state_dict())
-    finally:
-        restore(handler, before)
-        restore_streams(streams)
-        callbacks.departed, handler.unfinished = departed, unfinished
-        handler.calls_made = calls_made
+    with unchanged(handler, training_specs(handler, options), copied):
         for callback in silent:
-            callbacks.add(callback)
+            handler.callbacks.remove(callback)
+        run_fit(handler, options)
+        tried.load_state_dict(handler.history.state_dict())
+        tried.interrupted = handler.history.interrupted
     return tried

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from fitkit.checkpointing.save_queue import SaveQueue
 from fitkit.checkpointing.saver import Saver
 from fitkit.core.callback_list import CallbackList, Event
 from fitkit.core.errors import ConfigurationError
+from fitkit.core.fetch_clock import FetchClock
 from fitkit.core.logs import EMPTY_LOGS
 from fitkit.core.state import FitState, Phase
 from fitkit.core.tree import map_tensors
@@ -132,6 +133,15 @@ class HandlerView:
         run = self.unfinished.run
         return {} if run is None else run.train.meters.running()
 
+    def time_fetching(self) -> FetchClock:
+        """A clock that runs from the next pass over the training data on; one for all who ask."""
+        run = self.unfinished.run
+        if run is None:
+            return FetchClock()
+        if run.train.clock is None:
+            run.train.clock = FetchClock()
+        return run.train.clock
+
     @property
     def saves(self) -> SaveQueue:
         """What savers have asked for, on its way to files."""
@@ -213,6 +223,11 @@ class HandlerView:
         if new:
             self._state.begin_call()
         self.calls_made += 1
+
+    def remember(self) -> Callable[[], None]:
+        """A function that puts back the parts that this handler has now, as they will be then."""
+        before = dict(vars(self))
+        return lambda: vars(self).update(before)
 
     def adopt_seeds(self, seed: int | None, data_seed: int | None) -> None:
         """Go on with the seeds of a checkpoint, or of an argument."""

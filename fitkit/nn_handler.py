@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fitkit import description, snapshot
+from fitkit.batch_size_search import search_batch_size
 from fitkit.callbacks.history import History
 from fitkit.checkpointing import discovery, loading, saving
 from fitkit.checkpointing.autosaver import AutoSaver
@@ -34,7 +35,9 @@ from fitkit.engine import evaluation
 from fitkit.evaluating import evaluation_phase, evaluation_run
 from fitkit.fitting import run_fit
 from fitkit.handler_view import HandlerView
+from fitkit.learning_rate_sweep import LearningRateSweep, sweep_learning_rates
 from fitkit.metrics.metric import require_metric
+from fitkit.model_summary import ModelSummary
 from fitkit.options import as_options
 from fitkit.parts import ParameterGroups, Parts
 from fitkit.runtime.device import resolve_device
@@ -43,6 +46,8 @@ from fitkit.runtime.parallel import Parallel
 from fitkit.runtime.rng import IsolatedStreams
 from fitkit.runtime.strategy import Strategy, make_parallel
 from fitkit.runtime.world import World, find_world
+from fitkit.shown import as_html, as_text
+from fitkit.summary import summarize
 
 
 class NNHandler(HandlerView):
@@ -108,6 +113,13 @@ class NNHandler(HandlerView):
         world.copy_from_main(parts.module.state_dict().values())
         parallel.shard(parts.module)
         super().__init__(parts, world, parallel, logger, seed, code)
+
+    def __repr__(self) -> str:
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        """The parts, how far training has come, and the history, for a notebook."""
+        return as_html(self)
 
     # ---- setting up -----------------------------------------------------------------------------
 
@@ -279,7 +291,8 @@ class NNHandler(HandlerView):
         save_on_last_epoch: bool = True,
         max_steps: int | None = None,
         max_time: float | str | datetime.timedelta | None = None,
-        fast_dev_run: bool = False,
+        fast_dev_run: bool | int = False,
+        overfit_batches: int | float | None = None,
         resume: str | Path | bool | None = None,
         preemption_signals: Iterable[signal.Signals] = (signal.SIGTERM,),
     ) -> History:
@@ -309,7 +322,10 @@ class NNHandler(HandlerView):
             save_on_last_epoch: ``auto_save`` also saves the last epoch.
             max_steps: training batches that this call trains at most.
             max_time: wall time of the whole run at most: seconds, a timedelta or "DD:HH:MM:SS".
-            fast_dev_run: try one batch of training and validation, and leave everything as it was.
+            fast_dev_run: try one batch, or so many, of training and of validation, write nothing,
+                and leave everything as it was.
+            overfit_batches: train and validate on the first so many batches (an int), or the first
+                share of them (a float), in order: a model that cannot fit them has a mistake.
             resume: a file; a folder (its newest whole checkpoint, a fresh start if it has none);
                 ``True`` (where this call's own savers write); ``None`` (no). The interrupted call
                 itself goes on.
@@ -387,6 +403,85 @@ class NNHandler(HandlerView):
         run = evaluation_run(self, self._for_one_call(callbacks), precision)
         phase = evaluation_phase(self, data, batch_size=batch_size, steps=steps, in_order=True)
         return evaluation.predict(run, phase, split_inputs, self._in_rounds)
+
+    # ---- looking before training ----------------------------------------------------------------
+
+    def summary(self, example: Any = None, *, input_size: Any = None) -> ModelSummary:
+        """What the model is made of: modules, output shapes, parameters, and memory.
+
+        Args:
+            example: a batch or inputs. Shapes come from one pass over it in evaluation mode, which
+                leaves the model as it was; without it there are none.
+            input_size: in its place the shape of the input, with the batch dimension, for a pass
+                over zeros; a list of shapes for several inputs.
+
+        Returns:
+            the table, to be printed or shown by a notebook.
+        """
+        return summarize(self, example, input_size)
+
+    def find_learning_rate(
+        self,
+        train_data: Any = None,
+        *,
+        min_lr: float = 1e-7,
+        max_lr: float = 10.0,
+        num_steps: int = 100,
+        batch_size: int | None = None,
+        smoothing: float = 0.9,
+        divergence: float = 4.0,
+        **options: Any,
+    ) -> LearningRateSweep:
+        """Train while the rate grows from batch to batch, and leave everything as it was.
+
+        Smith's range test (arXiv:1506.01186), with rates that grow exponentially.
+
+        Args:
+            train_data: as in ``fit``, but not an iterator, which could not be put back.
+            min_lr: the first rate, above 0; groups keep their rates relative to the first group's.
+            max_lr: the last one, above ``min_lr``.
+            num_steps: batches, at least 5; shorter data is read again.
+            batch_size: as in ``fit``.
+            smoothing: weight of the past in the running mean of the loss, in ``[0, 1)``.
+            divergence: end when that mean is so many times its least.
+            **options: of ``fit``: ``precision``, ``compile``, ``ema_decay`` and
+                ``gradient_...``.
+
+        Raises:
+            FitkitError: something is missing or does not fit.
+        """
+        judging = (smoothing, divergence)
+        rates = (min_lr, max_lr, num_steps)
+        return sweep_learning_rates(self, train_data, rates, judging, batch_size, options)
+
+    def find_batch_size(
+        self,
+        train_data: Any = None,
+        *,
+        start: int = 2,
+        max_size: int | None = None,
+        num_steps: int = 3,
+        **options: Any,
+    ) -> int:
+        """The largest batch that trains without running out of memory; all is left as it was.
+
+        The size is doubled until memory runs out, then bisected. Take a little less: what else
+        uses the device, and longer samples, need room too. A system that ends a process for
+        memory, as Linux does for the host's, cannot be caught: pass ``max_size`` on a CPU.
+
+        Args:
+            train_data: as in ``fit``, of a kind whose batches can be made anew.
+            start: the first size.
+            max_size: the largest; ``None``: as many samples as there are.
+            num_steps: batches that a size has to train, at least 1; the optimizer's memory is
+                taken in the first.
+            **options: as for ``find_learning_rate``.
+
+        Raises:
+            FitkitError: something is missing or does not fit.
+            RuntimeError: not even one sample fits; or a ``MemoryError``.
+        """
+        return search_batch_size(self, train_data, start, max_size, num_steps, options)
 
     def _in_rounds(self, outputs: list[Any]) -> list[Any]:
         """The outputs of all processes, which take turns in the order of the data."""

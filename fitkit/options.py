@@ -42,7 +42,8 @@ class FitOptions:
     save_on_last_epoch: bool = True
     max_steps: int | None = None
     max_time: float | str | datetime.timedelta | None = None
-    fast_dev_run: bool = False
+    fast_dev_run: bool | int = False
+    overfit_batches: int | float | None = None
     resume: Any = None
     preemption_signals: tuple[signal.Signals, ...] = (signal.SIGTERM,)
 
@@ -52,6 +53,9 @@ class FitOptions:
             require_count(name, getattr(self, name))
         for name in ("batch_size", "steps_per_epoch", "validation_steps", "max_steps"):
             require_count(name, getattr(self, name), optional=True)
+        if not isinstance(self.fast_dev_run, bool):
+            require_count("fast_dev_run", self.fast_dev_run, minimum=0)
+        _require_share_or_count("overfit_batches", self.overfit_batches)
         for name in ("gradient_clipping_norm", "gradient_clipping_value"):
             _require_positive(name, getattr(self, name))
         require_number("ema_decay", self.ema_decay)
@@ -70,8 +74,10 @@ class FitOptions:
             )
 
     def for_fast_dev_run(self) -> FitOptions:
-        """One batch of training and one of validation, in one epoch."""
-        return replace(self, epochs=1, steps_per_epoch=1, validation_steps=1, validate_every=1)
+        """As many batches of training and of validation as were asked for, in one epoch."""
+        steps = int(self.fast_dev_run)
+        limits = {"steps_per_epoch": steps, "validation_steps": steps}
+        return replace(self, epochs=1, validate_every=1, **limits)  # type: ignore[arg-type]
 
     def extra_callbacks(self, attached: Iterable[Callback]) -> list[Callback]:
         """The callbacks that arguments stand for, as far as they are not attached already."""
@@ -106,6 +112,16 @@ def as_options(**arguments: Any) -> FitOptions:
 
 def _has(callbacks: Iterable[Callback], kind: type[Callback]) -> bool:
     return any(isinstance(callback, kind) for callback in callbacks)
+
+
+def _require_share_or_count(name: str, value: Any) -> None:
+    if value is None or (type(value) is int and value >= 1):
+        return
+    if type(value) is not float or not 0.0 < value <= 1.0:
+        raise ConfigurationError(
+            f"{name} must be a number of batches of at least 1 (an int), or a share of them above "
+            f"0 and at most 1.0 (a float), received {value!r}."
+        )
 
 
 def _require_positive(name: str, value: Any) -> None:

@@ -101,6 +101,11 @@ class Parts:
         self.train_step: Callable[..., Any] | None = None
         self.evaluation_step: Callable[..., Any] | None = None
 
+    def remember(self) -> Callable[[], None]:
+        """A function that puts back the parts that are set now, as they will be then."""
+        before = {**vars(self), "metrics": dict(self.metrics)}
+        return lambda: vars(self).update(before)
+
     def compile(self) -> None:
         """Call the model through ``torch.compile`` from now on; its weights stay the module's."""
         if self.model is self.module:

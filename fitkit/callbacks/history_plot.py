@@ -25,7 +25,7 @@ def draw_history(
     Raises:
         ConfigurationError: the history is empty, or matplotlib is not installed.
     """
-    figure_class = _figure_class()
+    figure_class = _figure_class("History.plot")
     if not epochs:
         raise ConfigurationError(
             "the history holds no epoch yet, so there is nothing to plot: call fit first."
@@ -37,20 +37,59 @@ def draw_history(
     figure: Figure = figure_class(figsize=(width * columns, height * rows), layout="constrained")
     for position, name in enumerate(panels, start=1):
         _draw_panel(figure.add_subplot(rows, columns, position), name, history, epochs)
+    _write(figure, path)
+    return figure
+
+
+def draw_sweep(
+    lrs: Sequence[float],
+    losses: Sequence[float],
+    smoothed: Sequence[float],
+    suggestion: float | None,
+    path: str | Path | None,
+) -> Figure:
+    """Losses over learning rates; see ``LearningRateSweep.plot``.
+
+    Raises:
+        ConfigurationError: matplotlib is not installed.
+    """
+    figure: Figure = _figure_class("LearningRateSweep.plot")(
+        figsize=_PANEL_INCHES, layout="constrained"
+    )
+    axes: Any = figure.add_subplot()
+    axes.plot(lrs, losses, color="C0", alpha=0.3, label="each batch")
+    axes.plot(lrs, smoothed, color="C0", label="running mean")
+    if suggestion is not None:
+        axes.axvline(suggestion, color="C1", linestyle="--", label=f"suggestion {suggestion:.2e}")
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_title("loss")
+    _tidy(axes)
+    axes.legend(frameon=False)
+    _write(figure, path)
+    return figure
+
+
+def _write(figure: Figure, path: str | Path | None) -> None:
     if path is not None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
-    return figure
 
 
-def _figure_class() -> type[Any]:
+def _tidy(axes: Any) -> None:
+    axes.grid(alpha=0.3)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _figure_class(who: str) -> type[Any]:
     try:
         # not pyplot: no window system is needed, and no figure stays registered
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigurationError(
-            'History.plot needs matplotlib, which is not installed: pip install "fitkit[plot]"'
+            f'{who} needs matplotlib, which is not installed: pip install "fitkit[plot]"'
         ) from error
     return Figure
 
@@ -79,8 +118,6 @@ def _draw_panel(
     axes.set_title(name)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    _tidy(axes)
     if paired and axes.lines:
         axes.legend(frameon=False)

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from tqdm import auto
+from tqdm.std import TqdmWarning
 from tqdm.std import tqdm as terminal_tqdm
 
-from fitkit.callbacks.formatting import format_epoch, format_logs, format_seconds
+with warnings.catch_warnings():
+    # a notebook without ipywidgets gets the lines of finished epochs
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm import auto
+
+from fitkit.callbacks.formatting import format_epoch, format_logs, format_rate, format_seconds
+from fitkit.callbacks.loader_advice import LoaderAdvice
+from fitkit.callbacks.pace import Pace
 from fitkit.core.callback import Callback
 from fitkit.core.checks import require_number
 from fitkit.core.errors import ConfigurationError
+from fitkit.core.fetch_clock import FetchClock
 from fitkit.core.logs import Logs
 from fitkit.core.state import Phase
+from fitkit.runtime.device import reads_pinned_memory
 
 _KNOWN_LENGTH = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 _IN_NOTEBOOK = auto.notebook_tqdm is not terminal_tqdm
@@ -27,6 +37,10 @@ class _Bar(auto.tqdm):  # type: ignore[misc]  # tqdm has no types
 
 class ProgressBar(Callback):
     """A bar for the epoch in progress, and a line for each that is done.
+
+    Both show samples per second of training, and the share of its time that was spent waiting for
+    data; the bar the time that is left in the epoch, the line that of the epochs to come. One
+    warning is given where the loader takes most of the time for long.
 
     It draws by time and reads metrics only when it draws, so it costs next to nothing. Where
     standard error is no terminal (a log file) only the lines of finished epochs are written. It
@@ -54,7 +68,9 @@ class ProgressBar(Callback):
         self._started = 0.0
         self._drawn = 0.0
         self._batches = 0
-        self._first_batch = 0
+        self._clock = FetchClock()
+        self._advice = LoaderAdvice(self._clock, None)
+        self._pace = Pace(self._clock, 0, None)
 
     # ---- training -------------------------------------------------------------------------------
 
@@ -62,6 +78,10 @@ class ProgressBar(Callback):
         """A resumed run goes on inside its epoch, whose beginning is not heard again."""
         self._close()
         self._is_training = True
+        if self._is_main:
+            pins = reads_pinned_memory(self.handler.device)
+            self._clock = self.handler.time_fetching()
+            self._advice = LoaderAdvice(self._clock, self.params.get("loader"), pins=pins)
         state = self.handler.state
         if state.phase is Phase.TRAIN:
             self._open_epoch(state.epoch, state.batch)
@@ -77,27 +97,41 @@ class ProgressBar(Callback):
     def _open_epoch(self, epoch: int, batch: int) -> None:
         self._close()
         self._started = time.monotonic()
-        self._batches = self._first_batch = batch
-        title = format_epoch(epoch, self.params.get("last_epoch"))
+        self._batches = batch
+        last_epoch = self.params.get("last_epoch")
+        left = None if batch or last_epoch is None else last_epoch - epoch - 1
+        self._pace = Pace(self._clock, self.handler.state.samples_seen, left)
+        title = format_epoch(epoch, last_epoch)
         self._epoch_bar = self._open(title, self.params.get("steps"), batch)
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Draw, if it is time."""
         self._batches = batch + 1
         bar = self._epoch_bar
-        if bar is None:
-            return
-        if self._batches == bar.total:
+        if bar is not None and self._batches == bar.total:
             # leaves a clean line for what other callbacks print at the epoch's end
             bar.clear()
         elif self._is_time():
-            bar.set_postfix_str(format_logs(self.handler.running_logs()), refresh=False)
-            bar.update(self._batches - bar.n)
+            self._advise()
+            if bar is not None:
+                seconds = self._drawn - self._started
+                pace = self._pace.speed(self.handler.state.samples_seen, seconds)
+                values = format_logs(self.handler.running_logs())
+                bar.set_postfix_str(", ".join(filter(None, [*pace, values])), refresh=False)
+                bar.update(self._batches - bar.n)
+
+    def _advise(self) -> None:
+        sentence = self._advice.look()
+        if sentence is not None:
+            if self._epoch_bar is not None:
+                self._epoch_bar.clear()
+            warnings.warn(sentence, stacklevel=2)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """A line with all values takes the bar's place."""
         if not self._is_main:
             return
+        self._advise()
         title = format_epoch(epoch, self.params.get("last_epoch"))
         costs = self.handler.saves.describe(self.handler.state.global_step)
         line = "  ".join(part for part in (self._summary(title, logs), costs) if part)
@@ -130,7 +164,7 @@ class ProgressBar(Callback):
     def _open_pass(self, title: str) -> None:
         self._close()
         self._started = time.monotonic()
-        self._batches = self._first_batch = 0
+        self._batches = 0
         self._pass_bar = self._open(title, None, 0)
 
     def _advance_pass(self, batch: int) -> None:
@@ -198,10 +232,14 @@ class ProgressBar(Callback):
 
     def _summary(self, title: str, logs: Mapping[str, float]) -> str:
         seconds = time.monotonic() - self._started
-        num_batches = self._batches - self._first_batch
         batches = f"{self._batches} batch{'' if self._batches == 1 else 'es'}"
-        rate = f" ({num_batches / seconds:.1f}/s)" if seconds > 0 and num_batches else ""
-        parts = [f"{title}:", f"{batches} in {format_seconds(seconds)}{rate}", format_logs(logs)]
+        if self._is_training:
+            pace = [*self._pace.speed(self.handler.state.samples_seen), *self._pace.left(seconds)]
+        else:
+            has_rate = seconds > 0 and self._batches
+            pace = [f"{format_rate(self._batches / seconds)} batches/s"] if has_rate else []
+        told = f" ({', '.join(pace)})" if pace else ""
+        parts = [f"{title}:", f"{batches} in {format_seconds(seconds)}{told}", format_logs(logs)]
         return "  ".join(part for part in parts if part)
 
     def _finish(self, bar: Any, line: str, logs: Mapping[str, float]) -> None:

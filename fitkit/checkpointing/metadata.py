@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from fitkit.checkpointing import checkpoint, schema
 from fitkit.checkpointing.plain import from_plain
 from fitkit.core.errors import CheckpointError
+from fitkit.core.html import table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Metadata:
     """What a full checkpoint is.
 
@@ -44,6 +47,30 @@ class Metadata:
     metrics: Mapping[str, float]
     callbacks: Mapping[str, Any]
     state: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"<checkpoint {str(self.path)!r}: {self._where()}>"
+
+    def _where(self) -> str:
+        inside = f" and {self.batch} batches" if self.batch else ""
+        return f"{self.epoch} epochs{inside}, step {self.global_step}"
+
+    def _repr_html_(self) -> str:
+        """What it is, for a notebook."""
+        weights = self.state["model_state_dict"]
+        shapes = [value for value in weights.values() if isinstance(value, Tensor)]
+        facts = {
+            "file": f"{self.path} ({self.size_bytes:,} bytes)",
+            "model": self.state["model_class"] or "a ready module",
+            "weights": f"{sum(one.numel() for one in shapes):,} numbers in {len(shapes)} tensors",
+            "optimizer": self.state["optimizer_class"] or "none",
+            "trained": self._where(),
+            "last values": ", ".join(f"{k}={v:.6g}" for k, v in self.metrics.items()) or "none",
+            "callbacks": ", ".join(map(str, self.callbacks)) or "none",
+            "written by": f"fitkit {self.fitkit_version}, torch {self.pytorch_version}, "
+            f"format {self.format_version}",
+        }
+        return table(list(facts.items()))
 
 
 def read_metadata(path: str | Path) -> Metadata:

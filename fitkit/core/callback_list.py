@@ -105,6 +105,17 @@ class CallbackList(CallbackStates):
             if entry := entry_of(callback):
                 self.departed.append(entry)
 
+    def remember(self, *, heard: bool = False) -> Callable[[], None]:
+        """As that of the states; what hears which event is as it was too."""
+        undo, after_event = super().remember(heard=heard), self._after_event
+
+        def put_back() -> None:
+            undo()
+            self._after_event = after_event
+            self._rebuild()
+
+        return put_back
+
     def _rebuild(self) -> None:
         self._callbacks.sort(key=lambda callback: callback.order)
         self._table = {

@@ -86,21 +86,27 @@ class CallbackStates:
         for callback in self._callbacks:
             self._claim_exact(callback)
 
-    def remember(self) -> Callable[[], None]:
-        """A function that undoes whatever ``load_state_dict`` does from now on."""
-        unclaimed, restored = self.unclaimed, set(self._restored)
+    def remember(self, *, heard: bool = False) -> Callable[[], None]:
+        """A function that undoes whatever ``load_state_dict`` does from now on.
+
+        Args:
+            heard: also what callbacks are told, and which are here.
+        """
+        here, run, departed = list(self._callbacks), self._run, self.departed
+        unclaimed, restored = dict(self.unclaimed), set(self._restored)
         held = [
-            (callback, {name: getattr(callback, name) for name in callback.state_fields}, entry)
-            for callback, entry in ((one, copy.deepcopy(entry_of(one))) for one in self._callbacks)
+            (callback, dict(vars(callback)), copy.deepcopy(entry_of(callback))) for callback in here
         ]
 
         def undo() -> None:
-            for callback, fields, entry in held:
-                for name, value in fields.items():
-                    setattr(callback, name, value)
+            for callback, attributes, entry in held:
+                vars(callback).clear()
+                vars(callback).update(attributes)
                 # one with a way of its own; if it refused its state, it has changed nothing
-                if not fields and entry is not None and id(callback) in self._restored:
+                has_own_way = not callback.state_fields and id(callback) in self._restored
+                if entry is not None and (heard or has_own_way):
                     callback.load_state_dict(entry["state"])
+            self._callbacks, self._run, self.departed = here, run, departed
             self.unclaimed, self._restored = unclaimed, restored
 
         return undo

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from fitkit.core.errors import ConfigurationError
 from fitkit.data.batches import describe
@@ -39,6 +39,36 @@ class DataSpec:
             batch_size=self.batch_size if batch_size is None else batch_size,
             global_batch_size=self.global_batch_size if batch_size is None else None,
             shuffle=self.shuffle if shuffle is None else shuffle,
+        )
+
+
+def loader_settings(spec: DataSpec) -> dict[str, Any] | None:
+    """What decides how fast data is loaded: empty for a plain iterable, ``None`` in memory."""
+    data, kwargs = spec.data, spec.loader_kwargs
+    if is_in_memory(data) or (tensors_of(data) is not None and not set(kwargs) - {"drop_last"}):
+        return None
+    if isinstance(data, DataLoader):
+        return {"num_workers": data.num_workers, "pin_memory": data.pin_memory}
+    if is_map_style(data) or isinstance(data, IterableDataset):
+        pins = kwargs.get("pin_memory", False)
+        return {"num_workers": kwargs.get("num_workers", 0), "pin_memory": pins}
+    return {}
+
+
+def require_rereadable(spec: DataSpec, what: str) -> None:
+    """Fail for an iterator, which gives its batches only once.
+
+    Args:
+        spec: the data.
+        what: what reads it more than once.
+
+    Raises:
+        ConfigurationError: it is one.
+    """
+    if isinstance(spec.data, Iterator):
+        raise ConfigurationError(
+            f"{what} reads the same batches more than once, which {describe(spec.data)} cannot: "
+            f"pass a Dataset, a DataLoader or a list of batches."
         )
 
 

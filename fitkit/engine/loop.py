@@ -117,7 +117,8 @@ def train_pass(run: FitRun) -> None:
 def remaining(phase: Phase, epoch: int, start: int) -> Iterator[Any]:
     """The batches of a pass from ``start`` on, up to its limit; none is fetched in vain."""
     stop = None if phase.limit is None else max(phase.limit - start, 0)
-    return islice(phase.source.iterate(epoch, start), stop)
+    batches = islice(phase.source.iterate(epoch, start), stop)
+    return batches if phase.clock is None else phase.clock.timed(batches)
 
 
 def validation_pass(run: FitRun) -> None:

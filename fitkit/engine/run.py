@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 
 from fitkit.core.callback_list import CallbackList
+from fitkit.core.fetch_clock import FetchClock
 from fitkit.core.state import FitState
 from fitkit.core.types import BatchSource
 
@@ -42,11 +43,13 @@ class Phase:
         source: the batches.
         meters: the sums of this pass.
         limit: batches to take at most, or ``None`` for all.
+        clock: measures the waiting for batches, or ``None`` if nobody wants to know.
     """
 
     source: BatchSource
     meters: Meters
     limit: int | None = None
+    clock: FetchClock | None = None
 
     @property
     def num_batches(self) -> int | None:

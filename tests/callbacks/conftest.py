@@ -15,6 +15,7 @@ import fitkit
 from fitkit.callbacks.history import History
 from fitkit.callbacks.wandb_history import WandbHistory
 from fitkit.core.callback_list import CallbackList, Event
+from fitkit.core.fetch_clock import FetchClock
 from fitkit.core.logs import Logs
 from fitkit.core.state import FitState, Phase
 
@@ -40,6 +41,11 @@ class StandInHandler:
             model_spec=None, optimizer_spec=None, scheduler_spec=None, loss=None
         )
         self.callbacks = []
+        self.device = torch.device("cpu")
+        self.clock = FetchClock()
+
+    def time_fetching(self):
+        return self.clock
 
     def set_weight(self, value):
         with torch.no_grad():

@@ -41,6 +41,7 @@ MAKE = {
     "ModelCheckpoint": lambda: fitkit.ModelCheckpoint(
         "best/{epoch:02d}.pth", monitor="val_loss", save_best_only=True, max_to_keep=1
     ),
+    "Profiler": lambda: fitkit.Profiler("traces/trace.json", active=3),
     "ProgressBar": lambda: fitkit.ProgressBar(),
     "ReduceLROnPlateau": lambda: fitkit.ReduceLROnPlateau(
         "loss", mode="max", patience=1, cooldown=2
@@ -57,7 +58,13 @@ CHANGE_TRAINING = {
     "LearningRateScheduler",
     "ReduceLROnPlateau",
 }
-TIMES = ("*seconds*", "*samples_per_second*", "*batches_per_second*", "*waiting_share*")
+TIMES = (
+    "*seconds*",
+    "*samples_per_second*",
+    "*batches_per_second*",
+    "*waiting_share*",
+    "*trace.json*",
+)
 # full of times, as are rows that are still on their way in checkpoints; test_tracker.py compares
 # what trackers hold
 FILES_OF_TRACKERS = ("*files*tb/*", "*files*wandb/*", "*files*'unsafe'*", "*files*'pending'*")

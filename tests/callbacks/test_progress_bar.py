@@ -1,5 +1,7 @@
 import io
 import re
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -57,7 +59,7 @@ def log_file(monkeypatch):
 
 
 def without_times(lines):
-    return [re.sub(r" in .*?\(.*?/s\)", "", line) for line in lines]
+    return [re.sub(r" in [^()]*? s( \(.*?\))?(?=  |$)", "", line) for line in lines]
 
 
 def test_in_a_log_file_a_line_per_epoch(drive, log_file):
@@ -180,6 +182,59 @@ def test_a_resume_between_epochs_shows_the_next_one(drive, terminal):
     assert terminal.getvalue() == ""
     second.epoch({"loss": 1.0})
     assert "Epoch 2/3:   0%" in terminal.drawings[0]
+
+
+def test_speed_waiting_and_the_time_left_are_shown(drive, terminal, monkeypatch):
+    driver = drive(ProgressBar(0), steps=2)
+    now = [0.0]
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: now[0])
+    driver.begin(last_epoch=3)
+    driver.callbacks.fire(Event.EPOCH_BEGIN, 0, Logs())
+    clock = driver.handler.clock
+    now[0], clock.waiting_seconds = 2.0, 0.5
+    driver.batch(0, {})
+    clock.waiting_seconds, clock.working_seconds = 1.0, 3.0
+    driver.batch(1, {})
+    now[0] = 5.0
+    driver.validate()
+    driver.end_epoch({"loss": 0.5})
+    assert any("2.000 samples/s, 25% waiting for data, loss=0.5000" in t for t in terminal.drawings)
+    assert terminal.lines[-1] == (
+        "Epoch 1/3:  2 batches in 5.0 s (2.000 samples/s, 25% waiting for data, 10.0 s left)  "
+        "loss=0.5000"
+    )
+    driver.end()
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_loader_that_is_too_slow_is_told_on_a_line_of_its_own(drive, monkeypatch, is_terminal):
+    screen = install(monkeypatch, Screen(is_terminal=is_terminal))
+    driver = drive(ProgressBar(0), steps=3)
+    driver.begin(last_epoch=1, loader={"num_workers": 0, "pin_memory": False})
+    driver.callbacks.fire(Event.EPOCH_BEGIN, 0, Logs())
+    clock = driver.handler.clock
+    clock.waiting_seconds, clock.working_seconds, clock.num_batches = 90.0, 10.0, 1000
+    seen = []
+    told = SimpleNamespace(warn=lambda text, stacklevel: seen.append((text, screen.lines)))
+    monkeypatch.setattr(progress_bar, "warnings", told)
+    driver.batch(0, {})
+    driver.batch(1, {})
+    ((text, shown),) = seen
+    assert text.startswith("the loader took 90%")
+    assert shown == []  # the bar is out of the way
+    driver.end_epoch({"loss": 0.5})
+    driver.end()
+
+
+def test_a_notebook_without_widgets_gets_lines_and_no_warning():
+    code = (
+        "import sys, types; sys.modules['ipykernel.zmqshell'] = types.ModuleType('shell');"
+        "import IPython, torch, warnings; sys.modules['ipywidgets'] = None;"
+        "warnings.simplefilter('error');"
+        "from fitkit.callbacks import progress_bar; print(progress_bar._IN_NOTEBOOK)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (shown.stdout, shown.stderr) == ("False\n", "")
 
 
 @pytest.mark.parametrize("in_validation", [False, True])

@@ -4,7 +4,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from fitkit.core.errors import ConfigurationError, DataError
-from fitkit.data.spec import DataSpec, split_off_validation
+from fitkit.data.spec import (
+    DataSpec,
+    loader_settings,
+    require_rereadable,
+    split_off_validation,
+)
 
 TENSOR = torch.arange(10)
 
@@ -81,3 +86,33 @@ def test_arrays_that_do_not_fit_are_not_split():
 def test_a_sampler_of_the_whole_cannot_sample_a_part(kwargs):
     with pytest.raises(ConfigurationError, match="cannot be combined with a sampler"):
         split_off_validation(DataSpec(Squares(), loader_kwargs=kwargs), 0.5)
+
+
+NOTHING = {"num_workers": 0, "pin_memory": False}
+PLAIN = TensorDataset(TENSOR)
+
+
+@pytest.mark.parametrize(
+    ("data", "kwargs", "expected"),
+    [
+        (TENSOR, {}, None),
+        ((TENSOR, TENSOR), {}, None),
+        (PLAIN, {"drop_last": True}, None),
+        (PLAIN, {"num_workers": 2}, {"num_workers": 2, "pin_memory": False}),
+        (Squares(), {}, NOTHING),
+        (Squares(), {"num_workers": 3, "pin_memory": True}, {"num_workers": 3, "pin_memory": True}),
+        (Stream(), {}, NOTHING),
+        (DataLoader(Squares(), num_workers=1), {}, {"num_workers": 1, "pin_memory": False}),
+        ([TENSOR], {}, {}),
+    ],
+)
+def test_what_decides_how_fast_data_is_loaded(data, kwargs, expected):
+    assert loader_settings(DataSpec(data, loader_kwargs=kwargs)) == expected
+
+
+def test_what_gives_its_batches_only_once_is_refused():
+    for data in (TENSOR, [TENSOR], Squares(), Stream(), DataLoader(Squares())):
+        require_rereadable(DataSpec(data), "a test")
+    for once in (iter([TENSOR]), (row for row in TENSOR)):
+        with pytest.raises(ConfigurationError, match="a test reads the same batches more than"):
+            require_rereadable(DataSpec(once), "a test")
