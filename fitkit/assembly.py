@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset
 
 from fitkit.agreement import Agreement
+from fitkit.capturing import capture_of
 from fitkit.core.errors import ConfigurationError, Preempted
 from fitkit.data.fetching import is_map_style
 from fitkit.data.in_memory import is_in_memory
 from fitkit.data.loaders import DataSpec, split_off_validation
+from fitkit.engine.capture import CapturedStep
 from fitkit.engine.run import FitRun
 from fitkit.engine.schedule import Schedule
 from fitkit.engine.steps import TrainStep
@@ -119,7 +122,8 @@ def _train_step(
     world = handler.world
     parallel = DataParallel(world)
     parts.wrapped = model = parallel.wrap(parts.model)
-    return TrainStep(
+    kind = partial(CapturedStep, capture=capture_of(handler)) if options.capture else TrainStep
+    return kind(
         forward_of(handler, precision, parts.train_step, model),
         parts.module,
         parts.optimizer,

@@ -104,24 +104,24 @@ class TrainStep:
         if not output.backward:
             self._count_step()
             return output, own
-        size = self._accumulation()
-        if size == 1:
-            even = share is None or own * self._num_processes == total
-            weight = 1.0 if even else own * self._num_processes / total
-            self._backward(output.loss if even else output.loss * weight)
-            self._take_step()
-            return output, own
-        if self._batches == 0:
-            self._expected = size * total
-        weight = own * self._num_processes / self._expected
-        self._batches += 1
-        self._samples += total
-        is_full = self._batches >= size or is_last
+        weight, is_full = self._weigh(own, total, is_last=is_last)
         with nullcontext() if is_full else self._held_back():
-            self._backward(output.loss * weight)
+            self._backward(output.loss if weight == 1.0 else output.loss * weight)
         if is_full:
             self._take_step()
         return output, own
+
+    def _weigh(self, own: int, total: int, *, is_last: bool) -> tuple[float, bool]:
+        """The weight of a batch in its window, which it joins, and whether that is full with it."""
+        size = self._accumulation()
+        part = own * self._num_processes
+        if size == 1:
+            return part / total, True
+        if not self._batches:
+            self._expected = size * total
+        self._batches += 1
+        self._samples += total
+        return part / self._expected, self._batches >= size or is_last
 
     def finish(self) -> None:
         """Step on what a window holds that no further batch will fill."""
