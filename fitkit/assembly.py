@@ -20,6 +20,7 @@ from fitkit.engine.schedule import Schedule
 from fitkit.engine.steps import TrainStep
 from fitkit.evaluating import averaged, evaluation_forward, forward_of, phase_of, same_buffers
 from fitkit.options import FitOptions
+from fitkit.parts import CompiledSteps
 from fitkit.runtime.parallel import DataParallel
 from fitkit.runtime.precision import Precision, make_precision
 from fitkit.runtime.rng import derive_seed, seed_streams
@@ -136,7 +137,15 @@ def _train_step(
         num_processes=world.size,
         held_back=lambda: parallel.held_back(model),
         average=parallel.average_gradients,
+        stepper=_stepper(handler, options, precision),
     )
+
+
+def _stepper(
+    handler: NNHandler, options: FitOptions, precision: Precision
+) -> CompiledSteps | None:
+    is_compiled = options.compile and not precision.reads_to_step
+    return handler.parts.compiled_optimizer() if is_compiled else None
 
 
 def _blame(handler: NNHandler) -> Callable[[BaseException], BaseException]:

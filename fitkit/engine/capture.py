@@ -223,7 +223,7 @@ class CapturedStep(TrainStep):
 
     def _optimize(self) -> None:
         self._clip()
-        self._precision.step(self._stepped)
+        self._precision.step(self._stepper)
         average = self._capture.average()
         if average is not None:
             average.move(self._module)

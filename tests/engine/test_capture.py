@@ -12,7 +12,7 @@ from fitkit.core.errors import ConfigurationError
 from fitkit.engine.capture import MOST_RECORDINGS, WARM_UP, why_not_recorded
 from fitkit.testing import assert_resumes_exactly, differences
 
-EPOCHS, FULL = 3, 10  # full batches per epoch; each epoch ends with a short one
+EPOCHS, FULL = 2, 10  # full batches per epoch; each epoch ends with a short one
 BATCHES = EPOCHS * (FULL + 1)
 MOMENTUM = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})
 
@@ -81,7 +81,7 @@ def test_a_captured_step_is_the_usual_one_bit_for_bit(graphs, options, optimizer
     usual, captured = pair(lambda: make(optimizer), validation_data=samples(6), **options)
     assert same(usual, captured)
     assert graphs.replayed + graphs.as_usual == BATCHES
-    assert graphs.replayed > 20
+    assert graphs.replayed > 12
     assert graphs.recorded == (2 if "gradient_accumulation_steps" in options else 1)
 
 
@@ -95,7 +95,7 @@ def test_batches_of_changing_length_run_as_usual(graphs):
     data = [tuple(part[: 2 + i % 3] for part in samples()) for i in range(12)]
     usual, captured = pair(data=data)
     assert same(usual, captured)
-    assert (graphs.recorded, graphs.as_usual) == (0, 36)
+    assert (graphs.recorded, graphs.as_usual) == (0, 24)
 
 
 def test_batches_that_are_mappings(graphs):
@@ -285,7 +285,7 @@ def test_callbacks_work_as_ever(graphs, event, act, size):
     usual, captured = pair(callbacks=callbacks, **options)
     assert same(usual, captured)
     assert made[0].seen == made[1].seen
-    assert graphs.replayed > 10
+    assert graphs.replayed > 3
 
 
 def test_terminating_on_nan(graphs):
@@ -297,7 +297,7 @@ def test_terminating_on_nan(graphs):
     assert graphs.replayed
 
 
-@pytest.mark.parametrize(("interval", "replayed"), [("epoch", 20), ("step", 25)])
+@pytest.mark.parametrize(("interval", "replayed"), [("epoch", 13), ("step", 15)])
 def test_schedules(graphs, interval, replayed):
     def scheduled():
         handler = make()
@@ -367,9 +367,9 @@ def test_a_loss_that_depends_on_the_epoch(graphs):
 
 
 def test_recordings_are_not_piled_up(graphs):
-    x, y = samples(4 * 100)
-    forms = [tuple(part[i : i + 2 + i // 5 % 12] for part in (x, y)) for i in range(60)]
-    usual, captured = pair(data=forms)
+    x, y = samples()
+    forms = [tuple(part[: 2 + i // 5] for part in (x, y)) for i in range(5 * MOST_RECORDINGS + 5)]
+    usual, captured = pair(data=forms, epochs=1)
     assert same(usual, captured)
     assert graphs.recorded > MOST_RECORDINGS
 
@@ -401,10 +401,13 @@ def test_a_captured_run_resumes_exactly_at_every_boundary(graphs, options):
 
 def test_a_run_may_be_captured_from_a_resume_on(graphs, tmp_path):
     options = {"epochs": 2, "progress_bar": False, "ema_decay": 0.8}
-    saver = fitkit.ModelCheckpoint(tmp_path / "{global_step}.pth", save_freq=5)
+
+    def saver():
+        return fitkit.ModelCheckpoint(tmp_path / "{global_step}.pth", save_freq=5)
+
     whole, resumed = resumed_handler(), resumed_handler()
-    whole.fit(callbacks=[saver], **options)
-    resumed.fit(resume=tmp_path / "5.pth", capture=True, **options)
+    whole.fit(callbacks=[saver()], **options)
+    resumed.fit(callbacks=[saver()], resume=tmp_path / "5.pth", capture=True, **options)
     assert graphs.replayed
     weights = [handler.module.state_dict() for handler in (whole, resumed)]
     assert list(differences(*weights)) == []
