@@ -141,9 +141,7 @@ def _train_step(
     )
 
 
-def _stepper(
-    handler: NNHandler, options: FitOptions, precision: Precision
-) -> CompiledSteps | None:
+def _stepper(handler: NNHandler, options: FitOptions, precision: Precision) -> CompiledSteps | None:
     is_compiled = options.compile and not precision.reads_to_step
     return handler.parts.compiled_optimizer() if is_compiled else None
 

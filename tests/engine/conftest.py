@@ -93,7 +93,7 @@ def weights():
 READS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
 
 
-class Recorder(TorchDispatchMode):
+class Operations(TorchDispatchMode):
     """Notes every operation with the memory that it works on; whatever it changes is put back.
 
     As with CUDA: nothing has happened when the recording is done, a replay repeats operations and
@@ -155,7 +155,7 @@ class CpuGraphs:
     def record(self, work, generators):
         self.recorded += 1
         streams = torch.get_rng_state()
-        with Recorder() as recorder:
+        with Operations() as recorder:
             result = work()
         with torch.no_grad():
             recorder.undo()

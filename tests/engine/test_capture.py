@@ -43,7 +43,7 @@ def fit(handler, data=None, **options):
     return handler.fit(samples() if data is None else data, **{**settings, **options})
 
 
-def pair(make_one=make, callbacks=lambda: [], **options):
+def pair(make_one=make, callbacks=list, **options):
     """A handler trained as usual, and one trained with captured steps."""
     trained = []
     for capture in (False, True):
@@ -331,9 +331,9 @@ HOOKS = {
     "before forward": lambda callback: callback.model[0].register_forward_pre_hook(callback.count),
     "backward": lambda callback: callback.model[4].register_full_backward_hook(callback.count),
     "gradient": lambda callback: callback.model[0].weight.register_hook(callback.count),
-    "accumulated": lambda callback: callback.model[
-        0
-    ].weight.register_post_accumulate_grad_hook(callback.count),
+    "accumulated": lambda callback: callback.model[0].weight.register_post_accumulate_grad_hook(
+        callback.count
+    ),
     "optimizer": lambda callback: callback.handler.optimizer.register_step_post_hook(
         callback.count
     ),
