@@ -59,7 +59,7 @@ class Conditions:
         return Same(trained), Same(state)
 
     def settings(self) -> list[Any]:
-        """The optimizer's numbers; one in a tensor may change there, as it is read when replayed."""
+        """The optimizer's numbers; one in a tensor may change there, where a replay reads it."""
         return [
             Same([value]) if isinstance(value, Tensor) else value
             for group in self._optimizer.param_groups
