@@ -142,7 +142,8 @@ def _train_step(
 
 
 def _stepper(handler: NNHandler, options: FitOptions, precision: Precision) -> CompiledSteps | None:
-    is_compiled = options.compile and not precision.reads_to_step
+    is_alone = handler.world.size == 1  # others may have parts of parameters
+    is_compiled = options.compile and is_alone and not precision.reads_to_step
     return handler.parts.compiled_optimizer() if is_compiled else None
 
 

@@ -74,7 +74,7 @@ def forward_of(
         loss=None if parts.loss is None else parts.loss.bound(lambda: state.epoch),
         precision=precision,
         custom=None if custom is None else lambda batch: custom(handler, batch),
-        compiled=parts.compiled_loss if model in (None, parts.model) else None,
+        compiled=parts.compiled_loss if handler.world.size == 1 else None,
     )
 
 
