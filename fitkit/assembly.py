@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset
 
 from fitkit.agreement import Agreement
+from fitkit.capturing import capture_of
 from fitkit.core.errors import ConfigurationError, Preempted
 from fitkit.data.fetching import is_map_style
 from fitkit.data.in_memory import is_in_memory
 from fitkit.data.loaders import DataSpec, batch_size_of, split_off_validation
 from fitkit.data.spec import loader_settings, require_rereadable
+from fitkit.engine.capture import CapturedStep
 from fitkit.engine.run import FitRun, Phase
 from fitkit.engine.schedule import Schedule
 from fitkit.engine.steps import TrainStep
 from fitkit.evaluating import averaged, evaluation_forward, forward_of, phase_of, same_buffers
 from fitkit.options import FitOptions
+from fitkit.parts import CompiledSteps
 from fitkit.runtime.precision import Precision, make_precision
 from fitkit.runtime.rng import derive_seed, seed_streams
 
@@ -144,7 +148,8 @@ def _train_step(
     parts = handler.parts
     parallel = handler.parallel
     parts.wrapped = model = parallel.wrap(parts.model)
-    return TrainStep(
+    kind = partial(CapturedStep, capture=capture_of(handler)) if options.capture else TrainStep
+    return kind(
         forward_of(handler, precision, parts.train_step, model),
         parts.module,
         parts.optimizer,
@@ -157,7 +162,14 @@ def _train_step(
         num_processes=handler.world.size,
         held_back=lambda: parallel.held_back(model),
         average=parallel.average_gradients,
+        stepper=_stepper(handler, options, precision),
     )
+
+
+def _stepper(handler: NNHandler, options: FitOptions, precision: Precision) -> CompiledSteps | None:
+    is_alone = handler.world.size == 1  # others may have parts of parameters
+    is_compiled = options.compile and is_alone and not precision.reads_to_step
+    return handler.parts.compiled_optimizer() if is_compiled else None
 
 
 def _blame(handler: NNHandler) -> Callable[[BaseException], BaseException]:

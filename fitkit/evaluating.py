@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -21,7 +20,8 @@ from fitkit.data.shares import Ranks
 from fitkit.engine.forward import Forward
 from fitkit.engine.run import EvaluationRun, Phase
 from fitkit.metrics.meters import Meters
-from fitkit.runtime.device import floating_dtype, to_device
+from fitkit.runtime.copy_ahead import make_place
+from fitkit.runtime.device import floating_dtype
 from fitkit.runtime.precision import Precision, make_precision
 from fitkit.runtime.signals import SignalWatch
 
@@ -69,12 +69,13 @@ def forward_of(
     state = handler.state
     return Forward(
         model=parts.model if model is None else model,
-        place=partial(to_device, device=parts.device),
+        place=make_place(parts.device),
         split=make_split(parts.model_type),
         call=call_model,
         loss=None if parts.loss is None else parts.loss.bound(lambda: state.epoch),
         precision=precision,
         custom=None if custom is None else lambda batch: custom(handler, batch),
+        compiled=parts.compiled_loss if handler.world.size == 1 else None,
     )
 
 

@@ -286,6 +286,7 @@ class NNHandler(HandlerView):
         gradient_clipping_value: float | None = None,
         ema_decay: float = 0.0,
         compile: bool = False,  # noqa: A002 - the name that torch users know
+        capture: bool = False,
         seed: int | None = None,
         progress_bar: bool = True,
         save_on_last_epoch: bool = True,
@@ -316,7 +317,8 @@ class NNHandler(HandlerView):
             gradient_clipping_norm: largest total 2-norm of the gradients.
             gradient_clipping_value: largest absolute value of a gradient.
             ema_decay: above 0: evaluate, predict and keep an average of the weights (``EMA``).
-            compile: run the model through ``torch.compile``.
+            compile: run the step through ``torch.compile``.
+            capture: record the step as a CUDA graph and replay it; CUDA only.
             seed: as in the constructor, from this call on.
             progress_bar: show one.
             save_on_last_epoch: ``auto_save`` also saves the last epoch.

@@ -37,6 +37,7 @@ class FitOptions:
     gradient_clipping_value: float | None = None
     ema_decay: float = 0.0
     compile: bool = False
+    capture: bool = False
     seed: int | None = None
     progress_bar: bool = True
     save_on_last_epoch: bool = True

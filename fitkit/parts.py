@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fitkit.core.errors import ConfigurationError, did_you_mean, listed
 from fitkit.core.types import ModelType
+from fitkit.data.batches import call_model
 from fitkit.data.loaders import DataSpec
 from fitkit.engine.schedule import check_interval
 
@@ -66,6 +67,14 @@ class LossSpec:
         return function
 
 
+class CompiledSteps:
+    """An optimizer whose ``step`` goes through ``torch.compile``."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.step = torch.compile(optimizer.step)
+
+
 class Parts:
     """The parts of one handler. Setters may come in any order; what needs another waits for it.
 
@@ -87,6 +96,8 @@ class Parts:
         self.module = module.to(device)
         self.model: nn.Module = self.module
         self.wrapped: nn.Module | None = None
+        self._compiled: Callable[[Any, Any], tuple[Tensor, Any]] | None = None
+        self._steps: CompiledSteps | None = None
         self.optimizer_spec: Described | None = None
         self.parameter_groups: ParameterGroups | None = None
         self.optimizer: Optimizer | None = None
@@ -107,10 +118,43 @@ class Parts:
         return lambda: vars(self).update(before)
 
     def compile(self) -> None:
-        """Call the model through ``torch.compile`` from now on; its weights stay the module's."""
+        """Call model and loss through ``torch.compile`` from now on; weights stay the module's.
+
+        They are one function, so that torch compiles the backward pass of both as another.
+        """
         if self.model is self.module:
             compiled: Any = torch.compile(self.module)
             self.model = compiled
+            self._compiled = torch.compile(self._loss_and_outputs)
+
+    @property
+    def compiled_loss(self) -> Callable[[Any, Any], tuple[Tensor, Any]] | None:
+        """``(inputs, targets) -> (loss, outputs)``; ``None`` where only the model is compiled.
+
+        A loss that is given the epoch would be compiled anew for each.
+        """
+        return None if self.loss is None or self.loss.pass_epoch else self._compiled
+
+    def _loss_and_outputs(self, inputs: Any, targets: Any) -> tuple[Tensor, Any]:
+        outputs = call_model(self.module, inputs)
+        return self.loss.function(outputs, targets, **self.loss.kwargs), outputs  # type: ignore[union-attr]
+
+    def compiled_optimizer(self) -> CompiledSteps | None:
+        """Steps of the optimizer through ``torch.compile``; ``None`` where that gains nothing.
+
+        Those of torch that can be captured were made for it. A learning rate that is no tensor is
+        compiled in, so with a scheduler each of its values would be compiled anew.
+        """
+        optimizer = self.optimizer
+        if optimizer is None or not type(optimizer).__module__.startswith("torch.optim."):
+            return None
+        groups = optimizer.param_groups
+        is_fixed = self.scheduler is None or all(isinstance(one["lr"], Tensor) for one in groups)
+        if not is_fixed or not all("capturable" in one for one in groups):
+            return None
+        if self._steps is None or self._steps.optimizer is not optimizer:
+            self._steps = CompiledSteps(optimizer)
+        return self._steps
 
     def set_optimizer(
         self, cls: type[Any], kwargs: Mapping[str, Any], groups: ParameterGroups | None

@@ -28,6 +28,7 @@ class InMemorySource:
         shuffle: a new order each pass, a function of ``(seed, epoch)``.
         seed: the seed of that order.
         drop_last: leave out a short last batch.
+        pin: give batches in pinned memory, from which copies to an accelerator do not wait.
         ranks: this process among those that share each batch.
     """
 
@@ -39,12 +40,14 @@ class InMemorySource:
         shuffle: bool = False,
         seed: int = 0,
         drop_last: bool = False,
+        pin: bool = False,
         ranks: Ranks = ALONE,
     ) -> None:
         self._tensors = tensors
         self._ranks = ranks
         self._stride = Stride(batch_size)
         self._drop_last = drop_last
+        self._pin = pin
         self.share: Share | None = None
         self._shuffle = shuffle
         self._seed = seed
@@ -70,9 +73,10 @@ class InMemorySource:
                 chosen = self._own_part(first)
             samples = chosen if order is None else order[chosen]
             if is_flat:
-                yield tuple([rows(tensor, samples) for tensor in tensors])
+                batch: Any = tuple([rows(tensor, samples) for tensor in tensors])
             else:
-                yield map_tensors(partial(rows, samples=samples), tensors)
+                batch = map_tensors(partial(rows, samples=samples), tensors)
+            yield map_tensors(_pinned, batch) if self._pin else batch
 
     def _own_part(self, first: int) -> slice:
         part, self.share = self._ranks.part(min(self._stride.step, self.num_samples - first))
@@ -101,6 +105,10 @@ def rows(tensor: Tensor, samples: slice | Tensor) -> Tensor:
     if tensor.is_contiguous():  # several times faster, but makes every result contiguous
         return tensor.index_select(0, index)
     return tensor[index]
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
 
 
 def common_length(arrays: Any) -> int:

@@ -66,8 +66,8 @@ def make_source(
         dtype: what floating NumPy arrays are converted to.
         training: whether data is shuffled where nobody said.
         in_order: read in the data set's order, whatever a loader's sampler says, and all of it.
-        device: where batches will go; where that helps, loaders that are made here pin memory and
-            keep their workers. A loader of the user's own stays as it is.
+        device: where batches will go; where that helps, batches that are made here are in pinned
+            memory, and loaders keep their workers. A loader of the user's own stays as it is.
         ranks: this process among those that share each batch.
 
     Raises:
@@ -84,14 +84,17 @@ def make_source(
         _refuse_settings(spec, "a DataLoader, which brings its own batches")
         return _loader_source(_sequential(data) if in_order else data, seed, ranks)
     if is_in_memory(data):
-        return _array_source(spec, as_tensors(data, dtype), ranks, seed=seed, training=training)
+        tensors = as_tensors(data, dtype)
+        return _array_source(spec, tensors, ranks, seed=seed, training=training, device=device)
     if isinstance(data, IterableDataset):
         if spec.shuffle:
             raise ConfigurationError(
                 "an IterableDataset decides its own order, but shuffle=True was passed: pass "
                 "shuffle=None, and shuffle inside it."
             )
-        loader = DataLoader(data, batch_size=_per_process(spec, ranks), **spec.loader_kwargs)
+        # not persistent_workers: theirs is a copy of the data set, with whatever it remembers
+        kwargs = {"pin_memory": reads_pinned_memory(device), **spec.loader_kwargs}
+        loader = DataLoader(data, batch_size=_per_process(spec, ranks), **kwargs)
         return RoundsSource(IterableSource(loader, seed), ranks)
     if is_map_style(data):
         return _dataset_source(spec, ranks, seed=seed, training=training, device=device)
@@ -128,7 +131,7 @@ def batch_size_of(spec: DataSpec, num_processes: int) -> int | None:
 
 
 def _array_source(
-    spec: DataSpec, tensors: Any, ranks: Ranks, *, seed: int, training: bool
+    spec: DataSpec, tensors: Any, ranks: Ranks, *, seed: int, training: bool, device: torch.device
 ) -> BatchSource:
     unknown = set(spec.loader_kwargs) - {"drop_last", "pin_memory", "num_workers"}
     if unknown:
@@ -142,6 +145,7 @@ def _array_source(
         shuffle=training if spec.shuffle is None else spec.shuffle,
         seed=seed,
         drop_last=bool(spec.loader_kwargs.get("drop_last", False)),
+        pin=spec.loader_kwargs.get("pin_memory", reads_pinned_memory(device)),
         ranks=ranks,
     )
 
@@ -152,7 +156,7 @@ def _dataset_source(
     kwargs = dict(spec.loader_kwargs)
     tensors = tensors_of(spec.data)
     if tensors is not None and not set(kwargs) - {"drop_last"}:
-        return _array_source(spec, tensors, ranks, seed=seed, training=training)
+        return _array_source(spec, tensors, ranks, seed=seed, training=training, device=device)
     _refuse_contradictions(spec)
     length = require_length(spec.data)
     shuffle = training if spec.shuffle is None else spec.shuffle

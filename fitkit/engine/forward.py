@@ -28,6 +28,7 @@ class Forward:
         loss: ``(outputs, targets) -> loss``, or for score-based models ``(model, *inputs)``.
         precision: the context of the computation.
         custom: takes the place of everything after ``place``.
+        compiled: model and loss in one: ``(inputs, targets) -> (loss, outputs)``.
     """
 
     model: nn.Module
@@ -37,6 +38,7 @@ class Forward:
     loss: Callable[..., Any] | None
     precision: Precision
     custom: Callable[[Any], Any] | None = None
+    compiled: Callable[[Any, Any], tuple[Tensor, Any]] | None = None
 
     def __call__(self, batch: Any) -> tuple[StepOutput, int]:
         """The step's output and the number of samples in the batch."""
@@ -67,6 +69,9 @@ class Forward:
         if targets is None:
             parts = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
             return StepOutput(self.loss(self.model, *parts))
+        if self.compiled is not None:
+            loss, outputs = self.compiled(inputs, targets)
+            return StepOutput(loss, outputs, targets)
         outputs = self.call(self.model, inputs)
         return StepOutput(self.loss(outputs, targets), outputs, targets)
 

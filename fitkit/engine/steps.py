@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,13 @@ def clear_gradients(optimizer: Optimizer) -> None:
             parameter.grad = None
 
 
+class Steps(Protocol):
+    """What of an optimizer takes the step."""
+
+    def step(self) -> Any:
+        """Take it."""
+
+
 class TrainStep:
     """A training step: forward, backward, and an optimizer step when the window is full.
 
@@ -53,6 +60,7 @@ class TrainStep:
         num_processes: processes whose gradients a backward pass averages.
         held_back: a context in which it does not, as the window is not full.
         average: averages gradients that were held back.
+        stepper: steps in the place of the optimizer, where nothing scales the loss.
     """
 
     def __init__(
@@ -70,11 +78,13 @@ class TrainStep:
         num_processes: int = 1,
         held_back: Callable[[], AbstractContextManager[None]] = nullcontext,
         average: Callable[[Iterable[nn.Parameter]], None] = lambda _: None,
+        stepper: Steps | None = None,
     ) -> None:
         self._forward = forward
         self._module = module
         self._optimizer = optimizer
         self._precision = forward.precision
+        self._stepper: Any = optimizer if stepper is None else stepper
         self._schedule = schedule
         self._callbacks = callbacks
         self._state = state
@@ -104,24 +114,24 @@ class TrainStep:
         if not output.backward:
             self._count_step()
             return output, own
-        size = self._accumulation()
-        if size == 1:
-            even = share is None or own * self._num_processes == total
-            weight = 1.0 if even else own * self._num_processes / total
-            self._backward(output.loss if even else output.loss * weight)
-            self._take_step()
-            return output, own
-        if self._batches == 0:
-            self._expected = size * total
-        weight = own * self._num_processes / self._expected
-        self._batches += 1
-        self._samples += total
-        is_full = self._batches >= size or is_last
+        weight, is_full = self._weigh(own, total, is_last=is_last)
         with nullcontext() if is_full else self._held_back():
-            self._backward(output.loss * weight)
+            self._backward(output.loss if weight == 1.0 else output.loss * weight)
         if is_full:
             self._take_step()
         return output, own
+
+    def _weigh(self, own: int, total: int, *, is_last: bool) -> tuple[float, bool]:
+        """The weight of a batch in its window, which it joins, and whether that is full with it."""
+        size = self._accumulation()
+        part = own * self._num_processes
+        if size == 1:
+            return part / total, True
+        if not self._batches:
+            self._expected = size * total
+        self._batches += 1
+        self._samples += total
+        return part / self._expected, self._batches >= size or is_last
 
     def finish(self) -> None:
         """Step on what a window holds that no further batch will fill."""
@@ -149,7 +159,7 @@ class TrainStep:
             self._scale_gradients(self._expected / self._samples)
         self._callbacks.fire(Event.OPTIMIZER_STEP_BEGIN, self._state.optimizer_steps, EMPTY_LOGS)
         self._clip()
-        if self._precision.step(optimizer):
+        if self._precision.step(self._stepper):
             self._count_step()
         clear_gradients(optimizer)
         if self._batches:

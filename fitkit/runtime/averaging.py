@@ -40,6 +40,7 @@ class WeightAverage:
         self._move = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
         self._own: list[dict[str, Tensor]] = []  # the module's own values while swapped out
         self._num_averaged = 0
+        self._is_ahead = False
         saved = set(module.state_dict(keep_vars=True))
         # other buffers are caches, which a module may rebuild in another shape at any time
         self._buffers = {name for name, _ in module.named_buffers() if name in saved}
@@ -47,9 +48,16 @@ class WeightAverage:
         self._average = {name: _accumulator(value) for name, value in values.items()}
         self._names = _names_of_all(module, values)
 
-    @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Move the average by one optimizer step of ``module``."""
+        if not self._is_ahead:
+            self.move(module)
+        self._is_ahead = False
+        self._num_averaged += 1
+
+    @torch.no_grad()
+    def move(self, module: nn.Module) -> None:
+        """The device's part of ``update``, which can be recorded after the first."""
         values = self._values(module)
         moving, targets = [], []
         for name, average in self._average.items():
@@ -60,7 +68,10 @@ class WeightAverage:
                 average.copy_(values[name])
         if moving:
             self._move(moving, targets, self._num_averaged)
-        self._num_averaged += 1
+
+    def has_moved(self) -> None:
+        """A recording did the device's part of the next ``update``."""
+        self._is_ahead = True
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged state dict, with the module's own names; tensors are live, not copies."""

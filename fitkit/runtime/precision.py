@@ -15,9 +15,15 @@ _NOTHING = nullcontext()
 
 
 class Precision:
-    """Single precision: every method does the plain thing."""
+    """Single precision: every method does the plain thing.
+
+    Attributes:
+        name: what users call it.
+        reads_to_step: whether ``step`` waits for the device.
+    """
 
     name = "fp32"
+    reads_to_step = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -61,6 +67,7 @@ class Float16(BFloat16):
     """Autocast to float16 with a loss scaler, as its small range needs one."""
 
     name = "fp16"
+    reads_to_step = True
     dtype = torch.float16
 
     def __init__(self, device: torch.device) -> None:

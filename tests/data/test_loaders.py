@@ -290,6 +290,42 @@ def test_loaders_made_for_an_accelerator_pin_memory_and_keep_their_workers():
     assert settings_of(Hearing(), "cuda", num_workers=2) == (True, False)
 
 
+def test_a_loader_of_an_iterable_data_set_pins_memory_too():
+    settings = {"seed": 1, "dtype": torch.float32, "training": True}
+    for device, is_pinned in (("cpu", False), ("cuda", True)):
+        source = make_source(DataSpec(Stream()), **settings, device=torch.device(device))
+        loader = source.batches._batches
+        assert loader.pin_memory is is_pinned
+        assert not loader.persistent_workers
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "is_pinned"),
+    [("cpu", {}, False), ("cuda", {}, True), ("cuda", {"pin_memory": False}, False)],
+)
+def test_batches_of_data_in_memory_are_pinned(monkeypatch, device, given, is_pinned):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda one: pinned.append(one) or one)
+    settings = {"seed": 1, "dtype": torch.float32, "training": True}
+    data = {"x": torch.arange(6.0), "labels": torch.arange(6)}
+    for arrays in (data, tuple(data.values())):
+        pinned.clear()
+        spec = DataSpec(arrays, batch_size=4, loader_kwargs=given)
+        batches = list(make_source(spec, **settings, device=torch.device(device)).iterate(0))
+        assert [len(one) for one in pinned] == ([4, 4, 2, 2] if is_pinned else [])
+        assert len(batches) == 2
+
+
+def test_data_that_is_on_the_device_is_not_pinned(monkeypatch):
+    def fail(tensor):
+        raise AssertionError("only memory of the host can be pinned")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", fail)
+    spec = DataSpec(torch.ones(6, device="meta"), batch_size=4)
+    settings = {"seed": 1, "dtype": torch.float32, "training": False}
+    assert len(list(make_source(spec, **settings, device=torch.device("cuda")).iterate(0))) == 2
+
+
 def test_what_the_user_says_of_them_holds():
     given = {"num_workers": 2, "pin_memory": False, "persistent_workers": False}
     assert settings_of(Squares(), "cuda", **given) == (False, False)

@@ -509,6 +509,60 @@ def test_a_compiled_model_trains_the_same_weights(make_handler, make_data, weigh
     assert compiled.model is first
 
 
+def test_model_and_loss_are_compiled_as_one_function(make_handler, make_data, monkeypatch):
+    compiled_graphs = []
+
+    def noting(graph, inputs):
+        compiled_graphs.append(str(graph.graph))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=noting))
+    fit(make_handler(), make_data(8), batch_size=4, epochs=2, compile=True)
+    (both,) = compiled_graphs
+    assert "linear" in both
+    assert "mse_loss" in both
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "is_compiled"),
+    [
+        (torch.optim.AdamW, {}, True),
+        (torch.optim.SGD, {}, False),
+        (torch.optim.Adagrad, {}, False),
+        (torch.optim.AdamW, {"precision": "fp16"}, False),
+    ],
+)
+def test_the_optimizer_s_step_is_compiled_too_where_that_is_of_use(
+    make_handler, make_data, weights, monkeypatch, optimizer, options, is_compiled
+):
+    compiled_functions = []
+
+    def traced(function, compiler=torch.compile):
+        compiled_functions.append(function)
+        # tracing an optimizer loads the whole compiler, with its processes
+        is_step = getattr(function, "__name__", "") == "step"
+        return function if is_step else compiler(function, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    plain, compiled = make_handler(optimizer=optimizer), make_handler(optimizer=optimizer)
+    fit(plain, make_data(8), **options)
+    for _ in range(2):
+        fit(compiled, make_data(8), compile=True, **options)
+    fit(plain, make_data(8), **options)
+    torch.testing.assert_close(weights(compiled), weights(plain))
+    assert (compiled.optimizer.step in compiled_functions) is is_compiled
+    assert len(compiled_functions) == 2 + is_compiled
+
+
+def test_an_optimizer_whose_learning_rate_moves_is_not_compiled_for_each(make_handler, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    handler = make_handler(optimizer=torch.optim.Adam)
+    handler.set_scheduler(torch.optim.lr_scheduler.StepLR, step_size=1)
+    assert handler.parts.compiled_optimizer() is None
+    handler.optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
+    assert handler.parts.compiled_optimizer().optimizer is handler.optimizer
+
+
 def test_hooks_may_set_gradients_before_the_step(make_handler, make_data, weights):
     handler = make_handler(lr=1.0)
     before = weights(handler)
