@@ -35,6 +35,7 @@ from fitkit.core.errors import (
     MonitorError,
     Preempted,
     RankError,
+    SamplingError,
     SaveError,
     UnsafeCheckpointError,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "RankError",
     "ReduceLROnPlateau",
     "Retention",
+    "SamplingError",
     "SaveError",
     "StepOutput",
     "TerminateOnNaN",

@@ -33,7 +33,8 @@ from fitkit.data.loaders import DataSpec
 from fitkit.engine import evaluation
 from fitkit.evaluating import evaluation_phase, evaluation_run
 from fitkit.fitting import run_fit
-from fitkit.handler_view import HandlerView
+from fitkit.generating import GenerativeHandler
+from fitkit.generative_state import rebuild_generative
 from fitkit.metrics.metric import require_metric
 from fitkit.options import as_options
 from fitkit.parts import ParameterGroups, Parts
@@ -43,7 +44,7 @@ from fitkit.runtime.rng import IsolatedStreams
 from fitkit.runtime.world import find_world
 
 
-class NNHandler(HandlerView):
+class NNHandler(GenerativeHandler):
     """A model with everything it takes to train it, and the state that makes training resumable.
 
     Args:
@@ -472,6 +473,8 @@ class NNHandler(HandlerView):
         description.rebuild_parts(
             handler, state, optimizer=not skip_optimizer, scheduler=not skip_scheduler
         )
+        if not skip_sampler_sde:
+            rebuild_generative(handler, state)
         snapshot.restore(handler, state, strict=strict_load, skips=skips)
         handler.calls_made = handler.state.call
         return handler

@@ -21,15 +21,17 @@ ROOMS = {
     "engine": {"core"},
     "checkpointing": {"core", "runtime"},
     "callbacks": {"core", "runtime", "checkpointing"},
+    "generative": {"core"},
 }
 SPEAKS_TO_OTHER_PROCESSES = {"runtime/world.py", "runtime/parallel.py"}
-OPTIONAL = {"matplotlib"}  # may be imported inside functions
+OPTIONAL = {"matplotlib", "scipy"}  # may be imported inside functions
 
 MOST_LINES = 260
 # The facade documents every argument of every verb; the other is one idea that reads in one go.
 MOST_LINES_OF = {
     "nn_handler.py": 520,
     "handler_view.py": 320,
+    "generating.py": 300,
     "checkpointing/save_queue.py": 315,
     "checkpointing/saver.py": 275,
     "runtime/world.py": 280,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping
 from types import MappingProxyType, ModuleType
@@ -54,13 +55,23 @@ def resolve(name: Any, kind: type[Kind], remedy: str) -> type[Kind]:
             f"the checkpoint names the class {str(name)!r}, which this program does not have (it "
             f"is not defined yet, or was renamed): {remedy}."
         )
-    if kind not in vars(type)["__mro__"].__get__(found):
+    if not _is_kind(found, kind):
         raise CheckpointError(
             f"the checkpoint names {str(name)!r} where a {kind.__name__} is needed, which it is "
             f"not; it was not used. If you trust the rest of the file, {remedy}."
         )
     checked: type[Kind] = found
     return checked
+
+
+def _is_kind(found: Any, kind: type) -> bool:
+    """Whether a class is a ``kind`` by inheritance or, where that is a protocol, by its methods."""
+    bases = vars(type)["__mro__"].__get__(found)
+    if kind in bases or not vars(kind).get("_is_protocol"):
+        return kind in bases
+    needed = {name for name, value in vars(kind).items() if inspect.isfunction(value)}
+    defined = {name for base in bases for name in _namespace(base)}
+    return {name for name in needed if not name.startswith("_")} <= defined
 
 
 def _living(kind: type[Kind], module_name: str, qualname: str) -> type[Kind] | None:

@@ -39,7 +39,7 @@ def save_multi_files(
 ) -> None:
     """Write parts of ``state`` to files of their own: ``model.pth`` gives ``model_<key>.pth``.
 
-    A ``seed``, and the name and arguments of an SDE, in ``state`` go into the saved
+    The ``seed``, and the SDE as ``sde_class`` and ``sde_kwargs``, go into the saved
     ``model_kwargs``; ``state`` itself is not changed.
 
     Args:
@@ -101,9 +101,10 @@ def _part(state: Mapping[str, Any], key: str) -> Any:
     if key != "model_kwargs":
         return state[key]
     kwargs = dict(state[key] or {})
-    if state.get("seed") is not None:
-        kwargs["seed"] = state["seed"]
     sde = state.get("sde")
-    if sde is not None:
-        kwargs.update(sde=sde["class"], sde_kwargs=sde["kwargs"])
+    named = {} if sde is None else {"sde_class": sde["class"], "sde_kwargs": sde["kwargs"]}
+    for name in ("seed", "sde_class", "sde_kwargs"):
+        value = named.get(name, state.get(name))
+        if value is not None:
+            kwargs[name] = value
     return kwargs

@@ -11,6 +11,8 @@ import random
 import secrets
 import struct
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -142,6 +144,20 @@ def _capture_devices() -> list[Tensor]:
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return torch.cuda.get_rng_state_all()
     return []
+
+
+@contextmanager
+def seeded_streams(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside ``with`` every stream of the host, and of ``device``, begins at ``seed``.
+
+    Afterwards all of them are where they were.
+    """
+    outside = capture_streams()
+    try:
+        seed_host_streams(seed) if device.type == "cpu" else seed_streams(seed)
+        yield
+    finally:
+        restore_streams(outside)
 
 
 class IsolatedStreams:
