@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import inspect
 import logging
 import signal
-import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,17 +15,16 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fitkit import description, snapshot
+from fitkit import description, model_code, snapshot
 from fitkit.callbacks.history import History
 from fitkit.checkpointing import discovery, loading, saving
 from fitkit.checkpointing.autosaver import AutoSaver
-from fitkit.checkpointing.references import resolve
 from fitkit.contents import require_scheduler_state
 from fitkit.core import types
 from fitkit.core.callback import Callback
 from fitkit.core.callback_list import CallbackList
 from fitkit.core.checks import require_count
-from fitkit.core.errors import CheckpointError, ConfigurationError
+from fitkit.core.errors import ConfigurationError
 from fitkit.data.batches import split_inputs
 from fitkit.data.loaders import DataSpec
 from fitkit.engine import evaluation
@@ -54,7 +51,7 @@ class NNHandler(GenerativeHandler):
             the ``"fitkit"`` logger of the ``logging`` module.
         logger_filename: the file of the FILE and BOTH modes.
         logger_level: the lowest level that is logged.
-        save_model_code: keep the source of the model's class in checkpoints, for reading.
+        save_model_code: keep the source of the model, and what it uses, in checkpoints.
         model_type: ``ModelType`` or its value: how a batch becomes a loss.
         use_distributed: ``None``: as the launcher's environment says; ``False``: one process.
         seed: makes the model's initial weights and everything ``fit`` draws a function of it;
@@ -98,7 +95,7 @@ class NNHandler(GenerativeHandler):
         # a seed given here must not disturb the program's own random streams
         with nullcontext() if seed is None else IsolatedStreams(seed):
             parts = Parts(model_class, model_kwargs, kind, where)
-        code = _source_of(parts.module) if save_model_code else None
+        code = model_code.read(parts) if save_model_code else None
         world.copy_from_main(parts.module.state_dict().values())
         super().__init__(parts, world, logger, seed, code)
 
@@ -426,11 +423,12 @@ class NNHandler(GenerativeHandler):
         skip_callbacks: bool = False,
         skip_sampler_sde: bool = False,
         skip_ema: bool = False,
+        trust_code: bool = False,
     ) -> NNHandler:
         """A handler as it was saved; the next ``fit`` goes on from there.
 
         Data, and a loss function that is not one of torch's modules, must be set again. Nothing
-        that is stored in the file is executed.
+        that is stored in the file is executed, unless ``trust_code``.
 
         Args:
             path: a full checkpoint.
@@ -444,21 +442,13 @@ class NNHandler(GenerativeHandler):
             skip_callbacks: leave out the callbacks' states.
             skip_sampler_sde: leave out sampler and SDE.
             skip_ema: leave out the averaged weights.
+            trust_code: run the model's source in the file where the program lacks its class.
 
         Raises:
             CheckpointError: the file cannot be used; the sentence says why.
         """
         state = discovery.read_full(Path(path))
-        remedy = "pass model_class="
-        if model_class is None and state["model_class"] is None:
-            raise CheckpointError(
-                f"{str(path)!r} was saved with a ready module, so it does not say how to build "
-                f"one: pass model_class=, a class or a ready module."
-            )
-        model: Any = model_class
-        if model is None:
-            model = resolve(state["model_class"], nn.Module, remedy)
-        kwargs = description.build_kwargs(state, "model") if isinstance(model, type) else {}
+        model, kwargs = description.model_of(state, path, model_class, trust_code=trust_code)
         with description.rebuilding("model", "pass model_class=<a ready module>"):
             handler = cls(model, device, model_type=state["model_type"], **kwargs)
         handler._model_code = state["model_code"]
@@ -502,18 +492,6 @@ class NNHandler(GenerativeHandler):
         snapshot.check_weights(handler.module, weights, strict=strict_load)
         handler.module.load_state_dict(weights, strict=strict_load)
         return handler
-
-
-def _source_of(module: nn.Module) -> str | None:
-    try:
-        return inspect.getsource(type(module))
-    except (OSError, TypeError):
-        warnings.warn(
-            f"the source of {type(module).__name__} cannot be found (it was defined in a REPL, or "
-            f"built at run time), so checkpoints will not hold it.",
-            stacklevel=3,
-        )
-        return None
 
 
 loading.provide_handler_class(NNHandler)

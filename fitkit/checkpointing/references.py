@@ -23,7 +23,7 @@ def name_of(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def resolve(name: Any, kind: type[Kind], remedy: str) -> type[Kind]:
+def resolve(name: Any, kind: type[Kind], remedy: str, *, living: bool = True) -> type[Kind]:
     """The class called ``name``, if the program has it already and it is a ``kind``.
 
     Nothing is imported and no attribute access runs code: only the dictionaries of modules and
@@ -34,22 +34,25 @@ def resolve(name: Any, kind: type[Kind], remedy: str) -> type[Kind]:
         name: ``"module:qualname"``.
         kind: the class it must be a subclass of.
         remedy: what the user can do instead, for the error.
+        living: whether to look for classes that are in no module.
 
     Raises:
         CheckpointError: there is no such class here, or it is of another kind.
     """
     module_name, _, qualname = str(name).partition(":")
-    living = _living(kind, module_name, qualname)
+    made = _living(kind, module_name, qualname) if living else None
     found: Any = sys.modules.get(module_name)
-    if found is None and living is None:
+    if found is None and made is None:
         raise CheckpointError(
             f"the checkpoint names the class {str(name)!r}, but module {module_name!r} is not "
             f"imported; nothing that a file names is imported for it. Import it first, or {remedy}."
         )
-    for part in qualname.split("."):
+    for part in qualname.rpartition("<locals>.")[2].split("."):
         found = _namespace(found).get(part)
+    if "<locals>" in qualname and _qualname_of(found) != qualname:
+        found = None
     if not issubclass(type(found), type):
-        found = living
+        found = made
     if found is None:
         raise CheckpointError(
             f"the checkpoint names the class {str(name)!r}, which this program does not have (it "
@@ -85,10 +88,17 @@ def _living(kind: type[Kind], module_name: str, qualname: str) -> type[Kind] | N
             if id(child) not in seen:
                 seen.add(id(child))
                 waiting.append(child)
-                own_name = vars(type)["__qualname__"].__get__(child)
-                if own_name == qualname and _namespace(child).get("__module__") == module_name:
+                if (
+                    _qualname_of(child) == qualname
+                    and _namespace(child).get("__module__") == module_name
+                ):
                     found = child
     return found
+
+
+def _qualname_of(cls: Any) -> Any:
+    is_class = issubclass(type(cls), type)
+    return vars(type)["__qualname__"].__get__(cls) if is_class else None
 
 
 def _namespace(holder: Any) -> Mapping[str, Any]:
