@@ -118,9 +118,9 @@ class _Collected:
             return
         section = self._section(cls.__module__)
         renamed = f"{cls.__name__}.__qualname__ = {cls.__qualname__!r}"
-        for statement in (*statements_of(text), *statements_of(renamed)):
-            self._seen.add((cls.__module__, cls.__name__))
-            self._take(section, statement, cls.__name__, sys.maxsize)
+        self._seen.add((cls.__module__, cls.__name__))
+        for number, statement in enumerate(statements_of(f"{text}\n{renamed}")):
+            self._take(section, statement, cls.__name__, sys.maxsize - 1 + number)
 
     def _section(self, name: str) -> _Section:
         for end in range(len(name)):  # the packages that it is in
