@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from sklearn.svm import SVC
 
+from fitkit import NNHandler
 from fitkit.testing import differences
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.py"
@@ -111,6 +114,35 @@ def test_resuming_where_nothing_is_starts_afresh(short_run, tmp_path):
     first_rows = contents(uninterrupted)["log.csv"].splitlines()[:2]
     assert contents(tmp_path / "run")["log.csv"].splitlines() == first_rows
     assert output.startswith("1 epochs; all that were asked for\n")
+
+
+SCORE_EXAMPLE = EXAMPLE.with_name("score_digits.py")
+
+
+def test_the_drawn_digits_are_those_that_were_asked_for(tmp_path):
+    """A short run of the other example, judged by a classifier that has seen real digits."""
+    options = ["--epochs", "40", "--steps", "20"]
+    command = [sys.executable, "-W", "error", str(SCORE_EXAMPLE), *options]
+    for resume in ([], ["--resume"]):  # the second finds that everything is done
+        finished = subprocess.run(
+            [*command, *resume],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+        )
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stdout.startswith("40 epochs; loss 0.")
+    folder = tmp_path / "runs" / "score_digits"
+    assert (folder / "samples.png").read_bytes().startswith(b"\x89PNG")
+    # the class is gone with the process: the source in the file is enough
+    handler = NNHandler.load(folder / "checkpoints" / "last.pth", trust_code=True)
+    wanted = torch.arange(10).repeat(10)
+    drawn = handler.sample((100, 1, 8, 8), 30, conditions=wanted, seed=1, progress_bar=False)
+    pixels, digits = load_digits(return_X_y=True)
+    judge = SVC(gamma=0.001).fit(pixels, digits)
+    judged = judge.predict(((drawn + 1) * 8).clamp(0, 16).flatten(1).numpy())
+    assert (judged == wanted.numpy()).mean() >= 0.8
 
 
 def test_the_full_run_recognises_98_of_100_digits(tmp_path):

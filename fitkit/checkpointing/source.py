@@ -93,7 +93,8 @@ class _Section:
         heading = f"{HEADING}{self.module.__name__}{kind}"
         texts = [heading, *dict.fromkeys([*future, *ordered])]
         # lines together, blocks apart
-        return "\n".join(f"\n{text}\n" if "\n" in text else text for text in texts)
+        spaced = (f"\n{text}\n" if "\n" in text else text for text in texts)
+        return "\n".join(spaced).rstrip()
 
 
 class _Collected:
