@@ -40,6 +40,7 @@ from fitkit.core.errors import (
     MonitorError,
     Preempted,
     RankError,
+    SamplingError,
     SaveError,
     UnsafeCheckpointError,
 )
@@ -110,6 +111,7 @@ __all__ = [
     "RankError",
     "ReduceLROnPlateau",
     "Retention",
+    "SamplingError",
     "SaveError",
     "StepOutput",
     "TensorBoardLogger",

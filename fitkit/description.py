@@ -7,6 +7,7 @@ import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fitkit.checkpointing.plain import TAG, from_plain, to_plain
 from fitkit.checkpointing.references import name_of, resolve
+from fitkit.checkpointing.stored_source import running
 from fitkit.core.errors import CheckpointError, FitkitError
 from fitkit.parts import Described
 
@@ -88,6 +90,51 @@ def _argument(value: Any) -> Any:
     if isinstance(value, dict) and value.get(TAG) == "class":
         return resolve(value["name"], nn.Module, "pass model_class=<a ready module>")
     return from_plain(value)
+
+
+def model_of(
+    state: Mapping[str, Any], path: str | Path, given: Any, *, trust_code: bool
+) -> tuple[Any, dict[str, Any]]:
+    """The model's class, or a ready model, and the arguments to build it with.
+
+    Args:
+        state: a full checkpoint.
+        path: its file, for the error.
+        given: the class or ready module to use instead of the one that is named.
+        trust_code: run the stored source where the program lacks a class.
+
+    Raises:
+        CheckpointError: there is no class, or its arguments could not be stored.
+    """
+    if isinstance(given, nn.Module):
+        return given, {}
+    if given is None and state["model_class"] is None:
+        raise CheckpointError(
+            f"{str(path)!r} was saved with a ready module, so it does not say how to build "
+            f"one: pass model_class=, a class or a ready module."
+        )
+    code = state["model_code"]
+    if code is None or not trust_code:
+        return _found_model(state, given)
+    try:
+        return _found_model(state, given, living=False)
+    except CheckpointError:
+        with running(code):
+            return _found_model(state, given, living=False)
+
+
+def _found_model(
+    state: Mapping[str, Any], given: Any, *, living: bool = True
+) -> tuple[Any, dict[str, Any]]:
+    remedy = "pass model_class="
+    if state["model_code"] is not None:
+        remedy += (
+            ", or trust_code=True, which runs the source of the model that is in the file: read it "
+            "first (torch.load(path)['model_code'])"
+        )
+    if given is None:
+        given = resolve(state["model_class"], nn.Module, remedy, living=living)
+    return given, build_kwargs(state, "model")
 
 
 @contextmanager

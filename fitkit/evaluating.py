@@ -26,11 +26,11 @@ from fitkit.runtime.precision import Precision, make_precision
 from fitkit.runtime.signals import SignalWatch
 
 if TYPE_CHECKING:
-    from fitkit.nn_handler import NNHandler
+    from fitkit.handler_view import HandlerView
 
 
 def evaluation_run(
-    handler: NNHandler, callbacks: CallbackList, precision: str | None
+    handler: HandlerView, callbacks: CallbackList, precision: str | None
 ) -> EvaluationRun:
     """Everything that ``engine.evaluation`` needs."""
     return EvaluationRun(
@@ -47,39 +47,39 @@ def evaluation_run(
     )
 
 
-def averaged(handler: NNHandler) -> AbstractContextManager[None]:
+def averaged(handler: HandlerView) -> AbstractContextManager[None]:
     """A context in which the model has its averaged weights, if there are any."""
     average = handler.ema
     return nullcontext() if average is None else average.swapped_into(handler.module)
 
 
-def same_buffers(handler: NNHandler) -> None:
+def same_buffers(handler: HandlerView) -> None:
     """Running statistics differ between processes; those of the main one are saved and scored."""
     handler.world.copy_from_main(handler.module.buffers())
 
 
 def forward_of(
-    handler: NNHandler,
+    handler: HandlerView,
     precision: Precision,
     custom: Callable[..., Any] | None,
     model: nn.Module | None = None,
 ) -> Forward:
     """From a batch to its loss; ``model`` takes the place of the one that evaluation calls."""
     parts = handler.parts
-    state = handler.state
+    state, loss = handler.state, parts.loss_in_use
     return Forward(
         model=parts.model if model is None else model,
         place=make_place(parts.device),
         split=make_split(parts.model_type),
         call=call_model,
-        loss=None if parts.loss is None else parts.loss.bound(lambda: state.epoch),
+        loss=None if loss is None else loss.bound(lambda: state.epoch),
         precision=precision,
         custom=None if custom is None else lambda batch: custom(handler, batch),
         compiled=parts.compiled_loss if handler.world.size == 1 else None,
     )
 
 
-def evaluation_forward(handler: NNHandler, precision: Precision) -> Forward:
+def evaluation_forward(handler: HandlerView, precision: Precision) -> Forward:
     """A custom training step is used for evaluation too, unless there is something better."""
     parts = handler.parts
     custom = parts.evaluation_step
@@ -89,7 +89,7 @@ def evaluation_forward(handler: NNHandler, precision: Precision) -> Forward:
 
 
 def phase_of(
-    handler: NNHandler,
+    handler: HandlerView,
     spec: DataSpec,
     *,
     training: bool,
@@ -105,7 +105,7 @@ def phase_of(
 
 
 def _source(
-    handler: NNHandler, spec: DataSpec, *, training: bool, in_order: bool = False
+    handler: HandlerView, spec: DataSpec, *, training: bool, in_order: bool = False
 ) -> BatchSource:
     return make_source(
         spec,
@@ -119,7 +119,7 @@ def _source(
 
 
 def evaluation_phase(
-    handler: NNHandler, data: Any, *, batch_size: int | None, steps: int | None, in_order: bool
+    handler: HandlerView, data: Any, *, batch_size: int | None, steps: int | None, in_order: bool
 ) -> Phase:
     """One pass over ``data``, or over the validation data set before.
 

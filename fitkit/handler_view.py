@@ -27,6 +27,7 @@ from fitkit.core.fetch_clock import FetchClock
 from fitkit.core.logs import EMPTY_LOGS
 from fitkit.core.state import FitState, Phase
 from fitkit.core.tree import map_tensors
+from fitkit.generative_parts import GenerativeParts
 from fitkit.parts import Parts
 from fitkit.runtime.averaging import WeightAverage
 from fitkit.runtime.parallel import Parallel
@@ -58,6 +59,7 @@ class HandlerView:
         model_code: str | None,
     ) -> None:
         self.parts = parts
+        self.generative = GenerativeParts()
         self._world = world
         self._parallel = parallel
         self._logger = logger
@@ -232,6 +234,7 @@ class HandlerView:
     def adopt_seeds(self, seed: int | None, data_seed: int | None) -> None:
         """Go on with the seeds of a checkpoint, or of an argument."""
         self._seed, self._data_seed = seed, data_seed
+        self.generative.draws = 0
 
     # ---- read-only ------------------------------------------------------------------------------
 

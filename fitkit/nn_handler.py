@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import inspect
 import logging
 import signal
-import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,24 +15,24 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fitkit import description, snapshot
+from fitkit import description, model_code, snapshot
 from fitkit.batch_size_search import search_batch_size
 from fitkit.callbacks.history import History
 from fitkit.checkpointing import discovery, loading, saving
 from fitkit.checkpointing.autosaver import AutoSaver
-from fitkit.checkpointing.references import resolve
 from fitkit.contents import require_scheduler_state
 from fitkit.core import types
 from fitkit.core.callback import Callback
 from fitkit.core.callback_list import CallbackList
 from fitkit.core.checks import require_count
-from fitkit.core.errors import CheckpointError, ConfigurationError
+from fitkit.core.errors import ConfigurationError
 from fitkit.data.batches import split_inputs
 from fitkit.data.loaders import DataSpec
 from fitkit.engine import evaluation
 from fitkit.evaluating import evaluation_phase, evaluation_run
 from fitkit.fitting import run_fit
-from fitkit.handler_view import HandlerView
+from fitkit.generating import GenerativeHandler
+from fitkit.generative_state import rebuild_generative
 from fitkit.learning_rate_sweep import LearningRateSweep, sweep_learning_rates
 from fitkit.metrics.metric import require_metric
 from fitkit.model_summary import ModelSummary
@@ -50,7 +48,7 @@ from fitkit.shown import as_html, as_text
 from fitkit.summary import summarize
 
 
-class NNHandler(HandlerView):
+class NNHandler(GenerativeHandler):
     """A model with everything it takes to train it, and the state that makes training resumable.
 
     Args:
@@ -60,7 +58,7 @@ class NNHandler(HandlerView):
             the ``"fitkit"`` logger of the ``logging`` module.
         logger_filename: the file of the FILE and BOTH modes.
         logger_level: the lowest level that is logged.
-        save_model_code: keep the source of the model's class in checkpoints, for reading.
+        save_model_code: keep the source of the model, and what it uses, in checkpoints.
         model_type: ``ModelType`` or its value: how a batch becomes a loss.
         use_distributed: ``None``: as the launcher's environment says; ``False``: one process.
         strategy: how several processes train: ``"ddp"`` (as ``"auto"`` does), each with the whole
@@ -109,7 +107,7 @@ class NNHandler(HandlerView):
         # a seed given here must not disturb the program's own random streams
         with nullcontext() if seed is None else IsolatedStreams(seed):
             parts = Parts(model_class, model_kwargs, kind, where)
-        code = _source_of(parts.module) if save_model_code else None
+        code = model_code.read(parts) if save_model_code else None
         world.copy_from_main(parts.module.state_dict().values())
         parallel.shard(parts.module)
         super().__init__(parts, world, parallel, logger, seed, code)
@@ -531,11 +529,12 @@ class NNHandler(HandlerView):
         skip_sampler_sde: bool = False,
         skip_ema: bool = False,
         strategy: Strategy | str | None = "auto",
+        trust_code: bool = False,
     ) -> NNHandler:
         """A handler as it was saved; the next ``fit`` goes on from there.
 
         Data, and a loss function that is not one of torch's modules, must be set again. Nothing
-        that is stored in the file is executed.
+        that is stored in the file is executed, unless ``trust_code``.
 
         Args:
             path: a full checkpoint.
@@ -550,6 +549,7 @@ class NNHandler(HandlerView):
             skip_sampler_sde: leave out sampler and SDE.
             skip_ema: leave out the averaged weights.
             strategy: as in the constructor; it need not be the one that was saved.
+            trust_code: run the model's source in the file where the program lacks its class.
 
         Raises:
             CheckpointError: the file cannot be used; the sentence says why.
@@ -557,16 +557,7 @@ class NNHandler(HandlerView):
         world = find_world(None)
         parallel = make_parallel(strategy, world, _device_of(device, world))
         state = discovery.read_full(Path(path), parallel.empty_piece)
-        remedy = "pass model_class="
-        if model_class is None and state["model_class"] is None:
-            raise CheckpointError(
-                f"{str(path)!r} was saved with a ready module, so it does not say how to build "
-                f"one: pass model_class=, a class or a ready module."
-            )
-        model: Any = model_class
-        if model is None:
-            model = resolve(state["model_class"], nn.Module, remedy)
-        kwargs = description.build_kwargs(state, "model") if isinstance(model, type) else {}
+        model, kwargs = description.model_of(state, path, model_class, trust_code=trust_code)
         with description.rebuilding("model", "pass model_class=<a ready module>"):
             kind = state["model_type"]
             handler = cls(model, device, model_type=kind, strategy=parallel, **kwargs)
@@ -582,6 +573,8 @@ class NNHandler(HandlerView):
         description.rebuild_parts(
             handler, state, optimizer=not skip_optimizer, scheduler=not skip_scheduler
         )
+        if not skip_sampler_sde:
+            rebuild_generative(handler, state)
         snapshot.restore(handler, state, strict=strict_load, skips=skips)
         handler.calls_made = handler.state.call
         return handler
@@ -615,18 +608,6 @@ class NNHandler(HandlerView):
 
 def _device_of(device: Any, world: World) -> torch.device:
     return resolve_device(device, world.local_rank if world.size > 1 else None)
-
-
-def _source_of(module: nn.Module) -> str | None:
-    try:
-        return inspect.getsource(type(module))
-    except (OSError, TypeError):
-        warnings.warn(
-            f"the source of {type(module).__name__} cannot be found (it was defined in a REPL, or "
-            f"built at run time), so checkpoints will not hold it.",
-            stacklevel=3,
-        )
-        return None
 
 
 loading.provide_handler_class(NNHandler)

@@ -106,6 +106,7 @@ class Parts:
         self.scheduler_monitor: str | None = None
         self.scheduler: LRScheduler | None = None
         self.loss: LossSpec | None = None
+        self.default_loss: LossSpec | None = None
         self.train_data: DataSpec | None = None
         self.validation_data: DataSpec | None = None
         self.metrics: dict[str, Any] = {}
@@ -213,6 +214,15 @@ class Parts:
             function = function.to(self.device)
         self.loss = LossSpec(function, bool(pass_epoch), dict(kwargs))
 
+    def set_default_loss(self, function: Callable[..., Any] | None) -> None:
+        """Remember the loss of models for which none is set."""
+        self.default_loss = None if function is None else LossSpec(function)
+
+    @property
+    def loss_in_use(self) -> LossSpec | None:
+        """The loss that was set, or the default one."""
+        return self.default_loss if self.loss is None else self.loss
+
     def require_trainable(self) -> None:
         """Fail, naming the setter, if something that training needs is missing.
 
@@ -221,7 +231,7 @@ class Parts:
         """
         if self.train_step is not None:
             return
-        for part, setter in ((self.loss, "set_loss_fn"), (self.optimizer, "set_optimizer")):
+        for part, setter in ((self.loss_in_use, "set_loss_fn"), (self.optimizer, "set_optimizer")):
             if part is None:
                 name = "loss function" if setter == "set_loss_fn" else "optimizer"
                 raise ConfigurationError(

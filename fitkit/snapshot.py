@@ -16,6 +16,7 @@ from fitkit.checkpointing.references import name_of
 from fitkit.contents import load_optimizer, require_optimizer_state, require_scheduler_state
 from fitkit.core.errors import CheckpointError, FitkitError, add_note, listed
 from fitkit.description import describe, describe_loss
+from fitkit.generative_state import describe_generative, load_generative
 from fitkit.runtime.averaging import saved_decay
 from fitkit.version import __version__
 
@@ -68,8 +69,7 @@ def take(handler: HandlerView, place: Place = lambda tensor: tensor) -> dict[str
         "loader": loader,
         "seed": handler.seed,
         "data_seed": handler.data_seed,
-        "sampler": None,
-        "sde": None,
+        **describe_generative(handler.generative),
     }
     plain: dict[str, Any] = to_plain(state, place=place)
     return plain
@@ -150,6 +150,8 @@ def _apply(handler: HandlerView, state: dict[str, Any], *, strict: bool, skips: 
     handler.state.load_state_dict(from_plain(state["progress"]["state"]))
     handler.unfinished.load(from_plain({key: state[key] for key in handler.unfinished.KEYS}))
     handler.adopt_seeds(state["seed"], state.get("data_seed"))
+    if not skips.sampler_sde:
+        load_generative(handler.generative, state)
     if not skips.callbacks:
         states = from_plain(state["callback_states"])
         handler.callbacks.load_state_dict(states)

@@ -43,7 +43,7 @@ def save_multi_files(
 ) -> None:
     """Write parts of ``state`` to files of their own: ``model.pth`` gives ``model_<key>.pth``.
 
-    A ``seed``, and the name and arguments of an SDE, in ``state`` go into the saved
+    The ``seed``, and the SDE as ``sde_class`` and ``sde_kwargs``, go into the saved
     ``model_kwargs``; ``state`` itself is not changed.
 
     Args:
@@ -111,7 +111,7 @@ def merge_parts(path: str | Path) -> dict[str, Any]:
         )
     state = {key: checkpoint.read(one, mmap=True) for key, one in paths.items()}
     if isinstance(state["model_kwargs"], dict):  # without what splitting added
-        added = {"seed": state["seed"], "sde": state["sde"], "sde_kwargs": state["sde"]}
+        added = {"seed": state["seed"], "sde_class": state["sde"], "sde_kwargs": state["sde"]}
         state["model_kwargs"] = {
             name: value for name, value in state["model_kwargs"].items() if added.get(name) is None
         }
@@ -156,9 +156,12 @@ def _part(state: Mapping[str, Any], key: str) -> Any:
     if key != "model_kwargs" or not isinstance(state[key], Mapping):
         return state[key]
     kwargs = dict(state[key])
-    if state.get("seed") is not None:
-        kwargs["seed"] = state["seed"]
     sde = state.get("sde")
+    named = {}
     if isinstance(sde, Mapping):
-        kwargs.update(sde=sde.get("class"), sde_kwargs=sde.get("kwargs"))
+        named = {"sde_class": sde.get("class"), "sde_kwargs": sde.get("kwargs")}
+    for name in ("seed", "sde_class", "sde_kwargs"):
+        value = named.get(name, state.get(name))
+        if value is not None:
+            kwargs[name] = value
     return kwargs

@@ -22,6 +22,10 @@ class DataError(FitkitError, ValueError):
     """Data that cannot be turned into batches, or a batch that cannot be used."""
 
 
+class SamplingError(FitkitError, ArithmeticError):
+    """Samples or likelihoods that became NaN or infinite, or an ODE that cannot be solved."""
+
+
 class MonitorError(ConfigurationError):
     """A monitored name or mode that cannot be resolved against the logs."""
 

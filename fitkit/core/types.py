@@ -36,7 +36,8 @@ class ModelType(ChoiceEnum):
       gets ``(outputs, targets)``.
     - ``generative``: a batch is ``inputs`` or ``(inputs, ...)``; the targets are the inputs.
     - ``score_based``: a batch is ``inputs`` or ``(inputs, *conditions)``; the loss function draws
-      its own times and noise, so it gets ``(model, inputs, *conditions)``.
+      its own times and noise, so it gets ``(model, inputs, *conditions)``. After ``set_sde`` it
+      is denoising score matching unless another is set.
     """
 
     CLASSIFICATION = "classification"

@@ -157,6 +157,20 @@ def _capture_devices() -> list[Tensor]:
     return []
 
 
+@contextmanager
+def seeded_streams(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside ``with`` every stream of the host, and of ``device``, begins at ``seed``.
+
+    Afterwards all of them are where they were.
+    """
+    outside = capture_streams()
+    try:
+        seed_host_streams(seed) if device.type == "cpu" else seed_streams(seed)
+        yield
+    finally:
+        restore_streams(outside)
+
+
 class IsolatedStreams:
     """A set of host streams of its own; inside ``with`` they take the place of the process's.
 

@@ -85,7 +85,7 @@ def test_an_sde_goes_into_the_arguments(handler, tmp_path):
     state = {**handler.get_state_dict(), "sde": {"class": "a:B", "kwargs": {"beta": 1.0}}}
     save_multi_files(handler, state, tmp_path / "m", ["model_kwargs"])
     kwargs = torch.load(tmp_path / "m_model_kwargs.pth", weights_only=True)
-    assert (kwargs["sde"], kwargs["sde_kwargs"]) == ("a:B", {"beta": 1.0})
+    assert (kwargs["sde_class"], kwargs["sde_kwargs"]) == ("a:B", {"beta": 1.0})
     assert "sde" not in state["model_kwargs"]
 
 

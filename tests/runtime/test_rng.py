@@ -1,3 +1,4 @@
+import contextlib
 import random
 import subprocess
 import sys
@@ -251,3 +252,17 @@ def test_streams_captured_anywhere_come_back(gauss, words):
     rng.seed_streams(3)
     rng.restore_streams(state)
     assert draw() == expected
+
+
+def test_seeded_streams_begin_at_the_seed_and_leave_no_trace():
+    before = rng.capture_streams()
+    drawn = []
+    for _ in range(2):
+        with contextlib.suppress(KeyError), rng.seeded_streams(5, torch.device("cpu")):
+            drawn.append(draw())
+            raise KeyError
+    assert drawn[0] == drawn[1]
+    after = rng.capture_streams()
+    assert torch.equal(before["torch"], after["torch"])
+    assert torch.equal(before["numpy"]["key"], after["numpy"]["key"])
+    assert torch.equal(before["python"]["state"], after["python"]["state"])

@@ -1,0 +1,74 @@
+"""The probability-flow ODE, and the adaptive solver that integrates it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fitkit.core.errors import ConfigurationError, SamplingError
+from fitkit.generative.score_matching import Score
+from fitkit.generative.sde import SDE, expand
+
+
+def probability_flow(sde: SDE, score: Score) -> Score:
+    """``dx/dt`` whose solutions have the marginals of ``sde``: Song et al. 2021, equation 13."""
+
+    def velocity(t: Tensor, x: Tensor) -> Tensor:
+        weight = 0.5 * expand(sde.diffusion(t).square(), x)
+        return sde.drift(t, x) - weight * score(t, x)
+
+    return velocity
+
+
+def integrate(
+    field: Callable[[float, Tensor], Tensor],
+    state: Tensor,
+    start: float,
+    end: float,
+    tolerance: float,
+) -> Tensor:
+    """The solution of ``dy/dt = field(t, y)`` at ``end``, by the method of Dormand and Prince.
+
+    Args:
+        field: of time and a vector; it is called with vectors of the state's device and dtype.
+        state: the vector at ``start``.
+        start: the first time.
+        end: the last time, before or after ``start``.
+        tolerance: relative and absolute error of each step, above 0.
+
+    Raises:
+        ConfigurationError: scipy is not installed, or the tolerance is out of range.
+        SamplingError: no step is small enough.
+    """
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance > 0:
+        raise ConfigurationError(f"tolerance must be a number above 0, received {tolerance!r}.")
+
+    def numpy_field(t: float, values: Any) -> Any:
+        found = field(t, torch.from_numpy(values).to(state))
+        return found.detach().double().cpu().numpy()
+
+    first = state.detach().double().cpu().numpy()
+    solution = _solver()(
+        numpy_field, (start, end), first, method="RK45", rtol=tolerance, atol=tolerance
+    )
+    if not solution.success:
+        raise SamplingError(
+            f"the ODE could not be solved from t = {start:g} to {end:g}: {solution.message} Raise "
+            f"tolerance, or look at the model's score."
+        )
+    return torch.from_numpy(solution.y[:, -1].copy()).to(state)
+
+
+def _solver() -> Callable[..., Any]:
+    try:
+        from scipy.integrate import solve_ivp
+    except ImportError as error:
+        raise ConfigurationError(
+            "the probability-flow ODE needs scipy, which is not installed: pip install "
+            '"fitkit[generative]"'
+        ) from error
+    found: Callable[..., Any] = solve_ivp
+    return found
