@@ -133,7 +133,7 @@ class GenerativeHandler(HandlerView):
         x = to_device(x, self.device)
         times = torch.as_tensor(t, dtype=x.dtype, device=self.device).expand(len(x))
         given = as_conditions(to_device(conditions, self.device), len(x))
-        with self._evaluating(None) as model, torch.inference_mode():
+        with self._evaluating(None) as model, self.parallel.without_gradients():
             found = matching.score(model, times, x, *given)
         return found.clone()
 
@@ -192,7 +192,7 @@ class GenerativeHandler(HandlerView):
         with (
             self._drawing(seed, generator, precision) as model,
             watched(title, total, show=show) as watch,
-            torch.inference_mode(),
+            self.parallel.without_gradients(),
         ):
             score = guided(_score_of(matching, model), given, absent, guidance)
             dtype = floating_dtype(self.module)
