@@ -10,6 +10,7 @@ from torch.utils.data import IterableDataset
 
 from fitkit.agreement import Agreement
 from fitkit.capturing import capture_of
+from fitkit.compiled_steps import CompiledSteps
 from fitkit.core.errors import ConfigurationError, Preempted
 from fitkit.data.fetching import is_map_style
 from fitkit.data.in_memory import is_in_memory
@@ -21,7 +22,6 @@ from fitkit.engine.schedule import Schedule
 from fitkit.engine.steps import TrainStep
 from fitkit.evaluating import averaged, evaluation_forward, forward_of, phase_of, same_buffers
 from fitkit.options import FitOptions
-from fitkit.parts import CompiledSteps
 from fitkit.runtime.precision import Precision, make_precision
 from fitkit.runtime.rng import derive_seed, seed_streams
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fitkit.compiled_steps import CompiledSteps, is_worth_compiling
 from fitkit.core.errors import ConfigurationError, did_you_mean, listed
 from fitkit.core.types import ModelType
 from fitkit.data.batches import call_model
@@ -65,14 +66,6 @@ class LossSpec:
         if kwargs:
             return lambda *args: function(*args, **kwargs)
         return function
-
-
-class CompiledSteps:
-    """An optimizer whose ``step`` goes through ``torch.compile``."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
-        self.step = torch.compile(optimizer.step)
 
 
 class Parts:
@@ -141,20 +134,11 @@ class Parts:
         return self.loss.function(outputs, targets, **self.loss.kwargs), outputs  # type: ignore[union-attr]
 
     def compiled_optimizer(self) -> CompiledSteps | None:
-        """Steps of the optimizer through ``torch.compile``; ``None`` where that gains nothing.
-
-        Those of torch that can be captured were made for it. A learning rate that is no tensor is
-        compiled in, so with a scheduler each of its values would be compiled anew.
-        """
-        optimizer = self.optimizer
-        if optimizer is None or not type(optimizer).__module__.startswith("torch.optim."):
+        """Steps of the optimizer through ``torch.compile``; ``None`` where that gains nothing."""
+        if self.optimizer is None or not is_worth_compiling(self.optimizer, self.scheduler):
             return None
-        groups = optimizer.param_groups
-        is_fixed = self.scheduler is None or all(isinstance(one["lr"], Tensor) for one in groups)
-        if not is_fixed or not all("capturable" in one for one in groups):
-            return None
-        if self._steps is None or self._steps.optimizer is not optimizer:
-            self._steps = CompiledSteps(optimizer)
+        if self._steps is None or self._steps.optimizer is not self.optimizer:
+            self._steps = CompiledSteps(self.optimizer)
         return self._steps
 
     def set_optimizer(

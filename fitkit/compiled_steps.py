@@ -1,0 +1,28 @@
+"""CompiledSteps: an optimizer's steps through torch.compile, where that gains anything."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class CompiledSteps:
+    """An optimizer whose ``step`` goes through ``torch.compile``."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.step = torch.compile(optimizer.step)
+
+
+def is_worth_compiling(optimizer: Optimizer, scheduler: LRScheduler | None) -> bool:
+    """Whether compiled steps of ``optimizer`` are the same and faster.
+
+    Those of torch that can be captured were made for it. A learning rate that is no tensor is
+    compiled in, so with a scheduler each of its values would be compiled anew.
+    """
+    groups = optimizer.param_groups
+    is_of_torch = type(optimizer).__module__.startswith("torch.optim.")
+    is_fixed = scheduler is None or all(isinstance(one["lr"], Tensor) for one in groups)
+    return is_of_torch and is_fixed and all("capturable" in one for one in groups)
