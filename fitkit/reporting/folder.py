@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fitkit.checkpointing import checkpoint, files, schema, shards, temporary
+from fitkit.checkpointing.catalogue import SUFFIXES, Entry, catalogue
 from fitkit.checkpointing.metadata import Metadata, read_metadata
 from fitkit.core.errors import CheckpointError, CheckpointNotFoundError, DamagedCheckpointError
 from fitkit.reporting.curves import Curves
 from fitkit.reporting.logs import read_log
 
-CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt")
 LOG_SUFFIXES = (".csv", ".jsonl")
 
 
@@ -44,35 +44,22 @@ def find_checkpoints(folder: Path, *, verify: bool) -> list[Checkpoint]:
         folder: where to look.
         verify: also check the checksums of all tensors, which reads every file as a whole.
     """
-    found: list[Checkpoint] = []
-    known: dict[tuple[int, int], tuple[Metadata | None, str | None]] = {}
-    for path in _below(folder):
-        is_named = path.suffix in CHECKPOINT_SUFFIXES
-        if path.name.endswith(temporary.SUFFIX) or not (is_named or files.is_checkpoint_like(path)):
-            continue
-        status = path.stat()
-        file = (status.st_dev, status.st_ino)  # several names of one file are read once
-        if file not in known:
-            known[file] = _examine(path, verify=verify)
-        metadata, problem = known[file]
-        if is_named or metadata is not None:  # others are archives of another kind
-            name, size = path.relative_to(folder).as_posix(), checkpoint.size_bytes(path)
-            found.append(Checkpoint(path, name, size, metadata, problem, verify))
+    found = [
+        _checkpoint(entry, folder, verify=verify)
+        for entry in catalogue(folder, verify=verify)
+        if entry.metadata is not None or entry.path.suffix in SUFFIXES
+        if not _is_hidden(entry.path, folder)
+    ]
     return sorted(found, key=lambda one: () if one.metadata is None else one.metadata.place)
 
 
-def _examine(path: Path, *, verify: bool) -> tuple[Metadata | None, str | None]:
-    """What a file holds, and why it cannot be used."""
-    metadata = None
-    try:
-        content = checkpoint.read_without_tensors(path)
-        if not schema.is_weights(content):
-            metadata = read_metadata(path)
-        if verify:
-            checkpoint.verify(path)
-    except CheckpointError as error:
-        return metadata, str(error)
-    return metadata, None
+def _checkpoint(entry: Entry, folder: Path, *, verify: bool) -> Checkpoint:
+    metadata = entry.metadata
+    if metadata is None:
+        with suppress(CheckpointError):  # tensors that are damaged leave the rest to be told
+            metadata = read_metadata(entry.path)
+    name = entry.path.relative_to(folder).as_posix()
+    return Checkpoint(entry.path, name, entry.size_bytes, metadata, entry.problem, verify)
 
 
 def newest(checkpoints: list[Checkpoint]) -> Checkpoint | None:
@@ -94,10 +81,12 @@ def find_logs(folder: Path) -> dict[str, Curves]:
 def _below(folder: Path) -> Iterator[Path]:
     """The files, without those in hidden folders."""
     for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        is_hidden = any(part.startswith(".") for part in parts) or shards.is_inside(path)
-        if path.is_file() and not is_hidden:
+        if path.is_file() and not _is_hidden(path, folder):
             yield path
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def newest_metadata(path: Path) -> Metadata:
