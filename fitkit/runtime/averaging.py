@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fitkit.core.errors import CheckpointError, ConfigurationError, listed
-from fitkit.runtime.pieces import fitted
+from fitkit.runtime.pieces import fitted, is_piece
 
 
 class WeightAverage:
@@ -51,15 +51,17 @@ class WeightAverage:
     def update(self, module: nn.Module) -> None:
         """Move the average by one optimizer step of ``module``."""
         values = self._values(module)
-        moving, targets = [], []
+        moving: dict[bool, tuple[list[Tensor], list[Tensor]]] = {False: ([], []), True: ([], [])}
         for name, average in self._average.items():
             if self._num_averaged and _moves(average):
-                moving.append(average)
+                averages, targets = moving[is_piece(average)]  # torch does not move both at once
+                averages.append(average)
                 targets.append(values[name].to(average.dtype))
             else:
                 average.copy_(values[name])
-        if moving:
-            self._move(moving, targets, self._num_averaged)
+        for averages, targets in moving.values():
+            if averages:
+                self._move(averages, targets, self._num_averaged)
         self._num_averaged += 1
 
     def weights(self) -> dict[str, Tensor]:
