@@ -95,6 +95,14 @@ class ShardedQueue(MeetingQueue):
     def _make_room(self, requests: list[SaveRequest]) -> None:
         super().wait()
 
+    def _collect(self) -> None:
+        if self._world.is_main:
+            super()._collect()
+            return
+        for part in self._writer.collect():
+            if part.error is not None:
+                raise part.error
+
     def _plan_again(
         self, old: SaveJob, requests: list[SaveRequest], savers: list[Saver]
     ) -> SaveJob:
@@ -104,9 +112,7 @@ class ShardedQueue(MeetingQueue):
 
     def _obey(self, order: Order) -> None:
         self._writer.wait()
-        for part in self._writer.collect():
-            if part.error is not None:
-                raise part.error
+        self._collect()
         if not order.is_again:
             self._take(order)
         wanted = {"whole": order.whole, "weights": order.weights}
