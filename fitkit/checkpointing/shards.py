@@ -99,6 +99,7 @@ def is_description(value: Any) -> bool:
         and isinstance(value.get("shape"), list)
         and isinstance(dtype_of(value.get("dtype")), torch.dtype)
         and all(type(size) is int and size >= 0 for size in value["shape"])
+        and prod(max(size, 1) for size in value["shape"]) < 2**56  # else strides overflow
     )
 
 
@@ -167,7 +168,7 @@ def folder_of(path: Path, reference: Any) -> Path:
     if not isinstance(name, str) or not name.endswith(SUFFIX) or Path(name).name != name:
         raise DamagedCheckpointError(f"{str(path)!r} does not say where its tensors are.")
     folder = path.resolve().parent / name
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # whatever the name
         raise DamagedCheckpointError(
             f"{str(path)!r} has its tensors in the folder {name!r}, which is not beside it: keep "
             f"them together when you move or copy a checkpoint."
