@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -129,7 +130,7 @@ class ShardedQueue(MeetingQueue):
         copies = self._last_copies or HostCopies() if order.is_behind else None
         place = (lambda tensor: tensor) if copies is None else copies.reserve
         self._last, self._last_copies = {}, copies
-        with self._contributions():
+        with self._contributions() if order.whole else nullcontext():
             if order.whole:
                 self._last["whole"] = self._take_snapshot(place)
             if order.weights:
