@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -146,7 +147,7 @@ def at_once(*actions):
     def act(number, action):
         try:
             action()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  this is what is looked at
             errors[number] = error
 
     threads = [threading.Thread(target=act, args=pair) for pair in enumerate(actions)]
@@ -164,6 +165,16 @@ def meet(processes):
         process.queue.settle()
 
     return at_once(*(lambda one=one: act(one) for one in processes))
+
+
+def save_each(processes, count):
+    """Ask for a file, and let training change the value, several times."""
+    for number in range(count):
+        for process in processes:
+            process.value.fill_(number)
+            process.ask(f"{number}.pth")
+        assert meet(processes) == [None, None]
+    assert finish(processes) == [None, None]
 
 
 def finish(processes):
@@ -226,12 +237,7 @@ def test_after_a_warning_both_go_on(two, failing, written):
     processes = two(background=True, on_error="warn")
     failing.add("0.pth")
     with pytest.warns(RuntimeWarning, match="could not save"):
-        for number in range(3):
-            for process in processes:
-                process.value.fill_(number)
-                process.ask(f"{number}.pth")
-            assert meet(processes) == [None, None]
-        assert finish(processes) == [None, None]
+        save_each(processes, 3)
     assert [path.name for path in processes[0].announced] == ["1.pth", "2.pth"]
     assert processes[0].saver.planned() == processes[1].saver.planned()
     assert {one for one in written if one[2] == "2.pth"} == {(0, 2.0, "2.pth"), (1, 2.0, "2.pth")}
@@ -262,11 +268,8 @@ def test_save_now_is_of_all(two, failing, written, tmp_path):
     processes = two()
     failing.add("b.pth")
     for name in ("a.pth", "b.pth"):
-        calls = [
-            lambda one=one: one.queue.save_now({"value": torch.ones(())}, tmp_path / name)
-            for one in processes
-        ]
-        errors = at_once(*calls)
+        content, path = {"value": torch.ones(())}, tmp_path / name
+        errors = at_once(*(partial(one.queue.save_now, content, path) for one in processes))
         if name == "a.pth":
             assert errors == [None, None]
     assert isinstance(errors[0], SaveError)

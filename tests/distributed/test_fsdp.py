@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -247,6 +248,59 @@ def test_mixed_precision_goes_on_bit_for_bit(name, spread, again, kit):
     )
 
 
+# ---- what the page says -------------------------------------------------------------------------
+
+LOSSES = ("loss", "val_loss")
+METRICS = ("accuracy", "val_accuracy", "mean_output", "val_mean_output")
+PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
+
+
+def deviation(found, expected, names):
+    """The largest relative one."""
+    pairs = [
+        pair
+        for name in names
+        for pair in zip(found["history"][name], expected["history"][name], strict=True)
+    ]
+    return max(abs(one - other) / max(abs(other), 1e-12) for one, other in pairs)
+
+
+def weights_apart(found, expected):
+    """The largest deviation of a weight, of the largest weight in its tensor."""
+    return max(
+        float((found["weights"][name] - value).abs().max() / value.abs().max())
+        for name, value in expected["weights"].items()
+    )
+
+
+def test_the_documented_figures_are_those_that_are_found(
+    whole, spread, again, as_one, as_three, kit
+):
+    expected = kit.result(whole / "plain")
+    exact = [kit.result(where) for where in (again / "exact_from_003", spread / "exact")]
+    runs = {
+        "DDP 2": (spread, "plain_ddp", 0.0),  # test_resume.py compares the bits
+        "FSDP 2": (spread, "plain", weights_apart(*exact)),
+        "FSDP 2, then 1": (as_one, "plain_from_003", None),
+        "FSDP 2, then 3": (as_three, "plain_from_003", None),
+        "FSDP 2, then DDP 2": (again, "to_ddp_from_003", None),
+        "DDP 2, then FSDP 2": (again, "of_ddp_from_003", None),
+        "one process, then FSDP 2": (again, "of_one_from_003", None),
+    }
+    figure = r"([\d.e-]+)"
+    row = rf"^\| ([^|]+) \| {figure} \| {figure} \| (\d+) of (\d+) \| {figure} \|$"
+    rows = {name: told for name, *told in re.findall(row, PAGE.read_text(), re.MULTILINE)}
+    assert set(rows) == {"one process", *runs}
+    for name, (out, case, resumed) in runs.items():
+        found, told = kit.result(out / case), [float(one) for one in rows[name]]
+        apart = weights_apart(found, expected) if resumed is None else resumed
+        figures = [deviation(found, expected, names) for names in (LOSSES, METRICS)]
+        figures += [found["samples"], expected["samples"], apart]
+        assert figures[2:4] == told[2:4]
+        for one, most in zip(figures, told, strict=True):
+            assert one <= most, (name, figures, told)
+
+
 # ---- files --------------------------------------------------------------------------------------
 
 
@@ -383,7 +437,9 @@ def test_killed_at_random_it_ends_bit_for_bit_as_uninterrupted(launcher, tmp_pat
     wait_for_step(launch, out, random.Random(3).randint(3, 9))
     launch.kill()
     how = ("--strike", "SIGKILL", 1, 13)
-    ended = launcher.run(out, *KILLED, "--resume", *how, options=("--max-restarts=2",))
+    ended = launcher.run(
+        out, *KILLED, "--resume", *how, options=("--max-restarts=2",), timeout=180.0
+    )
     assert ended.code == 0, ended.output
     assert_ended_as(out, spread / "killed", kit)
 

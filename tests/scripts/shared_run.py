@@ -328,7 +328,9 @@ def make_callbacks(options: argparse.Namespace, records: Records) -> list[fitkit
     if options.weights_only:
         weights = own / "runs" / "weights.pth"
         callbacks.append(
-            ModelCheckpoint(weights, save_weights_only=True, background=options.background)
+            ModelCheckpoint(
+                weights, save_weights_only=True, save_freq=3, background=options.background
+            )
         )
     if options.save_by_hand:
         callbacks.append(SavesByHand(out, options.save_by_hand))
@@ -383,7 +385,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="layers")
     parser.add_argument("--precision")
     parser.add_argument("--restore-best", action="store_true", help="the best weights at the end")
-    parser.add_argument("--weights-only", action="store_true", help="save weights each epoch")
+    parser.add_argument("--weights-only", action="store_true", help="saved each third batch")
     parser.add_argument("--max-to-keep", type=int)
     parser.add_argument("--on-error", default="raise")
     parser.add_argument("--load", type=Path, help="NNHandler.load from this file")
