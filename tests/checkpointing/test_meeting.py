@@ -115,7 +115,7 @@ def test_the_others_contribute_if_a_whole_state_is_wanted(tmp_path):
 
 
 def test_the_others_own_wishes_do_not_count(tmp_path):
-    other = Process(tmp_path, rank=1, heard=[(False, [Files(tmp_path).planned()])])
+    other = Process(tmp_path, rank=1, heard=[[Files(tmp_path).planned()]])
     other.ask()
     assert len(other.queue) == 0
     other.queue.meet()

@@ -414,7 +414,7 @@ def test_a_crafted_reference_is_refused(tmp_path, reference):
 
 def test_a_description_of_another_tensor_is_refused(saved):
     content = torch.load(saved, weights_only=True)
-    for other in ({"shape": [5, 7]}, {"dtype": "float64"}, {"key": "half"}, {"key": "none"}):
+    for other in ({"shape": [5, 7]}, {"dtype": "float64"}, {"key": "none"}):
         torch.save({**content, "weight": {**content["weight"], **other}}, saved)
         with pytest.raises(DamagedCheckpointError, match="is not in its folder"):
             checkpoint.read(saved)
