@@ -141,3 +141,32 @@ def test_a_metric_that_accumulates_by_itself_cannot_be_dealt_out():
     meters = Meters({"own": Accumulates()}, CPU)
     with pytest.raises(CheckpointError, match="go on with 2 processes, or from a checkpoint at"):
         merged([meters.state_dict(), meters.state_dict()])
+
+
+def test_who_shares_one_window_goes_on_with_its_average_and_with_own_sums():
+    """Written by processes with whole models, read by as many that keep parts."""
+    progress = progress_of([1, 2], [3], window=window)
+    for rank, seeds in enumerate(([1, 2], [3])):
+        mine = share_of(progress, world(rank, 2), is_sharded=True)
+        assert computed(mine["meters"]["train"]) == meters_of(*seeds).compute()
+        assert mine["window"]["gradients"]["weight"].tolist() == [0.5, 10.0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_window_that_was_one_stays_as_it_is(size):
+    """Written by sharded processes: the others have sums, but no window."""
+    progress = progress_of([1], [2], window=window)
+    for other in progress["others"]:
+        del other["window"]
+    whole = window(0)
+    for rank in range(size):
+        for is_sharded in {size > 1, False}:
+            mine = share_of(progress, world(rank, size), is_sharded=is_sharded)["window"]
+            assert mine["gradients"]["weight"].tolist() == whole["gradients"]["weight"].tolist()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_no_window_is_none_for_who_keeps_parts(size):
+    progress = progress_of([1], [2])
+    for rank in range(size):
+        assert share_of(progress, world(rank, size), is_sharded=True)["window"] == {}

@@ -176,7 +176,8 @@ def fill(
     index = shards.read_index(path, reference)
     found = {}
     for key, described in skeleton.descriptions(content).items():
-        if key not in index or index[key].shape != described["shape"]:
+        like = [described["shape"], described["dtype"]]
+        if key not in index or [index[key].shape, index[key].dtype] != like:
             raise shards.damaged(path, ValueError(f"{key!r} is not in its folder"))
         dtype = skeleton.dtype_of(index[key].dtype)
         found[key] = empty(tuple(described["shape"]), dtype or torch.float32)

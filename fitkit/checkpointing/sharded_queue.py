@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,6 +96,14 @@ class ShardedQueue(MeetingQueue):
     def _make_room(self, requests: list[SaveRequest]) -> None:
         super().wait()
 
+    def _collect(self) -> None:
+        if self._world.is_main:
+            super()._collect()
+            return
+        for part in self._writer.collect():
+            if part.error is not None:
+                raise part.error
+
     def _plan_again(
         self, old: SaveJob, requests: list[SaveRequest], savers: list[Saver]
     ) -> SaveJob:
@@ -104,9 +113,7 @@ class ShardedQueue(MeetingQueue):
 
     def _obey(self, order: Order) -> None:
         self._writer.wait()
-        for part in self._writer.collect():
-            if part.error is not None:
-                raise part.error
+        self._collect()
         if not order.is_again:
             self._take(order)
         wanted = {"whole": order.whole, "weights": order.weights}
@@ -123,7 +130,7 @@ class ShardedQueue(MeetingQueue):
         copies = self._last_copies or HostCopies() if order.is_behind else None
         place = (lambda tensor: tensor) if copies is None else copies.reserve
         self._last, self._last_copies = {}, copies
-        with self._contributions():
+        with self._contributions() if order.whole else nullcontext():
             if order.whole:
                 self._last["whole"] = self._take_snapshot(place)
             if order.weights:

@@ -83,7 +83,7 @@ def folder_of(path: Path, reference: Any) -> Path:
     if not isinstance(name, str) or not name.endswith(SUFFIX) or Path(name).name != name:
         raise DamagedCheckpointError(f"{str(path)!r} does not say where its tensors are.")
     folder = path.resolve().parent / name
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # whatever the name
         raise DamagedCheckpointError(
             f"{str(path)!r} has its tensors in the folder {name!r}, which is not beside it: keep "
             f"them together when you move or copy a checkpoint."

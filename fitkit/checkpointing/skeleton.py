@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ def is_description(value: Any) -> bool:
         and isinstance(value.get("shape"), list)
         and isinstance(dtype_of(value.get("dtype")), torch.dtype)
         and all(type(size) is int and size >= 0 for size in value["shape"])
+        and prod(max(size, 1) for size in value["shape"]) < 2**56  # else strides overflow
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fitkit.core.errors import CheckpointError, ConfigurationError, listed
-from fitkit.runtime.pieces import fitted
+from fitkit.runtime.pieces import fitted, is_piece
 
 
 class WeightAverage:
@@ -59,15 +59,17 @@ class WeightAverage:
     def move(self, module: nn.Module) -> None:
         """The device's part of ``update``, which can be recorded after the first."""
         values = self._values(module)
-        moving, targets = [], []
+        moving: dict[bool, tuple[list[Tensor], list[Tensor]]] = {False: ([], []), True: ([], [])}
         for name, average in self._average.items():
             if self._num_averaged and _moves(average):
-                moving.append(average)
+                averages, targets = moving[is_piece(average)]  # torch does not move both at once
+                averages.append(average)
                 targets.append(values[name].to(average.dtype))
             else:
                 average.copy_(values[name])
-        if moving:
-            self._move(moving, targets, self._num_averaged)
+        for averages, targets in moving.values():
+            if averages:
+                self._move(averages, targets, self._num_averaged)
 
     def has_moved(self) -> None:
         """A recording did the device's part of the next ``update``."""

@@ -244,6 +244,9 @@ def _join(place: Place) -> Processes:
     # CPU tensors, such as those that agreements are made with, go through gloo
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store, rank, size = next(iter(rendezvous(place.url, place.rank, place.size)))
+    # torchrun keeps its store: what was said before a restart must not be heard after it
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
+    store = dist.PrefixStore(f"fitkit/{restarts}", store)  # type: ignore[attr-defined]
     before = connections.opened()
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     atexit.register(_leave)

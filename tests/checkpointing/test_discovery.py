@@ -9,6 +9,7 @@ from torch import nn
 import fitkit
 from fitkit import CheckpointError, DamagedCheckpointError
 from fitkit.checkpointing import discovery, files, schema, temporary
+from fitkit.runtime.world import World
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +193,51 @@ def test_a_file_without_one_of_the_keys_is_passed_over_or_can_be_loaded(tmp_path
         fitkit.NNHandler.load(tmp_path / "a.pth", model_class=nn.Linear(2, 1))
     except CheckpointError:
         assert discovery.newest([tmp_path]).path is None
+
+
+class OneOfTwo(World):
+    """A process; what the other one says is given."""
+
+    size = 2
+
+    def __init__(self, *theirs):
+        self._theirs = list(theirs)
+        self.said = []
+
+    def gather_all(self, value):
+        self.said.append(value)
+        return [value, self._theirs.pop(0)]
+
+
+def test_what_another_process_cannot_read_is_passed_over_by_all(tmp_path, states):
+    for number in range(3):
+        files.write(states[number], tmp_path / f"{number}.pth")
+    places = [schema.place(state) for state in reversed(states)]
+    world = OneOfTwo(places, "rank 1 has damaged pieces", None)
+    found = discovery.newest([tmp_path], world=world)
+    assert found.path.name == "1.pth"
+    assert found.passed_over == ["rank 1 has damaged pieces"]
+    assert world.said == [places, None, None]
+
+
+def test_what_this_process_cannot_read_is_told_to_all(tmp_path, states):
+    for number in range(2):
+        files.write(states[number], tmp_path / f"{number}.pth")
+    damage(tmp_path / "1.pth")
+    places = [schema.place(state) for state in (states[1], states[0])]
+    world = OneOfTwo(places, None, None)
+    found = discovery.newest([tmp_path], world=world)
+    assert found.path.name == "0.pth"
+    assert len(found.passed_over) == 1
+    assert "1.pth" in world.said[1]
+
+
+@pytest.mark.parametrize("theirs", [[], [(9, 9, 9, 9)]])
+def test_a_process_that_sees_other_checkpoints_is_an_error(tmp_path, states, theirs):
+    files.write(states[0], tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"rank 1 would resume from .* a folder that all"):
+        discovery.newest([tmp_path], world=OneOfTwo(theirs))
+
+
+def test_nobody_sees_anything(tmp_path):
+    assert discovery.newest([tmp_path], world=OneOfTwo([])).path is None

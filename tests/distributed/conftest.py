@@ -22,7 +22,7 @@ from fitkit.testing import differences
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "shared_run.py"
 TAG = "FITKIT_TEST_RUN"
-STALLED_SECONDS = 20.0
+STALLED_SECONDS = 60.0
 
 
 @dataclass
@@ -158,7 +158,7 @@ class Launcher:
             out.mkdir(parents=True, exist_ok=True)
             (out / "cases.json").write_text(json.dumps(left))
             launch = self.start(out, "--cases", out / "cases.json", processes=processes)
-            self._wait_for_progress(launch, out)
+            self._wait_for_progress(launch, [out / name for name in left])
             tried = [name for name in left if (out / name / "pid0").exists()]
             failed = [name for name in tried if not _is_complete(out / name, processes)]
             for name in failed:
@@ -168,11 +168,11 @@ class Launcher:
         return out
 
     @staticmethod
-    def _wait_for_progress(launch: Launch, out: Path) -> None:
+    def _wait_for_progress(launch: Launch, folders: list[Path]) -> None:
         """Wait for the end; a launch in which nothing happens any more is killed."""
         seen, since = -1, time.monotonic()
         while launch.process.poll() is None:
-            done = sum(1 for _ in out.glob("**/rank*.pth"))
+            done = sum(1 for folder in folders for _ in folder.glob("rank*.pth"))
             if done != seen:
                 seen, since = done, time.monotonic()
             if time.monotonic() - since > STALLED_SECONDS:

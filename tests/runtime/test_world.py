@@ -87,3 +87,9 @@ def test_the_error_of_another_process_says_which():
     error = RankError(3, "ValueError: boom")
     assert str(error) == "rank 3 failed, and with it the run: ValueError: boom"
     assert (error.rank, error.told) == (3, "ValueError: boom")
+
+
+def test_one_process_is_beside_itself():
+    world = World()
+    assert world.beside() is world
+    assert world.group is None

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -68,6 +69,40 @@ class Noise(nn.Module):
         return x + 0.1 * torch.randn_like(x)
 
 
+class Block(nn.Module):
+    """One of a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 5)
+        self.outer = nn.Linear(5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add to what comes in."""
+        return x + self.outer(self.inner(x).tanh())
+
+
+class Blocks(nn.Module):
+    """A list of blocks between two layers that share their weights; one layer takes no part."""
+
+    def __init__(self, *, leaves_out: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.last = nn.Linear(6, 6)
+        self.last.weight = self.first.weight
+        self.head = nn.Linear(6, 2)
+        self.frozen = nn.Linear(6, 6).requires_grad_(False)
+        self.left_out = nn.Linear(6, 2) if leaves_out else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Through the blocks."""
+        x = self.frozen(self.first(x).tanh())
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.last(x).tanh())
+
+
 class PoisonedLoss(nn.CrossEntropyLoss):
     """Is not a number while it is told so."""
 
@@ -116,6 +151,10 @@ class Strikes(fitkit.Callback):
     def on_train_batch_begin(self, batch: int, logs: fitkit.Logs) -> None:
         """What has to happen before the step."""
         state = self.handler.state
+        if self.what == "full-disk" and self.handler.world.rank == self.rank:
+            is_full = self.step <= state.global_step + 1 < self.step + 3
+            limit_files(300 if is_full else resource.RLIM_INFINITY)
+            (self.out / "struck").touch()
         if self.what == "nan" and self.handler.world.rank == self.rank:
             self.handler.parts.loss.function.poisoned = state.global_step + 1 == self.step
 
@@ -137,6 +176,11 @@ class Strikes(fitkit.Callback):
         if self.what == "raise-at-end" and self.handler.world.rank == self.rank:
             (self.out / "struck").write_text(repr(time.time()))
             raise ValueError("boom on purpose")
+
+
+def limit_files(num_bytes: int) -> None:
+    """A disk is full for whoever writes more than this to one file."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY))
 
 
 class Contributes(fitkit.Callback):
@@ -191,10 +235,19 @@ def data_of(options: argparse.Namespace, count: int, seed: int, *, shuffle: bool
     return [(samples.x[i : i + size], samples.y[i : i + size]) for i in range(0, count, size)]
 
 
-def make_handler(options: argparse.Namespace) -> NNHandler:
+STRATEGIES = {
+    "ddp-unused": fitkit.DDP(find_unused_parameters=True),
+    "fsdp-blocks": fitkit.FSDP(blocks=(Block, nn.Tanh)),
+    "fsdp-bf16": fitkit.FSDP(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
+}
+
+
+def make_model(options: argparse.Namespace) -> nn.Module:
     """A small classifier."""
-    dtype = getattr(torch, options.dtype)
-    torch.manual_seed(options.seed)
+    if options.model == "blocks":
+        return Blocks()
+    if options.model == "leaves-out":
+        return Blocks(leaves_out=True)
     layers: list[nn.Module] = [nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)]
     if options.dropout:
         layers.insert(2, nn.Dropout(0.3))
@@ -202,16 +255,36 @@ def make_handler(options: argparse.Namespace) -> NNHandler:
         layers.insert(0, Noise())
     if options.norm:
         layers.insert(1, nn.BatchNorm1d(8))
-    model = nn.Sequential(*layers).to(dtype)
-    handler = NNHandler(model, device="cpu", seed=options.seed, strategy=options.strategy)
-    handler.set_optimizer(torch.optim.AdamW, lr=0.05)
-    handler.set_scheduler(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=40, interval="step")
+    return nn.Sequential(*layers)
+
+
+def make_handler(options: argparse.Namespace) -> NNHandler:
+    """The model with its optimizer, new or from a file."""
+    torch.manual_seed(options.seed)
+    model = make_model(options).to(getattr(torch, options.dtype))
+    strategy = STRATEGIES.get(options.strategy, options.strategy)
+    if options.load:
+        handler = NNHandler.load(options.load, "cpu", model_class=model, strategy=strategy)
+    elif options.weights_of:
+        handler = NNHandler.initialize_from_checkpoint(
+            options.weights_of, model, device="cpu", strategy=strategy
+        )
+    else:
+        handler = NNHandler(model, device="cpu", seed=options.seed, strategy=strategy)
+    if not options.load:
+        set_parts(handler)
     handler.set_loss_fn(PoisonedLoss())
     handler.add_metric("accuracy", fitkit.Accuracy())
     handler.add_metric("mean_output", lambda outputs, targets: outputs.mean())
     if options.custom:
         handler.set_train_step(_custom_step, evaluation_step=_custom_step)
     return handler
+
+
+def set_parts(handler: NNHandler) -> None:
+    """What a file tells of by itself."""
+    handler.set_optimizer(torch.optim.AdamW, lr=0.05)
+    handler.set_scheduler(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=40, interval="step")
 
 
 def _custom_step(handler: NNHandler, batch: tuple[Tensor, Tensor]) -> fitkit.StepOutput:
@@ -225,13 +298,20 @@ def make_callbacks(options: argparse.Namespace, records: Records) -> list[fitkit
     out, own = options.out, options.out
     if options.own_folders:
         own = out / f"of_rank{os.environ.get('RANK', '0')}"
-    callbacks: list[fitkit.Callback] = [records, EarlyStopping(patience=options.patience)]
+    stopping = EarlyStopping(patience=options.patience, restore_best_weights=options.restore_best)
+    callbacks: list[fitkit.Callback] = [records, stopping]
     callbacks.append(fitkit.CSVLogger(own / "log.csv"))
     callbacks.append(fitkit.TerminateOnNaN())
     if options.save_freq:
         last = own / ("steps/{global_step:03d}.pth" if options.keep else "runs/last.pth")
         callbacks.append(
-            ModelCheckpoint(last, save_freq=options.save_freq, background=options.background)
+            ModelCheckpoint(
+                last,
+                save_freq=options.save_freq,
+                background=options.background,
+                on_error=options.on_error,
+                max_to_keep=options.max_to_keep,
+            )
         )
     if options.every_n_seconds:
         callbacks.append(
@@ -243,7 +323,15 @@ def make_callbacks(options: argparse.Namespace, records: Records) -> list[fitkit
         callbacks.append(
             ModelCheckpoint(own / "cheap_{global_step}.pth", max_overhead=options.max_overhead)
         )
-    callbacks.append(ModelCheckpoint(own / "runs" / "best.pth", save_best_only=True))
+    best = own / "runs" / "best.pth"
+    callbacks.append(ModelCheckpoint(best, save_best_only=True, on_error=options.on_error))
+    if options.weights_only:
+        weights = own / "runs" / "weights.pth"
+        callbacks.append(
+            ModelCheckpoint(
+                weights, save_weights_only=True, save_freq=3, background=options.background
+            )
+        )
     if options.save_by_hand:
         callbacks.append(SavesByHand(out, options.save_by_hand))
     if options.contribute:
@@ -294,6 +382,14 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--strike", nargs=3, help="what, rank, step")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds per batch")
     parser.add_argument("--strategy", default="auto")
+    parser.add_argument("--model", default="layers")
+    parser.add_argument("--precision")
+    parser.add_argument("--restore-best", action="store_true", help="the best weights at the end")
+    parser.add_argument("--weights-only", action="store_true", help="saved each third batch")
+    parser.add_argument("--max-to-keep", type=int)
+    parser.add_argument("--on-error", default="raise")
+    parser.add_argument("--load", type=Path, help="NNHandler.load from this file")
+    parser.add_argument("--weights-of", type=Path, help="initialize_from_checkpoint")
     parser.add_argument("--on-rank", action="store_true", help="try fitkit.on_rank, no training")
     parser.add_argument("--count", action="store_true", help="count the collectives of fit")
     return parser.parse_args(arguments)
@@ -323,6 +419,7 @@ def run(options: argparse.Namespace) -> None:
         gradient_accumulation_steps=options.accumulation,
         gradient_clipping_norm=options.clip,
         ema_decay=options.ema,
+        precision=options.precision,
         resume=(out / "runs" if options.resume else None) or options.resume_from,
         progress_bar=False,
     )
@@ -371,11 +468,14 @@ def _counted_collectives() -> Counter[str]:
 
         return counted
 
-    for name in ("all_reduce", "broadcast", "gather_object", "all_gather_object", "barrier"):
+    for name in COLLECTIVES:
         setattr(torch.distributed, name, counting(name, getattr(torch.distributed, name)))
-    name = "broadcast_object_list"
-    setattr(torch.distributed, name, counting(name, getattr(torch.distributed, name)))
     return counts
+
+
+COLLECTIVES = ("all_reduce", "broadcast", "gather_object", "all_gather_object", "barrier")
+COLLECTIVES += ("broadcast_object_list", "scatter_object_list")
+COLLECTIVES += ("all_gather_single", "reduce_scatter_single")  # of parameters, of gradients
 
 
 def try_on_rank(options: argparse.Namespace) -> None:
@@ -414,6 +514,7 @@ def run_one(options: argparse.Namespace) -> None:
     try:
         try_on_rank(options) if options.on_rank else run(options)
     except BaseException as error:
+        limit_files(resource.RLIM_INFINITY)
         told = {"type": type(error).__name__, "text": str(error), "time": time.time()}
         (options.out / f"error{rank}.json").write_text(json.dumps(told))
         raise

@@ -1,0 +1,189 @@
+"""A model spread over processes, as one of them can see it; several are in tests/distributed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import Shard
+
+from fitkit.runtime.host_copy import HostCopies
+from fitkit.runtime.pieces import here, is_piece
+from fitkit.runtime.sharding import FullySharded
+from fitkit.runtime.world import World
+
+CPU = torch.device("cpu")
+
+
+class Block(nn.Module):
+    """A block with blocks inside."""
+
+    def __init__(self, depth=0):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.inner = nn.ModuleList([Block(depth - 1)] if depth else [])
+
+    def forward(self, x):
+        x = self.linear(x).tanh()
+        for block in self.inner:
+            x = block(x)
+        return x
+
+
+class Model(nn.Module):
+    """A list of blocks, an entry that has no parameters, and layers around it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.blocks = nn.ModuleList([Block(1), nn.Tanh(), Block()])
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.last(x)
+
+
+@pytest.fixture
+def parallel(mesh):
+    """The policy as it is by default."""
+    return FullySharded(World(), CPU)
+
+
+def gathered(model):
+    return [name for name, part in model.named_modules() if isinstance(part, FSDPModule)]
+
+
+def test_items_of_lists_are_gathered_one_at_a_time(parallel):
+    model = Model()
+    parallel.shard(model)
+    assert gathered(model) == ["", "blocks.0", "blocks.0.inner.0", "blocks.2"]
+    assert all(is_piece(parameter) for parameter in model.parameters())
+
+
+def test_kinds_of_blocks_may_be_named(mesh):
+    model = Model()
+    FullySharded(World(), CPU, nn.Linear).shard(model)
+    assert gathered(model) == [
+        "",
+        "first",
+        "blocks.0.linear",
+        "blocks.0.inner.0.linear",
+        "blocks.2.linear",
+        "last",
+    ]
+    model = Model()
+    FullySharded(World(), CPU, (nn.Linear, Model)).shard(model)
+    assert "" in gathered(model)
+
+
+def test_a_model_without_lists_is_one(parallel):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    parallel.shard(model)
+    assert gathered(model) == [""]
+
+
+def test_it_computes_what_the_whole_model_does(parallel):
+    torch.manual_seed(0)
+    model, whole = Model().double(), Model().double()
+    whole.load_state_dict(model.state_dict())
+    parallel.shard(model)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    for one in (model, whole):
+        one(x).square().sum().backward()
+    for (name, own), theirs in zip(model.named_parameters(), whole.parameters(), strict=True):
+        assert torch.allclose(here(own.grad), theirs.grad, rtol=1e-12), name
+
+
+def test_after_an_evaluation_parameters_are_spread_again(parallel):
+    model = Model()
+    parallel.shard(model)
+    x = torch.randn(5, 3)
+    with parallel.without_gradients():
+        before = model(x)
+    assert not before.requires_grad
+    assert all(is_piece(parameter) for parameter in model.parameters())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    with parallel.without_gradients():
+        assert not model(x).any()
+    model(x).sum().backward()
+
+
+def test_types_to_gather_and_to_reduce_in(mesh):
+    model = nn.Linear(3, 2)
+    seen = []
+    model.register_forward_hook(lambda module, args, output: seen.append(module.weight.dtype))
+    FullySharded(World(), CPU, None, torch.bfloat16, torch.float32).shard(model)
+    model(torch.randn(4, 3)).sum().backward()
+    assert seen == [torch.bfloat16]
+    assert model.weight.dtype is model.weight.grad.dtype is torch.float32
+
+
+def test_copies_are_pieces_of_the_same_tensor(parallel):
+    model = nn.Linear(3, 2)
+    parallel.shard(model)
+    copies = HostCopies()
+    place = parallel.locally(copies.reserve)
+    content = {"weight": place(model.weight.detach()), "step": place(torch.tensor(3.0))}
+    copies.fetch()
+    copies.wait()
+    copied = content["weight"]
+    assert is_piece(copied)
+    assert (copied.shape, copied.placements) == (model.weight.shape, model.weight.placements)
+    assert here(copied).data_ptr() != here(model.weight).data_ptr()
+    assert torch.equal(here(copied), here(model.weight))
+    assert float(content["step"]) == 3.0
+    with torch.no_grad():
+        model.weight.zero_()
+    assert here(copied).any()
+
+
+def test_memory_of_copies_is_used_again(parallel):
+    model = nn.Linear(3, 2)
+    parallel.shard(model)
+    copies, seen = HostCopies(), []
+    for _ in range(3):
+        seen.append(here(parallel.locally(copies.reserve)(model.weight.detach())).data_ptr())
+        copies.fetch()
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_a_piece_to_be_filled(parallel):
+    piece = parallel.empty_piece((5, 2), torch.float64)
+    assert (piece.shape, piece.dtype, piece.device.type) == ((5, 2), torch.float64, "cpu")
+    assert piece.placements == (Shard(0),)
+
+
+def test_nothing_is_held_back_and_nothing_wrapped(parallel):
+    model = nn.Linear(1, 1)
+    parallel.shard(model)
+    assert parallel.wrap(model) is model
+    assert parallel.is_sharded
+    with parallel.held_back(model):
+        model(torch.ones(1, 1)).sum().backward()
+    before = here(model.weight.grad).clone()
+    parallel.average_gradients(model.parameters())
+    assert torch.equal(here(model.weight.grad), before)
+
+
+def test_frozen_parameters_stay_frozen(parallel):
+    model = Model()
+    model.first.requires_grad_(False)
+    parallel.shard(model)
+    model(torch.randn(2, 3)).sum().backward()
+    assert model.first.weight.grad is None
+    assert model.last.weight.grad is not None
+
+
+def test_tied_weights_stay_tied(parallel):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    parallel.shard(model)
+    assert model[1].weight is model[0].weight
+    model(torch.randn(2, 3)).sum().backward()
+    assert model[0].weight.grad is not None

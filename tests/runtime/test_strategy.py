@@ -1,0 +1,173 @@
+"""The choice of a strategy: what can be asked for, and what it comes to."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import fitkit
+from fitkit import DDP, FSDP, ConfigurationError, NNHandler
+from fitkit.runtime.parallel import DataParallel, Parallel
+from fitkit.runtime.strategy import STRATEGIES, Strategy, make_parallel
+from fitkit.runtime.world import World
+
+CPU = torch.device("cpu")
+
+
+class Two(World):
+    """One of two processes."""
+
+    size = 2
+
+    def beside(self):
+        return self
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp", None, DDP(), DDP(find_unused_parameters=True)])
+def test_several_processes_have_the_whole_model(strategy):
+    parallel = make_parallel(strategy, Two(), CPU)
+    assert isinstance(parallel, DataParallel)
+    assert not parallel.is_sharded
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp", None, DDP(), FSDP()])
+def test_one_process_does_nothing(strategy):
+    parallel = make_parallel(strategy, World(), CPU)
+    assert type(parallel) is Parallel
+    assert not parallel.is_sharded
+
+
+def test_options_reach_torch(monkeypatch):
+    received = {}
+
+    def stand_in(module, **options):
+        received.update(options)
+        return module
+
+    monkeypatch.setattr("fitkit.runtime.parallel.DistributedDataParallel", stand_in)
+    strategy = DDP(find_unused_parameters=True, bucket_cap_mb=3)
+    model = nn.Linear(1, 1)
+    assert make_parallel(strategy, Two(), CPU).wrap(model) is model
+    assert received == {"find_unused_parameters": True, "bucket_cap_mb": 3}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        ("fdsp", "one of 'auto', 'ddp', 'fsdp', or an object .* received 'fdsp'.*'fsdp'"),
+        ("FSDP", "received 'FSDP'"),
+        (3, "received 3"),
+        (True, "received True"),
+        (DDP, "received <class"),
+        (nn.Linear(1, 1), "received Linear"),
+    ],
+)
+@pytest.mark.parametrize("world", [World(), Two()])
+def test_what_is_none_is_an_error_on_any_number_of_processes(strategy, message, world):
+    with pytest.raises(ConfigurationError, match=message):
+        make_parallel(strategy, world, CPU)
+
+
+@pytest.mark.parametrize("name", ["find_unused_parameter", "module", "process_group"])
+def test_arguments_that_torch_does_not_take_are_errors(name):
+    with pytest.raises(ConfigurationError, match=f"received {name!r}") as caught:
+        DDP(**{name: True})
+    assert "find_unused_parameters" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"blocks": "Block"},
+        {"blocks": nn.Linear(1, 1)},
+        {"blocks": int},
+        {"blocks": (nn.Linear, "Block")},
+        {"blocks": [nn.Linear]},
+        {"param_dtype": "bfloat16"},
+        {"param_dtype": torch.int8},
+        {"reduce_dtype": torch.bool},
+        {"reduce_dtype": 16},
+    ],
+    ids=str,
+)
+def test_arguments_that_cannot_be_used_are_errors(options):
+    (name,) = options
+    with pytest.raises(ConfigurationError, match=f"FSDP's {name} must be"):
+        FSDP(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"blocks": nn.Linear},
+        {"blocks": (nn.Linear, nn.Conv2d)},
+        {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32},
+    ],
+    ids=str,
+)
+def test_arguments_that_can_be_used(options):
+    assert vars(FSDP(**options)).items() >= options.items()
+    assert "FSDP" in repr(FSDP(**options))
+
+
+def test_what_is_seen_is_what_was_written():
+    assert eval(repr(DDP(find_unused_parameters=True)), vars(fitkit)).options == {
+        "find_unused_parameters": True
+    }
+
+
+def test_a_strategy_of_ones_own():
+    class Mine(Strategy):
+        def bind(self, world, device):
+            return SimpleNamespace(world=world, device=device)
+
+    world = Two()
+    found = make_parallel(Mine(), world, CPU)
+    assert (found.world, found.device) == (world, CPU)
+    with pytest.raises(NotImplementedError):
+        Strategy().bind(world, CPU)
+
+
+def test_what_is_bound_already_is_taken_as_it_is():
+    parallel = Parallel(World())
+    assert make_parallel(parallel, Two(), CPU) is parallel
+
+
+def test_the_names():
+    assert set(STRATEGIES) == {"auto", "ddp", "fsdp"}
+
+
+@pytest.mark.parametrize("strategy", ["auto", "fsdp", FSDP(param_dtype=torch.bfloat16), None])
+def test_a_handler_of_one_process_trains_with_any(strategy):
+    handler = NNHandler(nn.Linear(2, 1), device="cpu", strategy=strategy)
+    handler.set_optimizer(torch.optim.SGD, lr=0.1)
+    handler.set_loss_fn(nn.MSELoss())
+    handler.fit((torch.ones(4, 2), torch.ones(4, 1)), progress_bar=False)
+    assert handler.model is handler.module
+    assert type(handler.module.weight.data) is torch.Tensor
+
+
+def test_a_handler_says_at_once_that_there_is_no_such_strategy():
+    with pytest.raises(ConfigurationError, match="strategy must be"):
+        NNHandler(nn.Linear(2, 1), device="cpu", strategy="zero")
+
+
+def test_who_does_not_shard_does_not_pay_for_it():
+    code = """
+import sys, torch, fitkit
+from torch import nn
+handler = fitkit.NNHandler(nn.Linear(2, 1), device="cpu", strategy="fsdp")
+handler.set_optimizer(torch.optim.SGD, lr=0.1)
+handler.set_loss_fn(nn.MSELoss())
+handler.fit((torch.ones(4, 2), torch.ones(4, 1)), progress_bar=False)
+late = ("fitkit.runtime.sharding", "fitkit.checkpointing.sharded", "torch.distributed.checkpoint")
+print([name for name in late if name in sys.modules])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
