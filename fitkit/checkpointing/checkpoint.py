@@ -47,13 +47,13 @@ def read(path: Path, *, mmap: bool = False, empty: Empty | None = None) -> Any:
         CheckpointError: it cannot be used; see ``archive.read``.
     """
     content = archive.read(path, mmap=mmap)
-    if _reference(content) is None:
+    reference = _reference(content)
+    if reference is None:
         return content
     from fitkit.checkpointing import sharded  # a second of imports
 
-    return sharded.fill(
-        content, path, empty or (lambda shape, dtype: torch.empty(shape, dtype=dtype))
-    )
+    empty = empty or (lambda shape, dtype: torch.empty(shape, dtype=dtype))
+    return sharded.fill(content.get(shards.CONTENT), reference, path, empty)
 
 
 def read_without_tensors(path: Path) -> Any:
@@ -65,8 +65,7 @@ def read_without_tensors(path: Path) -> Any:
     content = archive.read_without_tensors(path)
     if _reference(content) is None:
         return content
-    content.pop(shards.REFERENCE)
-    return skeleton.put_in(content, _shape_only)
+    return skeleton.put_in(content.get(shards.CONTENT), _shape_only)
 
 
 def size_bytes(path: Path) -> int:

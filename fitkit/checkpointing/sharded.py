@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.futures import Future
 
 from fitkit.checkpointing import files, shards, skeleton, temporary
-from fitkit.checkpointing.shards import Chunk, Piecewise
+from fitkit.checkpointing.shard_index import Chunk, Piecewise, damaged, read_index
 from fitkit.core.errors import CheckpointError
 from fitkit.runtime.pieces import is_piece
 from fitkit.runtime.world import World
@@ -76,7 +76,7 @@ def write(
             reference = {"folder": home.name, **sealed}
             for parent in {name.parent for name in also}:
                 shards.share(home, parent)
-            files.write({**rest, shards.REFERENCE: reference}, path, also)
+            files.write({shards.REFERENCE: reference, shards.CONTENT: rest}, path, also)
         is_written = True
     finally:
         world.broadcast(is_written)
@@ -104,7 +104,7 @@ def _write_pieces(pieces: dict[str, Tensor], folder: Path, world: World) -> dict
     Raises:
         OSError: one could not, on any process; raised on all.
     """
-    writer = FileSystemWriter(folder, overwrite=False)
+    writer = _Writer(folder, overwrite=False)
     try:
         with _alone(world.size == 1):
             metadata = save(
@@ -122,6 +122,17 @@ def _write_pieces(pieces: dict[str, Tensor], folder: Path, world: World) -> dict
         raise OSError(f"what was written could not be read back: {failed[0]}")
     known = {index: value for found in checksums for index, value in found.items()}
     return {key: _described(key, one, metadata, known) for key, one in _tensors(metadata)}
+
+
+class _Writer(FileSystemWriter):
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        """As torch's, whose errors hide why a file could not be written."""
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def _checksums(metadata: Metadata, folder: Path, rank: int) -> dict[Any, int] | str:
@@ -160,38 +171,40 @@ def _described(
 
 
 def fill(
-    content: Any, path: Path, empty: Callable[[tuple[int, ...], torch.dtype], Tensor]
-) -> dict[str, Any]:
+    content: Any,
+    reference: Any,
+    path: Path,
+    empty: Callable[[tuple[int, ...], torch.dtype], Tensor],
+) -> Any:
     """The content of the sharded checkpoint ``path`` with its tensors; what is read is verified.
 
     Args:
-        content: what the file itself holds.
+        content: what the file itself holds of it.
+        reference: what it says of its folder.
         path: the file.
         empty: the tensor to be filled for a shape and type: whole, or the part of this process.
 
     Raises:
         DamagedCheckpointError: it cannot be read, or was altered.
     """
-    reference = content[shards.REFERENCE]
-    index = shards.read_index(path, reference)
+    folder = shards.folder_of(path, reference)
+    index = read_index(path, folder, reference).tensors
     found = {}
     for key, described in skeleton.descriptions(content).items():
         like = [described["shape"], described["dtype"]]
         if key not in index or [index[key].shape, index[key].dtype] != like:
-            raise shards.damaged(path, ValueError(f"{key!r} is not in its folder"))
+            raise damaged(path, ValueError(f"{key!r} is not in its folder"))
         dtype = skeleton.dtype_of(index[key].dtype)
         found[key] = empty(tuple(described["shape"]), dtype or torch.float32)
-    reader = _Reader(path, shards.folder_of(path, reference), index)
+    reader = _Reader(path, folder, index)
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     try:
         with _alone(True):
             load(found, storage_reader=reader, planner=planner, no_dist=True)
     except CheckpointException as error:  # whatever torch says of bytes that mean nothing
         cause = error.failures[0][0]
-        raise cause if isinstance(cause, CheckpointError) else shards.damaged(path, cause) from None
-    rest = {key: value for key, value in content.items() if key != shards.REFERENCE}
-    filled: dict[str, Any] = skeleton.put_in(rest, lambda one: found[one["key"]])
-    return filled
+        raise cause if isinstance(cause, CheckpointError) else damaged(path, cause) from None
+    return skeleton.put_in(content, lambda one: found[one["key"]])
 
 
 @dataclass

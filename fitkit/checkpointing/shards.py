@@ -13,37 +13,17 @@ import os
 import shutil
 import zlib
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fitkit.checkpointing import archive, files, temporary
-from fitkit.checkpointing.skeleton import dtype_of
+from fitkit.checkpointing.shard_index import NAME, Chunk, Piecewise, damaged, read_index
 from fitkit.core.errors import CheckpointError, DamagedCheckpointError
 
 SUFFIX = ".shards"
-INDEX = "index.json"
 REFERENCE = "__fitkit_shards__"  # the key of a checkpoint that says which folder is its own
+CONTENT = "content"  # and that of what it holds
 _CHUNK_BYTES = 1 << 20
-
-
-class Chunk(NamedTuple):
-    """A box of a tensor, and where it lies: in ``bytes`` from ``at`` on of ``file``."""
-
-    offsets: list[int]
-    sizes: list[int]
-    file: str
-    at: int
-    bytes: int
-    crc32: int
-
-
-class Piecewise(NamedTuple):
-    """A tensor that lies in chunks."""
-
-    shape: list[int]
-    dtype: str
-    chunks: list[Chunk]
 
 
 # ---- the folder ---------------------------------------------------------------------------------
@@ -65,7 +45,7 @@ def seal(folder: Path, tensors: Mapping[str, Piecewise]) -> dict[str, Any]:
         },
     }
     text = json.dumps(index).encode()
-    with (folder / INDEX).open("xb") as file:
+    with (folder / NAME).open("xb") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -91,55 +71,6 @@ def folder_of(path: Path, reference: Any) -> Path:
     return folder
 
 
-def read_index(path: Path, reference: Any) -> dict[str, Piecewise]:
-    """Where the tensors of the checkpoint ``path`` lie; verified.
-
-    Raises:
-        DamagedCheckpointError: it cannot be used.
-    """
-    folder = folder_of(path, reference)
-    try:
-        text = (folder / INDEX).read_bytes()
-        if [len(text), zlib.crc32(text)] != [reference.get("bytes"), reference.get("crc32")]:
-            raise ValueError(f"the checksum of {INDEX!r} does not match")
-        found = {}
-        for key, one in json.loads(text)["tensors"].items():
-            chunks = [Chunk(**chunk) for chunk in one["chunks"]]
-            found[key] = _checked(Piecewise(one["shape"], one["dtype"], chunks))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise damaged(path, error) from error
-    return found
-
-
-def _checked(tensor: Piecewise) -> Piecewise:
-    dtype = dtype_of(tensor.dtype)
-    if dtype is None or not _are_counts(tensor.shape):
-        raise ValueError("a tensor has no valid shape or type")
-    for chunk in tensor.chunks:
-        boxes = zip(chunk.offsets, chunk.sizes, tensor.shape, strict=True)
-        is_inside = _are_counts([*chunk.offsets, *chunk.sizes, chunk.at, chunk.bytes])
-        if not is_inside or any(begin + size > end for begin, size, end in boxes if size):
-            raise ValueError("a piece is outside its tensor")
-        if Path(chunk.file).name != chunk.file or chunk.file in ("", ".."):
-            raise ValueError("a piece is outside its folder")
-        if chunk.bytes < prod(chunk.sizes) * dtype.itemsize:
-            raise ValueError("a piece claims more memory than it has bytes")
-    if sum(prod(chunk.sizes) for chunk in tensor.chunks) != prod(tensor.shape):
-        raise ValueError("the pieces of a tensor are not all of it")
-    return tensor
-
-
-def _are_counts(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
-
-
-def damaged(path: Path, error: BaseException) -> DamagedCheckpointError:
-    """What to tell of a folder that cannot be read."""
-    return DamagedCheckpointError(
-        f"the tensors of {str(path)!r} are damaged: {error}. Use an earlier checkpoint."
-    )
-
-
 def verify(path: Path, reference: Any) -> None:
     """Check every checksum of the folder that belongs to the checkpoint ``path``.
 
@@ -147,16 +78,22 @@ def verify(path: Path, reference: Any) -> None:
         DamagedCheckpointError: one does not match.
     """
     folder = folder_of(path, reference)
-    for key, tensor in read_index(path, reference).items():
+    index = read_index(path, folder, reference)
+    for key, tensor in index.tensors.items():
         for chunk in tensor.chunks:
             require_whole(path, folder, key, chunk)
-    for name, (size, crc32) in json.loads((folder / INDEX).read_bytes())["files"].items():
-        try:
-            is_whole = (folder / name).stat().st_size == size and checksum(folder / name) == crc32
-        except OSError as error:
-            raise damaged(path, error) from error
-        if not is_whole:
-            raise damaged(path, ValueError(f"the checksum of {name!r} does not match"))
+    checked = {chunk.file for tensor in index.tensors.values() for chunk in tensor.chunks}
+    for name, about in index.files.items():
+        if name not in checked:
+            size = max(about.bytes, _size(path, folder / name))
+            require_whole(path, folder, name, Chunk([], [], name, 0, size, about.crc32))
+
+
+def _size(path: Path, file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise damaged(path, error) from error
 
 
 def require_whole(path: Path, folder: Path, key: str, chunk: Chunk) -> None:

@@ -50,7 +50,7 @@ def test_both_forms_hold_the_same(both):
 
 
 def test_what_is_spread_over_processes_is_in_shards(both):
-    content = torch.load(both / "shards" / "a.pth", weights_only=True)
+    content = torch.load(both / "shards" / "a.pth", weights_only=True)["content"]
     described = skeleton.descriptions(content)
     assert {key.split(".")[0] for key in described} == {
         "model_state_dict",
@@ -105,7 +105,6 @@ def test_a_bare_state_dict(tmp_path):
     found = loading.read_weights(tmp_path / "a.pth")
     assert list(found) == list(weights)
     assert same(dict(found), dict(weights))
-    # fails: the file holds a plain dict, without the versions that torch keeps beside the weights
     assert found._metadata == weights._metadata
     assert found["1.num_batches_tracked"].shape == ()
 
@@ -169,8 +168,7 @@ def test_it_is_told_without_a_look_at_the_shards(both, tmp_path):
     (tmp_path / "a.pth").write_bytes((both / "shards" / "a.pth").read_bytes())
     found = checkpoint.read_without_tensors(tmp_path / "a.pth")
     assert found["model_state_dict"]["weight"].is_meta
-    with pytest.raises(DamagedCheckpointError, match="keep them together"):
-        checkpoint.size_bytes(tmp_path / "a.pth")
+    assert checkpoint.size_bytes(tmp_path / "a.pth") == (tmp_path / "a.pth").stat().st_size
 
 
 def test_parts_of_it_in_files_of_their_own(both, tmp_path):
