@@ -39,6 +39,7 @@ ROOMS = {
 }
 SPEAKS_TO_OTHER_PROCESSES = {
     "runtime/world.py",
+    "runtime/fresh_store.py",
     "runtime/parallel.py",
     "runtime/pieces.py",
     "runtime/sharding.py",

@@ -21,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from fitkit.core.errors import ConfigurationError, RankError
 from fitkit.runtime import connections
+from fitkit.runtime.fresh_store import fresh
 from fitkit.runtime.launcher import Place, find_place
 
 Result = TypeVar("Result")
@@ -244,9 +245,7 @@ def _join(place: Place) -> Processes:
     # CPU tensors, such as those that agreements are made with, go through gloo
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store, rank, size = next(iter(rendezvous(place.url, place.rank, place.size)))
-    # torchrun keeps its store: what was said before a restart must not be heard after it
-    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
-    store = dist.PrefixStore(f"fitkit/{restarts}", store)  # type: ignore[attr-defined]
+    store = fresh(store, rank, size)
     before = connections.opened()
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     atexit.register(_leave)
