@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 Write = Callable[[Any, Path, list[Path]], None]
 
 
+def write_alone(content: Any, path: Path, also: list[Path]) -> None:
+    """Write what one process has all of."""
+    files.write(content, path, also)
+
+
 @dataclass(frozen=True)
 class SaveRequest:
     """A saver's wish for one file.
@@ -76,7 +81,7 @@ class SaveJob:
 
     requests: list[SaveRequest]
     before: list[tuple[Saver, dict[str, Any]]]
-    write: Write = files.write
+    write: Write = write_alone
     snapshot: dict[str, Any] | None = None
     weights: dict[str, Any] | None = None
     here: Path | None = None

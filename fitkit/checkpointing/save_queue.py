@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from fitkit.checkpointing import checkpoint, files
+from fitkit.checkpointing import checkpoint
 from fitkit.checkpointing.background import BackgroundWriter
 from fitkit.checkpointing.cadence import SaveLedger
 from fitkit.checkpointing.plain import Place
-from fitkit.checkpointing.save_job import SaveJob, SaveRequest, Write
+from fitkit.checkpointing.save_job import SaveJob, SaveRequest, Write, write_alone
 from fitkit.checkpointing.saver import Saver
 from fitkit.core.errors import SaveError, add_note
 from fitkit.runtime.host_copy import HostCopies
@@ -46,7 +46,7 @@ class SaveQueue:
         is_current: Callable[[Path], bool],
         announce: Callable[[Path], None],
         key_of: Callable[[Saver], str],
-        write: Write = files.write,
+        write: Write = write_alone,
     ) -> None:
         self._take_snapshot = take_snapshot
         self._take_weights = take_weights

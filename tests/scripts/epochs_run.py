@@ -72,6 +72,8 @@ def make_callbacks(folder: Path):
         fitkit.CSVLogger(folder / "log.csv"),
         fitkit.JSONLinesLogger(folder / "log.jsonl"),
         fitkit.ConsoleLogger(),
+        fitkit.HTMLReport(folder / "report.html"),
+        fitkit.Profiler(folder / "trace.json"),
         fitkit.LambdaCallback(on_epoch_end=lambda epoch, logs: None),
     ]
 
