@@ -18,7 +18,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -84,7 +84,7 @@ def test_links_lead_somewhere(page):
 def test_every_page_can_be_reached_from_the_index():
     index = ROOT / "docs" / "index.md"
     linked = {(index.parent / target.partition("#")[0]).resolve() for target in links_of(index)}
-    assert {page for page in (ROOT / "docs").glob("*.md") if page != index} <= linked
+    assert {page for page in (ROOT / "docs").rglob("*.md") if page != index} <= linked
 
 
 def links_of(page: Path) -> list[str]:
