@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGURATION = ROOT / "docs" / "site" / "mkdocs.yml"
 # Attributes that a browser follows by itself, in contrast to those of links.
 LOADED = {("script", "src"), ("img", "src"), ("link", "href"), ("iframe", "src"), ("source", "src")}
+BESIDE = {"read-me.md", "CONTRIBUTING.md", "CHANGELOG.md"}  # pages from outside of docs/
 ADDRESS_IN_STYLE = re.compile(r"""(?:url\(|@import)\s*["']?(?:https?:)?//""")
 
 
@@ -49,7 +50,7 @@ def is_elsewhere(address: str) -> bool:
 def site(tmp_path_factory):
     """The folder of the built site."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
     built = subprocess.run(
         [*command, "-f", str(CONFIGURATION), "-d", str(folder)],
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)},
@@ -57,6 +58,7 @@ def site(tmp_path_factory):
         text=True,
     )
     assert built.returncode == 0, built.stdout + built.stderr
+    assert "WARNING" not in built.stderr
     return folder
 
 
@@ -70,7 +72,7 @@ def pages(site):
 
 def test_every_document_is_a_page(site):
     documents = {path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")}
-    documents |= {Path("README.md"), Path("CONTRIBUTING.md"), Path("CHANGELOG.md")}
+    documents |= {Path(name) for name in BESIDE}
     built = {path.relative_to(site) for path in site.rglob("*.html")}
     assert {path.with_suffix(".html") for path in documents} <= built
     assert not (site / "site").exists()
@@ -129,9 +131,8 @@ def test_the_reference_shows_arguments_and_defaults(site):
 def test_nothing_of_the_site_is_waiting_to_be_listed():
     """Pages of the navigation are files; pages that are not listed fail the strict build."""
     text = CONFIGURATION.read_text()
-    listed = re.findall(r"^ +- [\w ]+: ([\w/-]+\.md)$", text, re.MULTILINE)
-    beside = {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"}
-    missing = [n for n in set(listed) - beside if not (ROOT / "docs" / n).exists()]
+    listed = re.findall(r"^ +- [\w ,-]+: ([\w/-]+\.md)$", text, re.MULTILINE)
+    missing = [n for n in set(listed) - BESIDE if not (ROOT / "docs" / n).exists()]
     assert not missing
     for line in re.findall(r"^ +# - [\w ]+: ([\w/-]+\.md)$", text, re.MULTILINE):
         assert not (ROOT / "docs" / line).exists(), f"{line} is there: list it"
