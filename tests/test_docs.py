@@ -11,14 +11,15 @@ import pytest
 import sklearn.datasets  # noqa: F401  its first import sets environment variables
 import torch
 
-from fitkit import NNHandler
+import fitkit
+from fitkit import Callback, NNHandler
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -84,7 +85,7 @@ def test_links_lead_somewhere(page):
 def test_every_page_can_be_reached_from_the_index():
     index = ROOT / "docs" / "index.md"
     linked = {(index.parent / target.partition("#")[0]).resolve() for target in links_of(index)}
-    assert {page for page in (ROOT / "docs").glob("*.md") if page != index} <= linked
+    assert {page for page in (ROOT / "docs").rglob("*.md") if page != index} <= linked
 
 
 def links_of(page: Path) -> list[str]:
@@ -98,6 +99,22 @@ def test_the_documented_keys_are_those_of_a_checkpoint():
     documented = [key for row in rows for key in re.findall(r"`(\w+)`", row)]
     state = NNHandler(torch.nn.Linear, in_features=1, out_features=1).get_state_dict()
     assert sorted(documented) == sorted(state)
+
+
+def test_the_gallery_shows_every_callback_and_what_it_saves():
+    text = (ROOT / "docs" / "gallery.md").read_text()
+    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL))
+    exported = {name: getattr(fitkit, name) for name in fitkit.__all__}
+    callbacks = {
+        name: value
+        for name, value in exported.items()
+        if isinstance(value, type) and issubclass(value, Callback) and value is not Callback
+    }
+    assert set(sections) == set(callbacks)
+    for name, section in sections.items():
+        saved = section.partition("\nIn a checkpoint: ")[2]
+        assert re.findall(r"`(\w+)`", saved) == list(callbacks[name].state_fields), name
+        assert name in re.search(r"```python\n(.*?)```", section, re.DOTALL)[1] or name == "History"
 
 
 def test_the_architecture_page_names_the_files_that_there_are():

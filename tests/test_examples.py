@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -18,7 +19,8 @@ from sklearn.svm import SVC
 from fitkit import NNHandler
 from fitkit.testing import differences
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLE = EXAMPLES / "digits.py"
 FOLDER = Path("runs", "digits")
 CHECKPOINTS = ("best.pth", "checkpoints/last.pth")
 WRITTEN = (*CHECKPOINTS, "log.csv", "curves.png")
@@ -154,3 +156,70 @@ def test_the_drawn_digits_are_those_that_were_asked_for(tmp_path):
 
 def test_the_full_run_recognises_98_of_100_digits(tmp_path):
     assert accuracy(run(tmp_path / "run")) >= 0.98
+
+
+# ---- the others, each in a short form -----------------------------------------------------------
+
+# Its options, a number that it prints with the least and the greatest that it may be, its pictures.
+SHORT = {
+    "char_transformer.py": (
+        ["--epochs", "1", "--characters", "100000", "--write", "20"],
+        (r"^(\d\.\d+) bits per character", 2.0, 4.6),
+        ["bits.png"],
+    ),
+    "diabetes.py": (
+        ["--epochs", "15", "--folds", "2"],
+        (r"^R2 over all patients (-?\d\.\d+)", 0.35, 0.6),
+        ["predictions.png"],
+    ),
+    "resume_after_kill.py": (
+        ["--epochs", "6", "--kills", "1"],
+        (r"^reached a validation accuracy of (\d\.\d+)", 0.6, 1.0),
+        ["curves.png"],
+    ),
+    "custom_callback.py": (
+        ["--epochs", "4"],
+        (r"^accuracy (\d\.\d+)", 0.85, 1.0),
+        ["forgotten.png"],
+    ),
+    "two_processes.py": (
+        ["--epochs", "3"],
+        (r"differ by (\d\.\de-\d+) at most", 0.0, 1e-4),
+        ["curves.png"],
+    ),
+}
+WITH_TESTS_OF_THEIR_OWN = {"digits.py", "score_digits.py"}
+
+
+def test_every_example_is_run_by_a_test():
+    assert {path.name for path in EXAMPLES.glob("*.py")} <= set(SHORT) | WITH_TESTS_OF_THEIR_OWN
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_the_short_form_reaches_something_and_draws_it(name, tmp_path):
+    options, (pattern, least, greatest), pictures = SHORT[name]
+    where = ["--output", "here"]
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / name), *options, *where],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    reached = re.search(pattern, finished.stdout, re.MULTILINE)
+    assert reached, finished.stdout
+    assert least <= float(reached.group(1)) <= greatest
+    for picture in pictures:
+        assert f"wrote {Path('here', picture)}\n" in finished.stdout
+        assert (tmp_path / "here" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_every_example_is_on_the_page_of_examples_and_explains_its_options(path):
+    page = (EXAMPLES.parent / "docs" / "examples.md").read_text()
+    assert f"../examples/{path.name}" in page
+    text = path.read_text()
+    assert re.search(r"argparse\.ArgumentParser\(\s*description=", text)
+    assert text.count("add_argument(") == text.count("help=")
