@@ -114,6 +114,8 @@ def draw(logs: dict[int, list[dict[str, float]]], path: Path) -> None:
     apart.plot(epochs, [abs(a - b) for a, b in zip(first, second, strict=True)], marker="o")
     apart.set(xlabel="epoch", ylabel="difference of the two")
     apart.ticklabel_format(axis="y", scilimits=(0, 0))
+    for axes in (curves, apart):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     figure.savefig(path, dpi=100)
 
 
