@@ -78,7 +78,7 @@ class Failure(click.ClickException):
 
     def __init__(self, message: str, is_usage: bool = False) -> None:
         super().__init__(message)
-        self.exit_code = USAGE if is_usage else IMPOSSIBLE
+        vars(self)["exit_code"] = USAGE if is_usage else IMPOSSIBLE  # click has it on the class
 
 
 def write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:
