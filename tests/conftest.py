@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -26,7 +27,11 @@ _GRACE_SECONDS = 10.0
 def _children() -> set[int]:
     """Process ids of the children of this process, zombies included, as /proc has them."""
     found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    listed = list(Path("/proc/self/task").glob("*/children"))  # not every kernel has them
+    for children in listed:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # of a thread that ended
+            found |= set(map(int, children.read_text().split()))
+    for stat in () if listed else Path("/proc").glob("[0-9]*/stat"):
         try:
             # the name in parentheses may itself hold spaces and parentheses
             fields = stat.read_text().rpartition(")")[2].split()
@@ -54,6 +59,10 @@ def _leftovers(threads: set[threading.Thread], children: set[int]) -> list[str]:
 # The same examples each time: a run that fails can be repeated, and one that passes says so again.
 settings.register_profile("repeatable", derandomize=True, database=None)
 settings.load_profile("repeatable")
+
+# As many tests run at once as there are cores: threads of one would wait for those of another.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 # Trackers: no network, no reports about themselves, no look at the machine.
 os.environ.update(
@@ -84,6 +93,17 @@ def _leaves_nothing_behind():
     assert not torch.distributed.is_initialized(), "the test left a process group"
     for number, handler in handlers.items():
         assert signal.getsignal(number) is handler, f"the test changed the handler of {number!r}"
+
+
+@pytest.fixture(autouse=True)
+def _uncovered(request, monkeypatch):
+    """Programs that a test starts are no more looked at for coverage than the test itself.
+
+    Tests that do the same again and again are marked with it: it doubles the time they take.
+    """
+    if request.node.get_closest_marker("no_cover"):
+        for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture(autouse=True)

@@ -126,6 +126,7 @@ def test_the_diagram_shows_every_event_of_fit():
 # ---- checkers -----------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "command",
     [["ruff", "check", "--no-cache"], ["ruff", "format", "--check", "--no-cache"], ["mypy"]],

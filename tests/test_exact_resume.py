@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 import fitkit
 from fitkit.testing import assert_resumes_exactly, differences
 
-pytestmark = pytest.mark.usefixtures("fast_scratch")
+pytestmark = [pytest.mark.no_cover, pytest.mark.usefixtures("fast_scratch")]
 
 
 class Augmented(Dataset):

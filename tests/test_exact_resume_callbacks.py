@@ -14,7 +14,7 @@ from torch import nn
 import fitkit
 from fitkit.testing import assert_resumes_exactly
 
-pytestmark = pytest.mark.usefixtures("fast_scratch", "default_mlflow_store")
+pytestmark = [pytest.mark.no_cover, pytest.mark.usefixtures("fast_scratch", "default_mlflow_store")]
 
 PAGE = Path(__file__).parent.parent / "docs" / "exact_resume.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"

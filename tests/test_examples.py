@@ -19,6 +19,8 @@ from sklearn.svm import SVC
 from fitkit import NNHandler
 from fitkit.testing import differences
 
+pytestmark = pytest.mark.no_cover
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 EXAMPLE = EXAMPLES / "digits.py"
 FOLDER = Path("runs", "digits")

@@ -15,6 +15,8 @@ import pytest
 
 import fitkit
 
+pytestmark = pytest.mark.no_cover
+
 ROOT = Path(__file__).parents[1]
 BUILT_FROM = ("fitkit", "pyproject.toml", "setup.cfg", "README.md", "LICENSE")
 MODULES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fitkit").rglob("*.py")}

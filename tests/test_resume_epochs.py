@@ -19,6 +19,8 @@ from torch import nn
 import fitkit
 from fitkit.checkpointing import discovery
 
+pytestmark = pytest.mark.no_cover
+
 SCRIPT = Path(__file__).parent / "scripts" / "epochs_run.py"
 TIMES = ("samples_per_second", "batches_per_second", "waiting_share", "elapsed_seconds", "seconds")
 TIMES = (*TIMES, "waiting_seconds")

@@ -14,6 +14,8 @@ import pytest
 
 import fitkit
 
+pytestmark = pytest.mark.no_cover
+
 ROOT = Path(__file__).parents[1]
 CONFIGURATION = ROOT / "docs" / "site" / "mkdocs.yml"
 # Attributes that a browser follows by itself, in contrast to those of links.

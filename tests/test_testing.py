@@ -13,7 +13,7 @@ import torch
 import fitkit
 from fitkit.testing import assert_resumes_exactly, differences
 
-pytestmark = pytest.mark.usefixtures("fast_scratch")
+pytestmark = [pytest.mark.no_cover, pytest.mark.usefixtures("fast_scratch")]
 
 
 def make_handler():

@@ -17,6 +17,8 @@ import fitkit
 from fitkit.runtime.rng import capture_streams
 from fitkit.testing import differences
 
+pytestmark = pytest.mark.no_cover
+
 
 @pytest.fixture
 def tmp_path(fast_scratch):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.no_cover
+
 FAR_OUTSIDE = 1.15  # of the plain loop, for a user's own DataLoader with nothing attached
 TRIES = 4
 OWN = "fitkit, own DataLoader"

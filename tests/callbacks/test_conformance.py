@@ -15,6 +15,8 @@ from fitkit.core.callback import Callback
 from fitkit.core.errors import CheckpointError
 from fitkit.testing import assert_resumes_exactly, differences
 
+pytestmark = pytest.mark.no_cover
+
 EXPORTED = [
     found
     for found in (getattr(fitkit, name) for name in fitkit.__all__)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.no_cover
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "tracked_run.py"
 
 

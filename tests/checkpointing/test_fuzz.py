@@ -30,6 +30,8 @@ from fitkit.checkpointing import archive, files
 from fitkit.checkpointing.metadata import read_metadata
 from fitkit.testing import differences
 
+pytestmark = pytest.mark.no_cover
+
 DATA = (torch.linspace(-1, 1, 36).reshape(12, 3), torch.linspace(0, 1, 12).reshape(12, 1))
 SECONDS = 5  # for one file; a hang becomes an error
 

@@ -14,6 +14,8 @@ from click.testing import CliRunner
 from fitkit.checkpointing import archive, files
 from fitkit.cli.main import main
 
+pytestmark = pytest.mark.no_cover
+
 TESTS = Path(__file__).parents[1]
 GOLDEN = TESTS / "checkpointing" / "golden"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.no_cover]
 
 # From the strike until the launcher has returned: torchrun looks after its processes every 0.1 s,
 # and interpreters take their time to end; a collective would wait for 30 minutes.

@@ -429,6 +429,7 @@ def test_a_killed_process_takes_all_with_it_and_torchrun_brings_them_back(
     assert_ended_as(out, spread / "killed", kit)
 
 
+@pytest.mark.slow
 def test_told_to_end_it_saves_and_goes_on(launcher, tmp_path, spread, kit):
     out = tmp_path / "out"
     ended = launcher.run(out, *KILLED, "--resume", "--strike", "SIGTERM", 1, 8)

@@ -12,7 +12,7 @@ import pytest
 
 from fitkit.checkpointing import discovery
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.no_cover]
 
 SECONDS_TO_END = 10.0
 

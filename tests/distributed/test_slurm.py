@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.no_cover]
 
 
 def free_job():
