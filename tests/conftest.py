@@ -96,14 +96,16 @@ def _leaves_nothing_behind():
 
 
 @pytest.fixture(autouse=True)
-def _uncovered(request, monkeypatch):
+def _uncovered(request):
     """Programs that a test starts are no more looked at for coverage than the test itself.
 
     Tests that do the same again and again are marked with it: it doubles the time they take.
     """
-    if request.node.get_closest_marker("no_cover"):
-        for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
-            monkeypatch.delenv(name)
+    with pytest.MonkeyPatch.context() as environment:
+        if request.node.get_closest_marker("no_cover"):
+            for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
+                environment.delenv(name)
+        yield
 
 
 @pytest.fixture(autouse=True)
