@@ -182,6 +182,8 @@ def test_a_log_scale_can_be_chosen_and_survives_a_reload(shown):
     logarithmic = shown.axis("loss", "y")
     assert logarithmic == ["0.1", "1"]
     assert shown.axis("lr", "y") != logarithmic  # each chart has its own
+    shown.wait_until("return sessionStorage.length > 0")
+    time.sleep(1.0)  # the browser hands what is stored on to its other processes in its own time
     shown.driver.refresh()
     shown.settle()
     assert shown.axis("loss", "y") == logarithmic
