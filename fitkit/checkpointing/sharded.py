@@ -164,7 +164,7 @@ def _described(
         where = (stored.relative_path, stored.offset, stored.length)
         checksum = checksums[key, tuple(box.offsets)]
         chunks.append(Chunk(list(box.offsets), list(box.sizes), *where, checksum))
-    return Piecewise(list(tensor.size), str(tensor.properties.dtype).removeprefix("torch."), chunks)
+    return Piecewise(list(tensor.size), skeleton.dtype_name(tensor.properties.dtype), chunks)
 
 
 # ---- reading ------------------------------------------------------------------------------------

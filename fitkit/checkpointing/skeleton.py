@@ -24,7 +24,12 @@ def take_out(content: Any, takes: Callable[[Any], bool]) -> tuple[Any, dict[str,
         while path in found:  # keys of several types may read the same
             path += "'"
         found[path] = value
-        return {TAG: _PIECE, "key": path, "shape": list(value.shape), "dtype": _name(value.dtype)}
+        return {
+            TAG: _PIECE,
+            "key": path,
+            "shape": list(value.shape),
+            "dtype": dtype_name(value.dtype),
+        }
 
     return _mapped(described, content, ""), found
 
@@ -88,5 +93,6 @@ def dtype_of(name: Any) -> torch.dtype | None:
     return found if isinstance(found, torch.dtype) else None
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """What ``dtype_of`` finds it by, such as ``"float32"``."""
     return str(dtype).removeprefix("torch.")

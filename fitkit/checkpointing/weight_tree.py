@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fitkit.checkpointing.skeleton import dtype_name
+
 _DEEPEST = 12  # levels of modules that are told apart
 
 
@@ -38,7 +40,7 @@ class Branch:
         self.num_tensors += 1
         self.num_values += tensor.numel()
         self.size_bytes += tensor.numel() * tensor.element_size()
-        self.dtypes.add(str(tensor.dtype).removeprefix("torch."))
+        self.dtypes.add(dtype_name(tensor.dtype))
 
 
 def branches(weights: Mapping[str, Any], depth: int = _DEEPEST) -> list[Branch]:

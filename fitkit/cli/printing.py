@@ -12,6 +12,7 @@ from typing import Any
 import click
 from torch import Tensor
 
+from fitkit.checkpointing.skeleton import dtype_name
 from fitkit.core.errors import SaveError, listed
 
 json_option = click.option(
@@ -149,4 +150,4 @@ def to_json(value: Any) -> Any:
 
 def dtype_text(tensor: Tensor) -> str:
     """The type of a tensor's values: ``float32``."""
-    return str(tensor.dtype).removeprefix("torch.")
+    return dtype_name(tensor.dtype)

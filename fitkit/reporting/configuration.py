@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fitkit.checkpointing.plain import TAG
+from fitkit.checkpointing.skeleton import dtype_name
 
 Rows = list[list[str]]
 
@@ -161,4 +162,4 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    return dtype_name(tensor.dtype)
