@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import multiprocessing
 import os
 import random
@@ -19,6 +20,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+from fitkit.core import devices
 
 _WATCHED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _GRACE_SECONDS = 10.0
@@ -59,6 +62,20 @@ def _leftovers(threads: set[threading.Thread], children: set[int]) -> list[str]:
 # The same examples each time: a run that fails can be repeated, and one that passes says so again.
 settings.register_profile("repeatable", derandomize=True, database=None)
 settings.load_profile("repeatable")
+
+
+def _load_simulation():
+    path = Path(__file__).parent / "accelerator" / "sim.py"
+    specification = importlib.util.spec_from_file_location("fitkit_sim", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    # torch counts devices at the first backward pass of a process, and knows one kind at a time
+    if not torch.accelerator.is_available():
+        module.register()
+    return module
+
+
+_SIM = _load_simulation()
 
 # As many tests run at once as there are cores: threads of one would wait for those of another.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -147,6 +164,46 @@ def fast_scratch(monkeypatch):
     memory = Path("/dev/shm")
     if memory.is_dir() and os.access(memory, os.W_OK):
         monkeypatch.setattr(tempfile, "tempdir", str(memory))
+
+
+@pytest.fixture(scope="session")
+def _sim():
+    """The module of the simulated accelerator."""
+    return _SIM
+
+
+@contextlib.contextmanager
+def _accelerated(sim, *, float64):
+    """A simulated accelerator, ``"sim"``: with float64 as CUDA has it, or without as MPS."""
+    if not sim.is_registered():
+        pytest.skip("this machine has a real accelerator: run tests/scripts/on_cuda.py")
+    with pytest.MonkeyPatch.context() as patch:
+        if float64:
+            patch.setattr(devices, "WITH_FLOAT64", (*devices.WITH_FLOAT64, "sim"))
+        patch.setattr(devices, "WITH_PINNED_COPIES", ("cuda", "xpu", "sim"))
+        with sim.switched_on(float64=float64) as simulation:
+            yield simulation
+            assert not simulation.overwritten, "memory changed while it was being copied from"
+            # what is asynchronous on a real device may be so from and to pinned memory alone
+            assert all(is_pinned for _, is_pinned, _ in simulation.copies), simulation.copies
+            assert all(way == "to the device" for way, _, _ in simulation.copies)
+
+
+@pytest.fixture(params=["float64", "no float64"])
+def accelerator(request, _sim):
+    """A simulated accelerator, with float64 and without."""
+    with _accelerated(_sim, float64=request.param == "float64") as simulation:
+        yield simulation
+
+
+@pytest.fixture(params=["cpu", "accelerator", "accelerator without float64"])
+def device(request, _sim):
+    """The name of a device: the CPU's, and that of a simulated accelerator of either kind."""
+    if request.param == "cpu":
+        yield "cpu"
+        return
+    with _accelerated(_sim, float64=request.param == "accelerator"):
+        yield "sim"
 
 
 @pytest.fixture
