@@ -13,6 +13,10 @@ class CompiledSteps:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
+        for group in optimizer.param_groups:
+            # torch's compiler does so before a first step, but not after a resume
+            if "capturable" in group and all(one.is_cuda or one.is_xpu for one in group["params"]):
+                group["capturable"] = True
         self.step = torch.compile(optimizer.step)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fitkit.metrics.meters import emptied, merged
+from fitkit.metrics.merging import emptied, merged
 from fitkit.runtime.world import World
 
 

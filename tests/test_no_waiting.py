@@ -1,73 +1,34 @@
-"""A step that logs nothing reads no tensor: on an accelerator each reading waits for it."""
+"""A step that logs nothing waits for no device: shown on a simulated one that notes each wait."""
 
 from __future__ import annotations
 
 import io
 import sys
-import traceback
 
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 import fitkit
 
-# Operations whose result has to be known on the host before it goes on.
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
-# Ways of reading that torch takes past its dispatcher.
-UNSEEN = ("tolist", "numpy", "cpu", "__array__")
-
-
-class Readings(TorchDispatchMode):
-    """Notes where a tensor is read."""
-
-    def __init__(self, monkeypatch):
-        super().__init__()
-        self.found: list[str] = []
-        for name in UNSEEN:
-            monkeypatch.setattr(torch.Tensor, name, self._noting(getattr(torch.Tensor, name), name))
-
-    def _noting(self, method, name):
-        def read(tensor, *args, **kwargs):
-            self.note(name)
-            return method(tensor, *args, **kwargs)
-
-        return read
-
-    def note(self, what: str) -> None:
-        frames = [f for f in traceback.extract_stack() if "/torch/" not in f.filename]
-        self.found.append(f"{what} at {frames[-3].filename}:{frames[-3].lineno}")
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        if name.startswith(WAITING):
-            self.note(name)
-        return function(*args, **(kwargs or {}))
-
 
 class Watch(fitkit.Callback):
-    """Counts readings from the first batch to the last, whatever happens between them included."""
+    """Keeps what was waited for from the first batch to the last, and what happens in between."""
 
     order = -1000
 
-    def __init__(self, readings: Readings, num_batches: int) -> None:
-        self.readings = readings
-        self.num_batches = num_batches
-        self.inside = False
-        self.steps = 0
+    def __init__(self, accelerator, phase="train") -> None:
+        self.accelerator = accelerator
+        self.num_batches = 0
+        self.seen = []
+        setattr(self, f"on_{phase}_batch_begin", self.look)
 
-    def on_train_batch_begin(self, batch, logs):
+    def look(self, batch, logs=None):
         if batch == 0:
-            self.readings.__enter__()
-            self.readings.found.clear()
-            self.inside = True
-        elif batch == self.num_batches - 1:
-            self.seen = list(self.readings.found)
-            self.readings.__exit__(None, None, None)
-            self.inside = False
-        self.steps += self.inside
+            self.accelerator.waits.clear()
+        self.seen = list(self.accelerator.waits)
+        self.num_batches = batch + 1
 
 
 class Terminal(io.StringIO):
@@ -75,67 +36,133 @@ class Terminal(io.StringIO):
         return True
 
 
+class Certainty(fitkit.Metric):
+    def update(self, outputs, targets):
+        return outputs.softmax(1).amax(1).sum(), len(outputs)
+
+    def compute(self, sums):
+        return sums[0] / sums[1]
+
+
 NUM_BATCHES = 140  # more than two folds of the running means
+FOR_CLASSES = {
+    "accuracy": fitkit.Accuracy(),
+    "top2": fitkit.TopKAccuracy(k=2),
+    "certainty": lambda outputs, targets: outputs.softmax(1).amax(1).mean(),
+    "own": Certainty(),
+}
+FOR_VALUES = {
+    "mse": fitkit.MeanSquaredError(),
+    "mae": fitkit.MeanAbsoluteError(),
+    "r2": fitkit.R2Score(),
+}
+X = torch.randn(NUM_BATCHES * 2, 4)
+CLASSES, VALUES = torch.randint(3, (NUM_BATCHES * 2,)), torch.randn(NUM_BATCHES * 2, 3)
+
+
+def test_every_built_in_metric_is_looked_at():
+    used = {type(metric) for metric in (*FOR_CLASSES.values(), *FOR_VALUES.values())}
+    exported = {getattr(fitkit, name) for name in fitkit.__all__}
+    metrics = {one for one in exported if isinstance(one, type) and issubclass(one, fitkit.Metric)}
+    assert metrics - {fitkit.Metric, fitkit.MeanMetric} <= used
 
 
 @pytest.fixture
-def train(monkeypatch, tmp_path):
-    """Trains with everything attached, and gives what was read between the first and last batch."""
-    # the CPU stands for an accelerator
-    monkeypatch.setattr("fitkit.callbacks.terminate_on_nan.is_on_host", lambda tensor: False)
-    monkeypatch.setattr(sys, "stderr", Terminal())
-
-    def _train(data, *callbacks, **options):
-        readings = Readings(monkeypatch)
-        watch = Watch(readings, NUM_BATCHES)
+def make_handler(accelerator):
+    def _make(targets):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
-        handler = fitkit.NNHandler(model, "cpu", seed=0)
+        handler = fitkit.NNHandler(model, "sim", seed=0)
         handler.set_optimizer(torch.optim.SGD, lr=0.1, momentum=0.9)
-        handler.set_loss_fn(nn.CrossEntropyLoss())
-        for name, metric in METRICS.items():
+        handler.set_loss_fn(nn.CrossEntropyLoss() if targets is CLASSES else nn.MSELoss())
+        for name, metric in (FOR_CLASSES if targets is CLASSES else FOR_VALUES).items():
             handler.add_metric(name, metric)
+        return handler
+
+    return _make
+
+
+@pytest.fixture
+def train(make_handler, accelerator, monkeypatch, tmp_path):
+    """Trains with everything attached; what was waited for between the first and last batch."""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+
+    def _train(targets, data, *callbacks, **options):
+        watch = Watch(accelerator)
         attached = [
             watch,
             fitkit.ProgressBar(refresh_seconds=1e6),
             fitkit.CSVLogger(tmp_path / "log.csv"),
             fitkit.ModelCheckpoint(str(tmp_path / "{epoch}.pth"), save_freq="epoch"),
             fitkit.TerminateOnNaN(check_every_n_batches=10_000),
+            fitkit.JSONLinesLogger(tmp_path / "log.jsonl"),
+            fitkit.LearningRateMonitor(),
+            fitkit.ThroughputMonitor(),
+            fitkit.Timer(),
+            fitkit.ConsoleLogger(),
             *callbacks,
         ]
         settings = {"gradient_clipping_norm": 1.0, "gradient_clipping_value": 0.5, "ema_decay": 0.9}
-        handler.fit(data, callbacks=attached, **{**settings, **options})
-        assert watch.steps == NUM_BATCHES - 1
+        make_handler(targets).fit(data, callbacks=attached, **{**settings, **options})
+        assert watch.num_batches == NUM_BATCHES
         return watch.seen
 
     return _train
 
 
-METRICS = {
-    "accuracy": fitkit.Accuracy(),
-    "top2": fitkit.TopKAccuracy(k=2),
-    "certainty": lambda outputs, targets: outputs.softmax(1).amax(1).mean(),
-}
-DATA = (torch.randn(NUM_BATCHES * 2, 4), torch.randint(3, (NUM_BATCHES * 2,)))
+by_targets = pytest.mark.parametrize("targets", [CLASSES, VALUES], ids=["classes", "values"])
 
 
+@by_targets
 @pytest.mark.parametrize(
-    "data",
-    [DATA, DataLoader(TensorDataset(*DATA), batch_size=2, shuffle=True)],
-    ids=["in memory", "own DataLoader"],
+    ("make_data", "options"),
+    [
+        (lambda x, y: (x, y), {"batch_size": 2}),
+        (lambda x, y: (x, y), {"batch_size": 2, "gradient_accumulation_steps": 4}),
+        (lambda x, y: (x, y), {"batch_size": 2, "precision": "bf16"}),
+        (lambda x, y: (x.to("sim"), y.to("sim")), {"batch_size": 2, "shuffle": True}),
+        (lambda x, y: (x.to("sim"), y.to("sim")), {"batch_size": 2, "shuffle": False}),
+        (lambda x, y: DataLoader(TensorDataset(x, y), 2, shuffle=True, pin_memory=True), {}),
+    ],
+    ids=["in memory", "windows", "bf16", "on the device, shuffled", "on the device", "own loader"],
 )
-def test_steps_that_log_nothing_read_nothing(train, data):
-    options = {} if isinstance(data, DataLoader) else {"batch_size": 2}
-    assert train(data, **options) == []
+def test_steps_that_log_nothing_wait_for_nothing(targets, make_data, options, train):
+    assert train(targets, make_data(X, targets), **options) == []
 
 
-def test_windows_of_several_batches_read_nothing_either(train):
-    assert train(DATA, batch_size=2, gradient_accumulation_steps=4) == []
+@by_targets
+@pytest.mark.parametrize("place", [lambda one: one, lambda one: one.to("sim")], ids=["host", "sim"])
+def test_evaluation_waits_for_nothing(targets, place, make_handler, accelerator):
+    handler, watch = make_handler(targets), Watch(accelerator, "test")
+    handler.add_callback(fitkit.EMA(0.9))
+    data = (place(X), place(targets))
+    handler.fit(data, batch_size=70, progress_bar=False)
+    values = handler.evaluate(data, batch_size=2, callbacks=[watch])
+    assert (watch.num_batches, watch.seen) == (NUM_BATCHES, [])
+    assert set(values) > {"loss"}
+    reads = [kind for kind, _ in accelerator.waits if kind == "copy to the host"]
+    assert len(reads) <= (1 if accelerator.float64 else 2 + 3 * len(values)), "once at the end"
+
+
+def test_batches_of_all_sizes_wait_for_nothing(train):
+    """The weights of a mean are numbers of the host; they are not copied to the device."""
+    sizes = [1 + index % 3 for index in range(NUM_BATCHES)]
+    x, y = torch.randn(sum(sizes), 4), torch.randint(3, (sum(sizes),))
+    parts = [x.split(sizes), y.split(sizes)]
+    batches = [(a.pin_memory(), b.pin_memory()) for a, b in zip(*parts, strict=True)]
+    evaluating = fitkit.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: model_of(evaluating).eval()
+    )
+    assert train(CLASSES, batches, evaluating) == []
+
+
+def model_of(callback):
+    return callback.model  # in evaluation mode batch norm takes batches of one sample
 
 
 def test_a_tracker_reads_rows_in_bulk(train, tmp_path):
     logger = fitkit.TensorBoardLogger(tmp_path / "tb", every_n_batches=7, refresh_seconds=1e6)
-    assert train(DATA, logger, batch_size=2) == []
+    assert train(CLASSES, (X, CLASSES), logger, batch_size=2) == []
 
 
 def test_a_callback_that_reads_is_found(train):
@@ -148,6 +175,9 @@ def test_a_callback_that_reads_is_found(train):
             if batch == 5:
                 logs.raw("loss").tolist()
 
-    found = train(DATA, Reading(), batch_size=2)
-    assert [line.split()[0] for line in found] == ["_local_scalar_dense"] * 2 + ["tolist"]
-    assert all("/test_no_waiting.py" in line or "/logs.py" in line for line in found)
+    found = train(CLASSES, (X, CLASSES), Reading(), batch_size=2)
+    kinds = [kind for kind, _ in found]
+    assert kinds == ["_local_scalar_dense", "_local_scalar_dense", "copy to the host"]
+    assert [line.split(":")[0] for _, line in found] == ["core/logs.py"] * 2 + [
+        "test_no_waiting.py"
+    ]

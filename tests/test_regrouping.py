@@ -10,7 +10,8 @@ import torch
 from fitkit import Accuracy
 from fitkit.core.errors import CheckpointError
 from fitkit.core.types import StepOutput
-from fitkit.metrics.meters import Meters, merged
+from fitkit.metrics.merging import merged
+from fitkit.metrics.meters import Meters
 from fitkit.regrouping import share_of
 
 CPU = torch.device("cpu")

@@ -21,11 +21,11 @@ from fitkit.callbacks.loader_advice import LoaderAdvice
 from fitkit.callbacks.pace import Pace
 from fitkit.core.callback import Callback
 from fitkit.core.checks import require_number
+from fitkit.core.devices import reads_pinned_memory
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.fetch_clock import FetchClock
 from fitkit.core.logs import Logs
 from fitkit.core.state import Phase
-from fitkit.runtime.device import reads_pinned_memory
 
 _KNOWN_LENGTH = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 _IN_NOTEBOOK = auto.notebook_tqdm is not terminal_tqdm

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fitkit.core.callback import Callback
 from fitkit.core.checks import require_count
+from fitkit.core.devices import is_on_host
 from fitkit.core.logs import Logs
-from fitkit.runtime.device import is_on_host
 
 
 class TerminateOnNaN(Callback):

@@ -19,7 +19,7 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
         return function(tree)
     if isinstance(tree, Mapping):
         mapped = {key: map_leaves(function, value) for key, value in tree.items()}
-        return mapped if type(tree) is dict else _rebuild_mapping(tree, mapped)
+        return mapped if type(tree) is dict else rebuild_mapping(tree, mapped)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(map_leaves(function, value) for value in tree))
     if isinstance(tree, (tuple, list)):
@@ -32,7 +32,8 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     return map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
-def _rebuild_mapping(tree: Mapping[Any, Any], mapped: dict[Any, Any]) -> Any:
+def rebuild_mapping(tree: Mapping[Any, Any], mapped: dict[Any, Any]) -> Any:
+    """``mapped`` as a mapping of the type of ``tree``; a dict where that takes no content."""
     if type(tree) is OrderedDict:
         ordered = OrderedDict(mapped)
         vars(ordered).update(vars(tree))  # the versions that a module's state dict carries

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from fitkit.core.errors import DataError
-from fitkit.core.tree import iterate_leaves, map_leaves, map_tensors
+from fitkit.core.tree import iterate_leaves, iterate_tensors, map_leaves, map_tensors
 from fitkit.core.types import Share
 from fitkit.data.batches import TARGET_KEYS
 from fitkit.data.order import epoch_order
@@ -63,7 +63,7 @@ class InMemorySource:
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of pass ``epoch`` from batch ``start`` on, each a copy of its samples."""
-        order = epoch_order(self.num_samples, self._seed, epoch) if self._shuffle else None
+        orders = self._orders(epoch)
         size, tensors = self._stride.step, self._tensors
         begin = self._stride.begin(start)
         is_flat = type(tensors) is tuple and all(type(tensor) is Tensor for tensor in tensors)
@@ -71,12 +71,20 @@ class InMemorySource:
             chosen = slice(first, first + size)
             if self._ranks.size > 1:
                 chosen = self._own_part(first)
-            samples = chosen if order is None else order[chosen]
+            samples = {at: chosen if one is None else one[chosen] for at, one in orders.items()}
             if is_flat:
-                batch: Any = tuple([rows(tensor, samples) for tensor in tensors])
+                batch: Any = tuple([rows(tensor, samples[tensor.device]) for tensor in tensors])
             else:
-                batch = map_tensors(partial(rows, samples=samples), tensors)
+                batch = map_tensors(partial(_rows_of, samples=samples), tensors)
             yield map_tensors(_pinned, batch) if self._pin else batch
+
+    def _orders(self, epoch: int) -> dict[torch.device, Tensor | None]:
+        """The order of samples on each device that holds some, copied there once an epoch."""
+        devices = {tensor.device for tensor in iterate_tensors(self._tensors)}
+        if not self._shuffle:
+            return dict.fromkeys(devices)
+        order = epoch_order(self.num_samples, self._seed, epoch)
+        return {device: order.to(device) for device in devices}
 
     def _own_part(self, first: int) -> slice:
         part, self.share = self._ranks.part(min(self._stride.step, self.num_samples - first))
@@ -90,6 +98,10 @@ class InMemorySource:
         """Go on in the pass where ``state_dict`` was taken."""
         if "stride" in state_dict:
             self._stride.load_state_dict(state_dict["stride"])
+
+
+def _rows_of(tensor: Tensor, samples: Mapping[torch.device, slice | Tensor]) -> Tensor:
+    return rows(tensor, samples[tensor.device])
 
 
 def rows(tensor: Tensor, samples: slice | Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.utils.data import (
 )
 
 from fitkit.core.checks import require_count
+from fitkit.core.devices import reads_pinned_memory
 from fitkit.core.errors import ConfigurationError, DataError
 from fitkit.core.types import BatchSource, Stateful
 from fitkit.data.batches import describe
@@ -30,7 +31,6 @@ from fitkit.data.map_style import MapStyleSource
 from fitkit.data.order import EpochSampler
 from fitkit.data.shares import ALONE, Ranks, RoundsSource
 from fitkit.data.spec import DataSpec, split_off_validation
-from fitkit.runtime.device import reads_pinned_memory
 
 __all__ = [
     "DEFAULT_BATCH_SIZE",

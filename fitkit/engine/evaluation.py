@@ -48,6 +48,7 @@ def evaluate(run: EvaluationRun, phase: Phase, record: Callable[[dict[str, float
                 share = phase.source.share
                 own = num_samples if share is None else share.own
                 batch_values = phase.meters.update(output, own)
+                del output  # else the device would hold it through the next forward pass
             state.batch = index + 1
             callbacks.fire(Event.TEST_BATCH_END, index, Logs(batch_values))
             run.agreement.check()

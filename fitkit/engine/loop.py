@@ -94,6 +94,7 @@ def train_pass(run: FitRun) -> None:
         share = source.share
         output, own = step(batch, is_last=index + 1 == num_batches, share=share)
         values = meters.update(output, own)
+        del output  # else it would live through the next forward pass
         state.mid_step = False
         state.advance_batch(own if share is None else share.total)
         is_used_up = _steps_are_used_up(run)

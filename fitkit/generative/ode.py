@@ -33,7 +33,8 @@ def integrate(
     """The solution of ``dy/dt = field(t, y)`` at ``end``, by the method of Dormand and Prince.
 
     Args:
-        field: of time and a vector; it is called with vectors of the state's device and dtype.
+        field: of time and a vector; it is called with vectors of the state's device and dtype. The
+            solver works in float64 on the host, which not every device has.
         state: the vector at ``start``.
         start: the first time.
         end: the last time, before or after ``start``.
@@ -46,11 +47,16 @@ def integrate(
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance > 0:
         raise ConfigurationError(f"tolerance must be a number above 0, received {tolerance!r}.")
 
-    def numpy_field(t: float, values: Any) -> Any:
-        found = field(t, torch.from_numpy(values).to(state))
-        return found.detach().double().cpu().numpy()
+    def to_numpy(vector: Tensor) -> Any:
+        return vector.detach().cpu().double().numpy()
 
-    first = state.detach().double().cpu().numpy()
+    def to_state(values: Any) -> Tensor:
+        return torch.from_numpy(values).to(state.dtype).to(state.device)
+
+    def numpy_field(t: float, values: Any) -> Any:
+        return to_numpy(field(t, to_state(values)))
+
+    first = to_numpy(state)
     solution = _solver()(
         numpy_field, (start, end), first, method="RK45", rtol=tolerance, atol=tolerance
     )
@@ -59,7 +65,7 @@ def integrate(
             f"the ODE could not be solved from t = {start:g} to {end:g}: {solution.message} Raise "
             f"tolerance, or look at the model's score."
         )
-    return torch.from_numpy(solution.y[:, -1].copy()).to(state)
+    return to_state(solution.y[:, -1].copy())
 
 
 def _solver() -> Callable[..., Any]:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fitkit.core.devices import is_on_host
 from fitkit.core.errors import CheckpointError, ConfigurationError, DataError, listed
 from fitkit.core.types import StepOutput
 from fitkit.metrics.metric import Metric, as_scalar, is_reserved
 from fitkit.metrics.stateful import StatefulMetric, accumulates
-from fitkit.metrics.sums import MeanSums, MetricSums, WeightedMean, merged_means, sums_of
+from fitkit.metrics.sums import MeanSums, MetricSums, WeightedMean, sums_of
 
 Meter = WeightedMean | MetricSums | StatefulMetric
 
@@ -28,13 +29,12 @@ class Meters:
     """
 
     def __init__(self, metrics: Mapping[str, Any], device: torch.device) -> None:
-        self._device = device
         self._loss = WeightedMean()
         self._functions: dict[str, Callable[[Any, Any], Any]] = {}
         self._meters: dict[str, Meter] = {}
         for name, metric in metrics.items():
             if isinstance(metric, Metric):
-                self._meters[name] = sums_of(metric)
+                self._meters[name] = sums_of(metric, device)
             elif accumulates(metric):
                 self._meters[name] = StatefulMetric(name, copy.deepcopy(metric), device)
             else:
@@ -74,9 +74,9 @@ class Meters:
     def _stand_in(self, output: StepOutput) -> None:
         """A batch that counts nothing only shows what there is to add up."""
         with torch.no_grad():
-            for meter in self._meters.values():
+            for name, meter in self._meters.items():
                 if isinstance(meter, MetricSums) and output.outputs is not None:
-                    meter.stand_in(output.outputs, output.targets)
+                    meter.stand_in(name, output.outputs, output.targets)
         for name in output.logs:
             self._extra_mean(name)
 
@@ -115,20 +115,10 @@ class Meters:
         """The values over everything added, read from the device in one go.
 
         Args:
-            reduce: sums a float64 vector over the processes; called once, whatever the data.
+            reduce: sums a float64 vector on the host over the processes; called once, whatever the
+                data.
         """
-        parts: list[Tensor] = []
-        for meter in self._additive().values():
-            parts.append(self._statistics(meter))
-        packed = torch.cat(parts)
-        packed = (packed if reduce is None else reduce(packed)).cpu()
-        values: dict[str, float] = {}
-        offset = 0
-        for (name, meter), part in zip(self._additive().items(), parts, strict=True):
-            sums = packed[offset : offset + len(part)]
-            offset += len(part)
-            if _has_values(meter, sums):
-                values[name] = _value(meter, sums)
+        values = self._values(reduce)
         for name, stateful in self._meters.items():
             if isinstance(stateful, StatefulMetric):
                 computed = stateful.compute()
@@ -142,12 +132,19 @@ class Meters:
 
     def running(self) -> dict[str, float]:
         """The values so far, for showing; metrics that accumulate by themselves are left out."""
-        values = {}
-        for name, meter in self._additive().items():
-            sums = self._statistics(meter).cpu()
-            if _has_values(meter, sums):
-                values[name] = _value(meter, sums)
-        return values
+        return self._values()
+
+    def _values(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
+        meters = self._additive()
+        parts = _read([meter.packed() for meter in meters.values()])
+        packed = torch.cat(parts)
+        packed = packed if reduce is None else reduce(packed)
+        sums = packed.split_with_sizes([len(part) for part in parts])
+        return {
+            name: _value(meter, own)
+            for (name, meter), own in zip(meters.items(), sums, strict=True)
+            if _has_values(meter, own)
+        }
 
     def _additive(self) -> dict[str, WeightedMean | MetricSums]:
         additive: dict[str, WeightedMean | MetricSums] = {"loss": self._loss}
@@ -155,15 +152,6 @@ class Meters:
             if not isinstance(meter, StatefulMetric):
                 additive[name] = meter
         return {**additive, **self._extra}
-
-    def _statistics(self, meter: WeightedMean | MetricSums) -> Tensor:
-        if isinstance(meter, MetricSums):
-            sums = meter.sums
-            return (
-                torch.zeros(0, dtype=torch.float64, device=self._device) if sums is None else sums
-            )
-        total, weight = meter.sums()
-        return torch.stack([total.to(self._device), total.new_tensor(weight).to(self._device)])
 
     def _columns(self, values: Mapping[str, float]) -> list[str]:
         """Names in the order in which the metrics were added, the loss first."""
@@ -198,55 +186,17 @@ class Meters:
             self._extra_mean(name).load_state_dict(state)
 
 
-def merged(states: list[dict[str, Any]]) -> dict[str, Any]:
-    """The state of one ``Meters`` with the sums of several.
-
-    Raises:
-        CheckpointError: a metric accumulates by itself, so that its sums cannot be put together.
-    """
-    if len(states) == 1:
-        return states[0]
-    extra = {name for state in states for name in state["extra"]}
-    return {
-        "loss": merged_means([state["loss"] for state in states]),
-        "metrics": {
-            name: _merged_one(name, [state["metrics"][name] for state in states])
-            for name in states[0]["metrics"]
-        },
-        "extra": {
-            name: merged_means([s["extra"][name] for s in states if name in s["extra"]])
-            for name in extra
-        },
-    }
-
-
-def emptied(state: dict[str, Any]) -> dict[str, Any]:
-    """The state of having added nothing, in as many sums as ``state`` has."""
-    nothing = WeightedMean().state_dict()
-
-    def empty(one: dict[str, Any]) -> dict[str, Any]:
-        if "weight" in one:
-            return nothing
-        return {"sums": None if one["sums"] is None else torch.zeros_like(one["sums"])}
-
-    return {
-        "loss": nothing,
-        "metrics": {name: empty(one) for name, one in state["metrics"].items()},
-        "extra": dict.fromkeys(state["extra"], nothing),
-    }
-
-
-def _merged_one(name: str, states: list[dict[str, Any]]) -> dict[str, Any]:
-    if "weight" in states[0]:
-        return merged_means(states)
-    if "sums" in states[0]:
-        found = [state["sums"] for state in states if state["sums"] is not None]
-        return {"sums": torch.stack(found).sum(0) if found else None}
-    raise CheckpointError(
-        f"metric {name!r} accumulates by itself, so what several processes have accumulated cannot "
-        f"be dealt out to another number of them: go on with {len(states)} processes, or from a "
-        f"checkpoint at the end of an epoch."
+def _read(parts: list[tuple[Tensor, list[float]]]) -> list[Tensor]:
+    """Each meter's sums as one vector on the host; the device is read once."""
+    there = [sums for sums, _ in parts if not is_on_host(sums)]
+    read = iter(
+        torch.cat(there).cpu().split_with_sizes([len(one) for one in there]) if there else ()
     )
+    on_host = [sums if is_on_host(sums) else next(read) for sums, _ in parts]
+    return [
+        torch.cat([sums, torch.tensor(further, dtype=torch.float64)])
+        for sums, (_, further) in zip(on_host, parts, strict=True)
+    ]
 
 
 def _has_values(meter: WeightedMean | MetricSums, sums: Tensor) -> bool:

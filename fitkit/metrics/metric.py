@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fitkit.core.devices import accumulation_dtype
 from fitkit.core.errors import ConfigurationError, DataError
 from fitkit.metrics.stateful import accumulates
 
@@ -19,22 +20,40 @@ class Metric(ABC):
     """A metric whose statistics can be added: over batches, and over processes.
 
     A subclass says what to add up (``update``) and what the sums mean (``compute``). It keeps no
-    state itself.
+    state itself. On an accelerator, tensors that ``update`` makes without naming a device are made
+    there; a number costs less than a tensor that is made of it.
 
     >>> class MeanOutput(Metric):
     ...     def update(self, outputs, targets):
-    ...         return torch.stack([outputs.sum(), torch.tensor(float(outputs.numel()))])
+    ...         return outputs.sum(), outputs.numel()
     ...     def compute(self, sums):
     ...         return sums[0] / sums[1]
     """
 
     @abstractmethod
-    def update(self, outputs: Any, targets: Any) -> Tensor:
-        """The statistics of one batch, a tensor of shape ``(statistics,)`` on any device."""
+    def update(self, outputs: Any, targets: Any) -> Tensor | Sequence[Tensor | float]:
+        """The statistics of one batch, as many for each batch.
+
+        Returns:
+            a tensor of shape ``(statistics,)`` on any device, or a sequence of numbers and scalar
+            tensors.
+        """
+
+    def add_up(self, statistics: Tensor) -> Tensor:
+        """The sums over batches; override it where statistics cannot be added as they are.
+
+        Args:
+            statistics: of several batches, float64 of shape ``(batches, statistics)``; or of one
+                batch for its own value, in float32 on a device without float64.
+
+        Returns:
+            the same type, of shape ``(sums,)``, which can be added to other sums.
+        """
+        return statistics.sum(0)
 
     @abstractmethod
     def compute(self, sums: Tensor) -> Tensor | float:
-        """The metric's value from the sums over batches, float64 of shape ``(statistics,)``."""
+        """The metric's value from the sums over batches, float64 of shape ``(sums,)``."""
 
 
 class MeanMetric(Metric):
@@ -49,8 +68,9 @@ class MeanMetric(Metric):
 
     def update(self, outputs: Any, targets: Any) -> Tensor:
         """The sum of the values and their number."""
-        values = self.values(outputs, targets).to(torch.float64)
-        return torch.stack([values.sum(), values.new_tensor(values.numel())])
+        values = self.values(outputs, targets)
+        total = values.to(accumulation_dtype(values.device)).sum()
+        return torch.stack([total, torch.full_like(total, values.numel())])
 
     def compute(self, sums: Tensor) -> Tensor:
         """The mean; NaN over nothing."""
@@ -75,6 +95,36 @@ def as_scalar(name: str, value: Any) -> Any:
         f"metric {name!r} must return its mean over the batch, one number, received {received}: "
         f"reduce it, for instance with .mean()."
     )
+
+
+def as_statistics(name: str, value: Any) -> Tensor:
+    """What ``update`` of a metric returned, as a detached tensor of shape ``(statistics,)``.
+
+    Raises:
+        DataError: it is anything else.
+    """
+    if isinstance(value, (tuple, list)):
+        first = next((one for one in value if isinstance(one, Tensor)), torch.zeros(()))
+        dtype = accumulation_dtype(first.device)
+        if value and all(_is_number(one) for one in value):
+            scalars = [
+                one.reshape(()).to(dtype)
+                if isinstance(one, Tensor)
+                else torch.full((), float(one), dtype=dtype, device=first.device)
+                for one in value
+            ]
+            return torch.stack(scalars).detach()
+    elif isinstance(value, Tensor) and value.ndim == 1:
+        return value.detach()
+    shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+    raise DataError(
+        f"update of metric {name!r} must return a tensor of shape (statistics,), or a sequence of "
+        f"numbers and scalar tensors; received a {type(value).__name__}{shape}."
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return value.numel() == 1 if isinstance(value, Tensor) else hasattr(value, "__float__")
 
 
 def is_reserved(name: str) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fitkit.core.checks import require_count, require_number
+from fitkit.core.devices import accumulation_dtype, has_float64
 from fitkit.core.errors import DataError
 from fitkit.metrics.metric import MeanMetric, Metric
 
@@ -89,11 +90,32 @@ class R2Score(Metric):
     """The coefficient of determination over all elements: 1 is perfect, 0 is the targets' mean."""
 
     def update(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Residuals squared, targets, targets squared, and their number."""
+        """Residuals squared, targets, targets squared, and their number.
+
+        The variance is a small difference of large sums, which float32 would lose. A device without
+        float64 therefore gives the sums of what is left of targets without their mean, and that
+        mean.
+        """
         residuals = _difference("R2Score", outputs, targets)
-        targets = targets.to(torch.float64)
-        count = targets.new_tensor(targets.numel())
-        return torch.stack([residuals.square().sum(), targets.sum(), targets.square().sum(), count])
+        squares = residuals.square().sum()
+        count = torch.full_like(squares, targets.numel())
+        targets = targets.to(residuals.dtype)
+        if has_float64(targets.device):
+            return torch.stack([squares, targets.sum(), targets.square().sum(), count])
+        mean = targets.mean()
+        rest = targets - mean
+        return torch.stack([squares, rest.sum(), rest.square().sum(), count, mean])
+
+    def add_up(self, statistics: Tensor) -> Tensor:
+        """The sums of the targets themselves, whatever was subtracted from them."""
+        if statistics.shape[1] == 4:
+            return statistics[0] if len(statistics) == 1 else statistics.sum(0)
+        if statistics.dtype is not torch.float64:  # one batch: its score is that of the rest
+            return statistics[0, :4]
+        squares, rest, rest_squares, count, mean = statistics.unbind(1)
+        total = rest + count * mean
+        total_squares = rest_squares + 2 * mean * rest + count * mean.square()
+        return torch.stack([squares, total, total_squares, count]).sum(1)
 
     def compute(self, sums: Tensor) -> Tensor:
         """One minus the residual share of the variance."""
@@ -107,4 +129,5 @@ def _difference(name: str, outputs: Tensor, targets: Tensor) -> Tensor:
             f"{name} needs outputs and targets of one shape, received {tuple(outputs.shape)} and "
             f"{tuple(targets.shape)}."
         )
-    return outputs.to(torch.float64).reshape(targets.shape) - targets.to(torch.float64)
+    dtype = accumulation_dtype(outputs.device)
+    return outputs.to(dtype).reshape(targets.shape) - targets.to(dtype)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fitkit.core.devices import moved, paths_off_host
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.logs import as_float
 from fitkit.core.tree import map_tensors
@@ -31,6 +32,7 @@ class StatefulMetric:
 
     def __init__(self, name: str, metric: Any, device: torch.device) -> None:
         self.name = name
+        self._device = device
         self._metric: Any = metric.to(device) if isinstance(metric, nn.Module) else metric
         self._updated = False
         if callable(getattr(metric, "persistent", None)):
@@ -60,7 +62,9 @@ class StatefulMetric:
         state: Any = {}
         if callable(getattr(self._metric, "state_dict", None)):
             state = map_tensors(_copy, dict(self._metric.state_dict()))
-        return {"updated": self._updated, "state": state}
+        saved = {"updated": self._updated, "state": state}
+        on_device = paths_off_host(state)
+        return {**saved, "on_device": on_device} if on_device else saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over its sums."""
@@ -72,7 +76,10 @@ class StatefulMetric:
                     f"in its middle: give {type(self._metric).__name__} state_dict and "
                     f"load_state_dict, or make it a fitkit.Metric."
                 )
-            self._metric.load_state_dict(state_dict["state"])
+            paths = state_dict.get("on_device", ())
+            self._metric.load_state_dict(moved(state_dict["state"], paths, self._device))
+            if isinstance(self._metric, nn.Module):  # torchmetrics takes tensors as they come
+                self._metric.to(self._device)
             _mark_updated(self._metric)
         self._updated = state_dict["updated"]
 

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fitkit.core.devices import accumulation_dtype
 from fitkit.core.errors import CheckpointError, DataError
 from fitkit.core.logs import Deferred
-from fitkit.metrics.metric import MeanMetric, Metric
-
-# Values wait in a list and are added in one operation when so many have come: a step then costs an
-# append, not an addition on the device. Saving keeps the list as it is, so that the order of
-# additions, and with it the last bit, does not depend on when a checkpoint was made.
-FOLD_AFTER = 64
-
-
-def is_vector(value: Any, *, ndim: int) -> bool:
-    """Whether ``value`` is a real tensor with so many dimensions."""
-    is_tensor = isinstance(value, Tensor) and value.layout is torch.strided
-    return is_tensor and value.ndim == ndim and not value.is_complex()
+from fitkit.metrics.metric import MeanMetric, Metric, as_statistics
+from fitkit.metrics.running_sum import FOLD_AFTER, RunningSum, is_vector, weighted_sum
 
 
 class WeightedMean:
@@ -31,45 +23,32 @@ class WeightedMean:
 
     def reset(self) -> None:
         """Begin anew."""
-        self._total: Tensor | None = None
+        self._values = RunningSum(weighted_sum, at_once=False)
         self._weight = 0
-        self._waiting: list[tuple[Any, int]] = []
 
     def add(self, value: Any, weight: int) -> None:
         """Add one value (a number or a scalar tensor) with its weight in samples."""
-        self._waiting.append((value, weight))
-        if len(self._waiting) >= FOLD_AFTER:
-            self._total, self._weight = self._folded()
-            self._waiting = []
-
-    def _folded(self) -> tuple[Tensor | None, int]:
-        if not self._waiting:
-            return self._total, self._weight
-        values = self._stacked()
-        weights = torch.tensor([weight for _, weight in self._waiting], dtype=torch.float64)
-        total = (values * weights.to(values.device, non_blocking=True)).sum()
-        if self._total is not None:
-            total = total + self._total
-        return total, self._weight + sum(weight for _, weight in self._waiting)
-
-    def _stacked(self) -> Tensor:
-        values = [value for value, _ in self._waiting]
-        if all(isinstance(value, Tensor) for value in values):
-            return torch.stack(values).to(torch.float64)
-        return torch.tensor([float(value) for value in values], dtype=torch.float64)
+        self._weight += weight
+        self._values.add(value, weight)
 
     def sums(self) -> tuple[Tensor, int]:
         """The weighted sum (float64 scalar) and the weight, without changing anything."""
-        total, weight = self._folded()
-        return (torch.zeros((), dtype=torch.float64) if total is None else total), weight
+        total = self._values.total()
+        return (torch.zeros((), dtype=torch.float64) if total is None else total), self._weight
+
+    def packed(self) -> tuple[Tensor, list[float]]:
+        """What is added over processes: sums, float64, and further ones that the host knows."""
+        total, weight = self.sums()
+        return total.reshape(1), [weight]
 
     def state_dict(self) -> dict[str, Any]:
         """The sum, and the values that wait to be added."""
+        weights = self._values.weights
         return {
-            "total": self._total,
-            "weight": self._weight,
-            "waiting": self._stacked() if self._waiting else None,
-            "weights": [weight for _, weight in self._waiting],
+            "total": self._values.added(),
+            "weight": self._weight - sum(weights),
+            "waiting": self._values.waiting(),
+            "weights": weights,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -82,34 +61,47 @@ class WeightedMean:
         weights = [state_dict["weight"], *state_dict["weights"]]
         fits = all(type(weight) is int for weight in weights)
         fits = fits and (total is None or is_vector(total, ndim=0))
-        if not fits or not (waiting is None or is_vector(waiting, ndim=1)):
+        fits = fits and (waiting is None or is_vector(waiting, ndim=1))
+        if not fits or len(weights) - 1 != (0 if waiting is None else len(waiting)):
             raise CheckpointError("the sums of the epoch in the checkpoint are no numbers.")
-        self._total, self._weight = total, weights[0]
-        values = [] if waiting is None else list(waiting.unbind())
-        self._waiting = list(zip(values, state_dict["weights"], strict=True))
-
-
-def merged_means(states: list[dict[str, Any]]) -> dict[str, Any]:
-    """The state of one ``WeightedMean`` with the sums of several."""
-    mean = WeightedMean()
-    total, weight = torch.zeros((), dtype=torch.float64), 0
-    for state in states:
-        mean.load_state_dict(state)
-        more, count = mean.sums()
-        total, weight = total + more.to(total.device), weight + count
-    return {"total": total, "weight": weight, "waiting": None, "weights": []}
+        self._values.load(total, waiting, weights[1:])
+        self._weight = sum(weights)
 
 
 class MetricSums:
-    """The summed statistics of one ``Metric``."""
+    """The summed statistics of one ``Metric``.
 
-    def __init__(self, metric: Metric) -> None:
+    Args:
+        metric: the metric.
+        device: where outputs will be.
+    """
+
+    def __init__(self, metric: Metric, device: torch.device) -> None:
         self.metric = metric
-        self._sums: Tensor | None = None
+        self._device = device
+        is_plain = type(metric).add_up is Metric.add_up
+        self._add_up = None if is_plain else lambda rows, _: metric.add_up(rows)
+        self.reset()
 
     def reset(self) -> None:
         """Begin anew."""
-        self._sums = None
+        self._rows = RunningSum(self._add_up, at_once=True)
+        self._num_statistics: int | None = None
+
+    def _measuring(self) -> AbstractContextManager[Any]:
+        """Inside ``with`` tensors that a user's metric makes are on the device of the outputs."""
+        return nullcontext() if self._device.type == "cpu" else self._device
+
+    def _statistics(self, name: str, outputs: Any, targets: Any) -> Tensor:
+        with self._measuring():
+            row = as_statistics(name, self.metric.update(outputs, targets))
+        if self._num_statistics not in (None, len(row)):
+            raise DataError(
+                f"update of metric {name!r} must return as many statistics for each batch, "
+                f"received {len(row)} after {self._num_statistics}."
+            )
+        self._num_statistics = len(row)
+        return row
 
     def measure(self, name: str, outputs: Any, targets: Any) -> Deferred:
         """Add one batch; its own value, computed when it is read.
@@ -117,52 +109,63 @@ class MetricSums:
         Raises:
             DataError: the metric does not give a vector.
         """
-        statistics = self.metric.update(outputs, targets)
-        if not isinstance(statistics, Tensor) or statistics.ndim != 1:
-            raise DataError(
-                f"update of metric {name!r} must return a tensor of shape (statistics,), "
-                f"received {type(statistics).__name__}."
-            )
-        statistics = statistics.detach().to(torch.float64)
-        self._sums = statistics if self._sums is None else self._sums + statistics
-        return Deferred(lambda: self.metric.compute(statistics))
+        row = self._statistics(name, outputs, targets)
+        self._rows.add(row)
+        return Deferred(lambda: self._value_of(row))
 
-    def stand_in(self, outputs: Any, targets: Any) -> None:
+    def _value_of(self, row: Tensor) -> Any:
+        row = row.to(accumulation_dtype(row.device)).unsqueeze(0)
+        return self.metric.compute(self.metric.add_up(row))
+
+    def stand_in(self, name: str, outputs: Any, targets: Any) -> None:
         """Add nothing, in as many sums as a batch would give."""
-        if self.sums is None:
-            statistics = self.metric.update(outputs, targets)
-            self.load_state_dict({"sums": torch.zeros_like(statistics, dtype=torch.float64)})
+        if self._num_statistics is None and self.sums is None:
+            self._rows.add(torch.zeros_like(self._statistics(name, outputs, targets)))
 
     @property
     def sums(self) -> Tensor | None:
         """The sums, float64 of shape ``(statistics,)``; ``None`` if nothing was added."""
-        return self._sums
+        return self._rows.total()
+
+    def packed(self) -> tuple[Tensor, list[float]]:
+        """What is added over processes: sums, float64, and further ones that the host knows."""
+        sums = self._rows.total()
+        return (torch.zeros(0, dtype=torch.float64) if sums is None else sums), []
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums."""
-        return {"sums": self._sums}
+        """The sums, and statistics that wait to be added where there are any."""
+        return _with_waiting({"sums": self._rows.added()}, self._rows.waiting())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over sums."""
-        self._sums = checked_sums(state_dict)
+        sums, waiting = checked_sums(state_dict, ndim=2)
+        self.reset()
+        self._rows.load(sums, waiting, [1] * (0 if waiting is None else len(waiting)))
 
 
-def checked_sums(state_dict: dict[str, Any]) -> Tensor | None:
-    """The sums in a saved state.
+def _with_waiting(state: dict[str, Any], waiting: Tensor | None) -> dict[str, Any]:
+    return state if waiting is None else {**state, "waiting": waiting}
+
+
+def checked_sums(state_dict: dict[str, Any], *, ndim: int) -> tuple[Tensor | None, Tensor | None]:
+    """The sums in a saved state, and the rows that waited to be added.
 
     Raises:
         CheckpointError: they are none.
     """
-    sums: Tensor | None = state_dict["sums"]
-    if sums is not None and not is_vector(sums, ndim=1):
+    sums, waiting = state_dict["sums"], state_dict.get("waiting")
+    fits = sums is None or is_vector(sums, ndim=1)
+    if not fits or not (waiting is None or is_vector(waiting, ndim=ndim)):
         raise CheckpointError("the sums of a metric in the checkpoint are no vector of numbers.")
-    return sums
+    return sums, waiting
 
 
-def sums_of(metric: Metric) -> MetricSums:
+def sums_of(metric: Metric, device: torch.device) -> MetricSums:
     """What adds up ``metric``, by the shorter way where its statistics are those of a mean."""
     is_mean = getattr(metric.update, "__func__", None) is MeanMetric.update
-    return MeanSums(metric) if is_mean and isinstance(metric, MeanMetric) else MetricSums(metric)
+    if is_mean and isinstance(metric, MeanMetric):
+        return MeanSums(metric, device)
+    return MetricSums(metric, device)
 
 
 class MeanSums(MetricSums):
@@ -173,14 +176,13 @@ class MeanSums(MetricSums):
     whose sum does not depend on the order.
     """
 
-    def __init__(self, metric: MeanMetric) -> None:
-        super().__init__(metric)
+    def __init__(self, metric: MeanMetric, device: torch.device) -> None:
         self._values = metric.values
-        self.reset()
+        super().__init__(metric, device)
 
     def reset(self) -> None:
         """Begin anew."""
-        self._total: Tensor | None = None
+        self._rows = RunningSum(at_once=True)
         self._number = 0
         self._counts: list[Tensor] = []
 
@@ -193,40 +195,63 @@ class MeanSums(MetricSums):
             total = values.count_nonzero()
             self._counts.append(total)
             if len(self._counts) >= FOLD_AFTER:
-                self._fold()
+                self._add_counts()
         else:
-            self._fold()
-            total = values.to(torch.float64).sum()
-            self._total = total if self._total is None else self._total + total
-        return Deferred(lambda: self.metric.compute(_pair(total, number)))
+            self._add_counts()
+            total = values.to(accumulation_dtype(values.device)).sum()
+            self._rows.add(total)
+        return Deferred(lambda: self._value_of_mean(total, number))
 
-    def _fold(self) -> None:
+    def _value_of_mean(self, total: Tensor, number: int) -> Any:
+        return self.metric.compute(_pair(total.to(accumulation_dtype(total.device)), number))
+
+    def stand_in(self, name: str, outputs: Any, targets: Any) -> None:
+        """Add nothing; a mean always has two sums."""
+        if self.sums is None:
+            self._rows.add(torch.zeros((), dtype=torch.float64))
+
+    def _add_counts(self) -> None:
         if self._counts:
-            count = torch.stack(self._counts).sum().to(torch.float64)
-            self._total = count if self._total is None else self._total + count
+            self._rows.add(torch.stack(self._counts).sum())
             self._counts = []
 
     @property
     def sums(self) -> Tensor | None:
         """The sum of the values and their number; ``None`` if nothing was added."""
-        self._fold()
-        return None if self._total is None else _pair(self._total, self._number)
+        self._add_counts()
+        total = self._rows.total()
+        return None if total is None else _pair(total, self._number)
+
+    def packed(self) -> tuple[Tensor, list[float]]:
+        """What is added over processes: sums, float64, and further ones that the host knows."""
+        self._add_counts()
+        total = self._rows.total()
+        if total is None:
+            return torch.zeros(0, dtype=torch.float64), []
+        return total.reshape(1), [self._number]
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums."""
-        return {"sums": self.sums}
+        """The sums, and what waits to be added where there is anything."""
+        self._add_counts()
+        added, waiting = self._rows.added(), self._rows.waiting()
+        if waiting is not None and not waiting.is_floating_point():
+            added, waiting = self._rows.total(), None
+        if added is None and waiting is not None:
+            added = torch.zeros((), dtype=torch.float64)
+        sums = None if added is None else _pair(added, self._number)
+        return _with_waiting({"sums": sums}, waiting)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over sums."""
         self.reset()
-        sums = checked_sums(state_dict)
+        sums, waiting = checked_sums(state_dict, ndim=1)
         if sums is not None:
             if len(sums) != 2:
                 raise CheckpointError("the sums of a mean in the checkpoint are not two.")
-            self._total, number = sums.unbind()
+            total, number = sums.unbind()
+            self._rows.load(total, waiting, [1] * (0 if waiting is None else len(waiting)))
             self._number = int(number)
 
 
 def _pair(total: Tensor, number: int) -> Tensor:
-    total = total.to(torch.float64)
-    return torch.stack([total, total.new_tensor(number)])
+    return torch.stack([total, torch.full_like(total, number)])

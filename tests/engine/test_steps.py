@@ -13,6 +13,7 @@ from torch import nn
 
 from fitkit import Callback, ConfigurationError, DataError, Event, FitkitError, StepOutput
 from fitkit.callbacks.lambda_callback import LambdaCallback
+from fitkit.compiled_steps import CompiledSteps
 
 
 def fit(handler, data, **options):
@@ -561,6 +562,27 @@ def test_an_optimizer_whose_learning_rate_moves_is_not_compiled_for_each(make_ha
     assert handler.parts.compiled_optimizer() is None
     handler.optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
     assert handler.parts.compiled_optimizer().optimizer is handler.optimizer
+
+
+class OnCuda(nn.Parameter):
+    """A parameter that says it is where this machine has nothing."""
+
+    is_cuda = True
+
+
+def test_compiled_steps_count_on_the_device_from_the_first_one_on(make_handler, monkeypatch):
+    """As torch's compiler has it where the optimizer has no state yet, but not after a resume."""
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    here = torch.optim.Adam([nn.Parameter(torch.ones(2))])
+    there = torch.optim.Adam([OnCuda(torch.ones(2))])
+    plain = torch.optim.SGD([OnCuda(torch.ones(2))])
+    for optimizer in (here, there, plain):
+        CompiledSteps(optimizer)
+    assert [one.param_groups[0].get("capturable") for one in (here, there, plain)] == [
+        False,
+        True,
+        None,
+    ]
 
 
 def test_hooks_may_set_gradients_before_the_step(make_handler, make_data, weights):
