@@ -60,8 +60,8 @@ from fitkit.metrics.standard import (
 )
 from fitkit.model_summary import ModelSummary
 from fitkit.nn_handler import NNHandler
+from fitkit.runtime.on_rank import on_rank
 from fitkit.runtime.strategy import DDP, FSDP
-from fitkit.runtime.world import on_rank
 from fitkit.version import __version__
 
 __all__ = [

@@ -22,6 +22,11 @@ def opened() -> dict[int, str]:
     return found
 
 
+def opened_since(before: Mapping[int, str]) -> dict[int, str]:
+    """The sockets that were opened after ``opened`` returned ``before``."""
+    return {one: name for one, name in opened().items() if before.get(one) != name}
+
+
 def shut_down(sockets: Mapping[int, str]) -> None:
     """End connections that are still those that were opened; torch keeps them for its own time."""
     now = opened()

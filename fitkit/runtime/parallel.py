@@ -70,9 +70,13 @@ class DataParallel(Parallel):
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The model to call in training: its weights are those of the main process everywhere."""
-        if self._world.size == 1 or not any(one.requires_grad for one in module.parameters()):
+        trained = [one for one in module.parameters() if one.requires_grad]
+        if self._world.size == 1 or not trained:
             return module
-        return DistributedDataParallel(module, **self._options)
+        group = self._world.group_for(trained[0].device)
+        # torch's default is the default group, which may lack a backend for host tensors
+        options = self._options if group is None else {**self._options, "process_group": group}
+        return DistributedDataParallel(module, **options)
 
     def held_back(self, model: nn.Module) -> AbstractContextManager[None]:
         """Inside ``with`` backward passes only add to this process's gradients."""
@@ -81,19 +85,28 @@ class DataParallel(Parallel):
             return context
         return nullcontext()
 
+    @torch.no_grad()
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Average gradients that backward passes held back.
+        """Average gradients that backward passes held back, each in its own memory.
 
         One that is missing here counts as zero; one that is missing everywhere stays missing.
         """
-        if self._world.size == 1:
-            return
         trained = [one for one in parameters if one.requires_grad]
-        present = torch.tensor([float(one.grad is not None) for one in trained])
-        gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in trained]
-        flat = [gradient.reshape(-1) for gradient in gradients]
-        packed = self._world.sum(torch.cat([*flat, present.to(flat[0])]))
-        *sums, counts = packed.split_with_sizes([*map(len, flat), len(trained)])
-        for parameter, total, count in zip(trained, sums, counts.tolist(), strict=True):
-            if count:
-                parameter.grad = (total / self._world.size).view_as(parameter).to(parameter.dtype)
+        if self._world.size == 1 or not trained:
+            return
+        is_anywhere = self._world.largest([int(one.grad is not None) for one in trained])
+        for parameter, is_present in zip(trained, is_anywhere, strict=True):
+            if not is_present:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            self._average(parameter.grad)
+
+    def _average(self, gradient: Tensor) -> None:
+        # Another rank may have laid it out in another order, and ranks add what is at the same
+        # place in memory: all send it in the order of its indices.
+        sent = gradient.contiguous()
+        self._world.sum_in_place(sent)
+        sent.div_(self._world.size)
+        if sent is not gradient:
+            gradient.copy_(sent)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard, empty
+from torch.distributed.tensor import Shard, empty
 
 from fitkit.runtime.parallel import Parallel, Place
-from fitkit.runtime.pieces import here, is_piece
+from fitkit.runtime.pieces import here, is_piece, piece_around
 from fitkit.runtime.world import World
 
 
@@ -48,10 +48,11 @@ class FullySharded(Parallel):
         self.beside = world.beside()
         self._blocks = blocks
         self._precision = MixedPrecisionPolicy(param_dtype, reduce_dtype)
-        self._mesh = init_device_mesh(device.type, (world.size,))
-        self._host_mesh = self._mesh
-        if device.type != "cpu":  # copies of pieces in memory that checkpoints are written from
-            self._host_mesh = init_device_mesh("cpu", (world.size,))
+        # pieces on the host are what checkpoints are written from, and read into
+        self._host_mesh = _host_mesh(world)
+        self._mesh = self._host_mesh
+        if device.type != "cpu":
+            self._mesh = init_device_mesh(device.type, (world.size,))
 
     def shard(self, module: nn.Module) -> None:
         """Spread the parameters, in place; an optimizer has to be made afterwards."""
@@ -72,7 +73,7 @@ class FullySharded(Parallel):
                 return place(tensor)
             local = place(here(tensor))
             mesh = self._host_mesh if local.device.type == "cpu" else self._mesh
-            return _piece_around(local, tensor, mesh)
+            return piece_around(local, tensor, mesh)
 
         return placed
 
@@ -93,7 +94,8 @@ def _blocks(module: nn.Module, kinds: Any) -> Iterator[nn.Module]:
             yield part
 
 
-def _piece_around(local: Tensor, like: Any, mesh: DeviceMesh) -> Tensor:
-    return DTensor.from_local(
-        local, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-    )
+def _host_mesh(world: World) -> DeviceMesh:
+    group = world.group_for(torch.device("cpu"))
+    if group is None:
+        return init_device_mesh("cpu", (world.size,))
+    return DeviceMesh.from_group(group, "cpu")  # the default group may take no host tensors

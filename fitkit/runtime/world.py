@@ -7,24 +7,24 @@ order, whatever data they have; ``fail`` is the exception, and how the others he
 
 from __future__ import annotations
 
-import atexit
-import functools
 import gc
-import os
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
-from fitkit.core.errors import ConfigurationError, RankError
-from fitkit.runtime import connections
-from fitkit.runtime.fresh_store import fresh
-from fitkit.runtime.launcher import Place, find_place
+from fitkit.core.errors import RankError
+from fitkit.runtime import connections, process_group
+from fitkit.runtime.failure_watch import FailureWatch
+from fitkit.runtime.launcher import Place
 
 Result = TypeVar("Result")
+
+_FAILURE = "failure"
+_HOST = torch.device("cpu")
 
 
 class World:
@@ -35,7 +35,7 @@ class World:
         size: number of processes.
         local_rank: index of this process on its machine, from 0.
         is_broken: a process has failed, so nobody can be spoken to any more.
-        group: torch's process group; ``None``: the one that torch takes for granted.
+        group: the process group for host tensors and objects; ``None``: torch's default group.
     """
 
     group: Any = None
@@ -72,6 +72,23 @@ class World:
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
         """Give ``tensors`` the values that they have on the main process."""
 
+    def sum_in_place(self, tensor: Tensor) -> None:
+        """Replace a contiguous tensor by its elementwise sum over the processes.
+
+        The same bits on each; the tensor may be on any device.
+        """
+
+    def group_for(self, device: torch.device) -> Any:
+        """The process group that takes tensors on ``device``; ``None``: torch's default group."""
+        return self.group if device.type == "cpu" else None
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        """Let collectives that begin from now on fail after ``timeout``.
+
+        Raises:
+            ConfigurationError: torch cannot change it for this process group.
+        """
+
     def beside(self) -> World:
         """The same processes on connections of their own, for a thread beside the program's.
 
@@ -106,62 +123,101 @@ class Processes(World):
     Args:
         store: where the first failure is written for all to see.
         place: this process among the others.
-        sockets: the connections of the process group.
-        group: the process group; ``None``: the one that torch takes for granted.
+        sockets: the connections of the group for host tensors.
+        group: that group; ``None``: the default group takes them.
+        timeout: that of groups to come; ``None``: torch's default.
+        watch: hears of failures where a device's kernels wait for other processes.
     """
 
     def __init__(
-        self, store: Any, place: Place, sockets: Mapping[int, str], group: Any = None
+        self,
+        store: Any,
+        place: Place,
+        sockets: Mapping[int, str],
+        group: Any = None,
+        timeout: timedelta | None = None,
+        watch: FailureWatch | None = None,
     ) -> None:
         self.rank, self.size, self.local_rank = place.rank, place.size, place.local_rank
         self.group = group
         self._place = place
         self._store = store
         self._sockets = dict(sockets)
+        self._timeout = timeout
+        self._watch = watch
         self._beside: Processes | None = None
+
+    def group_for(self, device: torch.device) -> Any:
+        """The process group that takes tensors on ``device``; ``None``: torch's default group.
+
+        Raises:
+            RankError: another process has failed, as was heard meanwhile.
+        """
+        if self._watch is not None and self._watch.failure is not None:
+            raise self._watch.failure
+        return super().group_for(device)
 
     def sum(self, sums: Tensor) -> Tensor:
         """The elementwise sum over the processes, the same bits on each."""
         total = sums.clone()
-        dist.all_reduce(total, group=self.group)
+        self.sum_in_place(total)
         return total
+
+    def sum_in_place(self, tensor: Tensor) -> None:
+        """Replace a contiguous tensor by its elementwise sum over the processes."""
+        dist.all_reduce(tensor, group=self.group_for(tensor.device))
 
     def largest(self, values: list[int]) -> list[int]:
         """The elementwise maximum over the processes."""
         largest = torch.tensor(values, dtype=torch.int64)
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group_for(_HOST))
         return largest.tolist()
 
     def gather(self, value: Any) -> list[Any] | None:
         """The values of all processes by rank on the main one; ``None`` on the others."""
         values: list[Any] | None = [None] * self.size if self.is_main else None
-        dist.gather_object(value, values, group=self.group)
+        dist.gather_object(value, values, group=self.group_for(_HOST))
         return values
 
     def gather_all(self, value: Any) -> list[Any]:
         """The values of all processes by rank, on all."""
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.group)
+        dist.all_gather_object(values, value, group=self.group_for(_HOST))
         return values
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
         """The value of the process ``source``, on all."""
         values = [value]
-        dist.broadcast_object_list(values, source, group=self.group)
+        dist.broadcast_object_list(values, source, group=self.group_for(_HOST))
         return values[0]
 
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
         """Give ``tensors`` the values that they have on the main process."""
         for tensor in tensors:
-            dist.broadcast(tensor, 0, group=self.group)
+            dist.broadcast(tensor, 0, group=self.group_for(tensor.device))
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        """Let collectives that begin from now on fail after ``timeout``.
+
+        Raises:
+            ConfigurationError: torch cannot change it for this process group.
+        """
+        process_group.set_timeout(timeout)
+        if self.group is not None:
+            process_group.set_timeout(timeout, self.group)
+        if self._beside is not None:
+            self._beside.set_timeout(timeout)
+        self._timeout = timeout
 
     def beside(self) -> Processes:
         """The same processes in a group of their own, which is made once."""
         if self._beside is None:
             before = connections.opened()
-            group = dist.new_group(backend="gloo")
-            opened = _opened_since(before)
-            self._beside = Processes(self._store, self._place, opened, group)
+            group = process_group.new_host_group(self._timeout)
+            opened = connections.opened_since(before)
+            self._beside = Processes(
+                self._store, self._place, opened, group, self._timeout, self._watch
+            )
             self._sockets.update(opened)
         return self._beside
 
@@ -190,113 +246,58 @@ class Processes(World):
         Whoever waits for this process in a collective then hears of it at once.
         """
         self.is_broken = True
-        if isinstance(error, RankError):
-            return error
+        if self._watch is not None:
+            self._watch.stop()
+        if not isinstance(error, RankError):
+            error = self._first_failure(error)
+            connections.shut_down(self._sockets)
+        if self._watch is not None:
+            self._watch.abort()  # whoever copies from the device now would wait for the others
+        return error
+
+    def _first_failure(self, error: BaseException) -> BaseException:
+        """``error``, unless another process failed first."""
+        own = f"{self.rank} {_described(error)}"
         try:
-            own = f"{self.rank} {_described(error)}"
             first = self._store.compare_set(_FAILURE, "", own).decode()
         except RuntimeError:  # the store went with the launcher
             return error
-        connections.shut_down(self._sockets)
         rank, _, told = first.partition(" ")
         return error if int(rank) == self.rank else RankError(int(rank), told)
 
+    def leave(self, *, is_ours: bool) -> None:
+        """Leave the process groups, when the program ends.
 
-_FAILURE = "fitkit/failure"
-_joined: list[Processes] = []
-
-
-def find_world(use_distributed: bool | None, environment: Mapping[str, str] = os.environ) -> World:
-    """The world that the launcher's environment describes; its process group is made once.
-
-    Args:
-        use_distributed: ``None``: as the environment says; ``True``: there must be a launcher;
-            ``False``: one process whatever it says.
-        environment: variables of the launcher: torchrun's, or those of Slurm's ``srun``.
-
-    Raises:
-        ConfigurationError: what is asked for cannot be read, or there is no launcher.
-    """
-    if use_distributed is not None and not isinstance(use_distributed, bool):
-        raise ConfigurationError(
-            f"use_distributed must be True, False or None, received {use_distributed!r}."
-        )
-    if use_distributed is False:
-        return World()
-    place = find_place(environment)
-    if use_distributed and place is None:
-        raise ConfigurationError(
-            "use_distributed=True, but no launcher has started this process: start the script with "
-            "torchrun --nproc-per-node=N or srun, or leave use_distributed out."
-        )
-    if place is None or place.size == 1:
-        return World()
-    if not _joined:
-        _joined.append(_join(place))
-    return _joined[0]
-
-
-def _join(place: Place) -> Processes:
-    if torch.cuda.is_available():
-        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
-    if dist.is_initialized():
-        store: Any = dist.distributed_c10d._get_default_store()  # noqa: SLF001  no public form
-        return Processes(store, place, {})
-    # CPU tensors, such as those that agreements are made with, go through gloo
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, rank, size = next(iter(rendezvous(place.url, place.rank, place.size)))
-    store = fresh(store, rank, size)
-    before = connections.opened()
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
-    atexit.register(_leave)
-    return Processes(store, place, _opened_since(before))
-
-
-def _opened_since(before: Mapping[int, str]) -> dict[int, str]:
-    return {one: name for one, name in connections.opened().items() if before.get(one) != name}
-
-
-def _leave() -> None:
-    if dist.is_initialized():
-        _joined.clear()
-        gc.collect()  # what still holds the group would end its threads too late
-        dist.destroy_process_group()
+        Args:
+            is_ours: the default group is fitkit's, to be destroyed; else those beside it are.
+        """
+        if self._watch is not None:
+            self._watch.stop()
+            if self.is_broken or self._watch.failure is not None:
+                self._watch.abort()  # destroying NCCL's communicators would wait for the others
+        if dist.is_initialized():
+            if is_ours:
+                dist.destroy_process_group()
+            else:
+                self._destroy_own_groups()
+        # who still holds this world must not hold groups: their threads would end too late
+        self.group = self._beside = None
         gc.collect()
+
+    def _destroy_own_groups(self) -> None:
+        for world in (self._beside, self):
+            if world is not None and world.group is not None:
+                process_group.destroy(world.group)
+                world.group = None
+
+
+def failure_of_another(store: Any, rank: int) -> RankError | None:
+    """The first failure, if another rank than ``rank`` has written one; does not wait."""
+    if not store.check([_FAILURE]):
+        return None
+    first, _, told = store.get(_FAILURE).decode().partition(" ")
+    return None if int(first) == rank else RankError(int(first), told)
 
 
 def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def on_rank(
-    rank: int, *, barrier: bool = False
-) -> Callable[[Callable[..., Result]], Callable[..., Result | None]]:
-    """Run a function on one process only; on the others it returns ``None``.
-
-    Args:
-        rank: the process.
-        barrier: let the others wait until it is done; if it fails there, it fails on all.
-
-    Raises:
-        RankError: with ``barrier``, on the others, if it failed.
-
-    >>> @on_rank(0)
-    ... def say():
-    ...     return "hello"
-    >>> say()
-    'hello'
-    """
-
-    def decorate(function: Callable[..., Result]) -> Callable[..., Result | None]:
-        @functools.wraps(function)
-        def on_one(*args: Any, **kwargs: Any) -> Result | None:
-            world = _joined[0] if _joined else find_world(None)
-            if barrier:
-                return world.run_on(rank, functools.partial(function, *args, **kwargs))
-            if world.rank == rank or world.size == 1:
-                return function(*args, **kwargs)
-            return None
-
-        return on_one
-
-    return decorate

@@ -29,6 +29,13 @@ def test_sockets_are_found_and_nothing_else(pair, tmp_path):
         assert all(name.startswith("socket:") for name in found.values())
 
 
+def test_those_that_were_opened_since(pair):
+    before = connections.opened()
+    assert connections.opened_since(before) == {}
+    with socket.socket() as one:
+        assert list(connections.opened_since(before)) == [one.fileno()]
+
+
 def test_whoever_waits_at_the_other_end_hears_of_it(pair):
     one, other = pair
     connections.shut_down({one.fileno(): connections.opened()[one.fileno()]})

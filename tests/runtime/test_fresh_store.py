@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
 
-from fitkit.runtime.fresh_store import fresh
+from fitkit.runtime.fresh_store import fresh_name, part_of, reconnected, without_prefix
+
+
+def fresh(store, rank, size):
+    """The part of the store that the ranks of one start share."""
+    return part_of(store, fresh_name(store, rank, size))
 
 
 def start(store, size, order):
@@ -62,3 +68,24 @@ def test_one_who_died_waiting_is_not_answered_in_the_place_of_the_next(store):
 
 def test_one_alone_waits_for_nobody(store):
     fresh(store, 0, 1).set("a", "b")
+
+
+def test_prefixes_can_be_taken_off(store):
+    assert without_prefix(store) is store
+    assert without_prefix(part_of(part_of(store, "a"), "b")) is store
+
+
+def test_a_connection_of_its_own_says_the_same_and_does_not_wait(store):
+    assert reconnected(store) is store  # it has no connections
+    first = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    again = reconnected(first)
+    first.set("said", "a")
+    assert (again is first, again.get("said")) == (False, b"a")
+    waiting = threading.Thread(target=lambda: first.get("later"))
+    waiting.start()
+    waiting.join(0.1)
+    began = time.monotonic()
+    assert not again.check(["later"])
+    assert time.monotonic() - began < 1.0
+    again.set("later", "now")
+    waiting.join(5)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 
 import pytest
 import torch
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from fitkit.runtime.pieces import fitted, fitted_all, here, is_piece
+from fitkit.contents import load_optimizer
+from fitkit.runtime.averaging import WeightAverage
+from fitkit.runtime.pieces import fitted, fitted_all, here, is_piece, piece_around, whole
 
 WHOLE = torch.arange(6.0).reshape(3, 2)
 
@@ -69,3 +74,163 @@ def test_by_name(piece):
 def test_nothing_to_do():
     assert fitted_all({}, {}) == {}
     assert fitted_all({1: "x"}, {}) == {1: "x"}
+
+
+def test_the_whole_of_either(piece):
+    assert whole(WHOLE) is WHOLE
+    assert torch.equal(whole(piece), WHOLE)
+    assert not is_piece(whole(piece))
+
+
+# ---- parts of several ranks ---------------------------------------------------------------------
+
+
+SHAPES = [(6, 2), (7, 2), (4, 2), (2, 2), (1, 1), (0, 2), (3, 0)]
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_each_rank_cuts_the_part_that_is_its_own(rank, one_of_three):
+    mesh = one_of_three("cpu", rank)
+    for shape, placement in itertools.product(SHAPES, (Shard(0), Shard(1), Replicate())):
+        tensor = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+        own = distribute_tensor(tensor + 100, mesh, [placement], src_data_rank=None)
+        found = fitted(tensor, own)
+        assert (found.shape, found.placements) == (own.shape, own.placements)
+        assert torch.equal(here(found) + 100, here(own)), (shape, placement)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_part_does_not_keep_the_whole_in_memory(rank, one_of_three):
+    mesh = one_of_three("cpu", rank)
+    tensor = torch.ones(30, 2)
+    found = fitted(tensor, distribute_tensor(tensor, mesh, [Shard(0)], src_data_rank=None))
+    assert here(found).untyped_storage().nbytes() == 10 * 2 * 4
+    tensor.zero_()
+    assert here(found).all()
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("size", [9, 7, 2])
+def test_only_its_part_goes_to_the_device(rank, size, one_of_three, accelerator):
+    mesh = one_of_three("sim", rank)
+    tensor = torch.arange(size * 1000.0).reshape(size, 1000)
+    rows = tensor.chunk(3)[rank] if rank < len(tensor.chunk(3)) else tensor[:0]
+    own = DTensor.from_local(
+        torch.zeros_like(rows, device="sim"),
+        mesh,
+        [Shard(0)],
+        run_check=False,
+        shape=tensor.shape,
+        stride=tensor.stride(),
+    )
+    accelerator.reset_peak()
+    before = accelerator.peak
+    found = fitted(tensor, own)
+    assert accelerator.peak - before <= rows.numel() * 4
+    assert (found.device_mesh, here(found).device.type) == (mesh, "sim")
+    assert torch.equal(here(found).cpu(), rows)
+
+
+# ---- the host and a device ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def meshes(accelerator, group):
+    """One of the host, one of the device."""
+    group("cpu:gloo,sim:gloo")
+    return init_device_mesh("cpu", (1,)), init_device_mesh("sim", (1,))
+
+
+ROWS = Shard(0)
+
+
+def on_the_device(tensor, mesh, placement=ROWS):
+    return DTensor.from_local(tensor.to("sim"), mesh, [placement], run_check=False)
+
+
+def assert_is_at_home(found, own, expected):
+    assert found.device_mesh == own.device_mesh
+    assert found.placements == own.placements
+    assert here(found).device == here(own).device
+    assert torch.equal(here(found).cpu(), expected)
+
+
+def test_what_was_read_on_the_host_goes_where_parameters_are(meshes):
+    host, device = meshes
+    own = on_the_device(torch.zeros(3, 2), device)
+    for read in (WHOLE, distribute_tensor(WHOLE.clone(), host, [Shard(0)])):
+        found = fitted(read, own)
+        assert_is_at_home(found, own, WHOLE)
+        own.copy_(found)  # pieces on two meshes would not mix
+        assert_is_at_home(own, own, WHOLE)
+
+
+def test_what_is_on_the_device_may_go_to_the_host(meshes):
+    host, device = meshes
+    own = distribute_tensor(torch.zeros(3, 2), host, [Shard(0)])
+    assert_is_at_home(fitted(on_the_device(WHOLE, device), own), own, WHOLE)
+    assert_is_at_home(fitted(WHOLE.to("sim"), own), own, WHOLE)
+
+
+def test_placements_are_those_of_the_parameter(meshes):
+    host, device = meshes
+    own = on_the_device(torch.zeros(3, 2), device, Shard(1))
+    read = distribute_tensor(WHOLE.clone(), host, [Shard(0)])
+    assert_is_at_home(fitted(read, own), own, WHOLE)
+
+
+def test_what_is_where_it_belongs_stays(meshes):
+    own = on_the_device(torch.zeros(3, 2), meshes[1])
+    value = on_the_device(WHOLE, meshes[1])
+    assert fitted(value, own) is value
+
+
+def test_a_piece_of_another_shape_goes_along_with_its_own_placements(meshes):
+    """As an optimizer's factors of a moment, which have the shape of no parameter."""
+    host, device = meshes
+    own = on_the_device(torch.zeros(3, 2), device)
+    factor = distribute_tensor(torch.ones(1, 2), host, [Replicate()])
+    found = fitted(factor, own)
+    assert found.device_mesh == device
+    assert found.placements == (Replicate(),)
+    assert here(found).device == here(own).device
+
+
+@pytest.mark.parametrize("form", ["whole", "piece"])
+def test_moments_of_an_optimizer_go_where_its_parameters_are(form, meshes):
+    host, device = meshes
+    parameter = nn.Parameter(on_the_device(WHOLE.clone(), device))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, foreach=False)
+    saved = optimizer.state_dict()
+    moments = {"exp_avg": WHOLE + 1, "exp_avg_sq": WHOLE + 2}
+    if form == "piece":
+        moments = {key: distribute_tensor(one, host, [Shard(0)]) for key, one in moments.items()}
+    saved["state"] = {0: {"step": torch.tensor(3.0), **moments}}
+    load_optimizer(optimizer, saved)
+    state = optimizer.state[parameter]
+    assert_is_at_home(state["exp_avg"], parameter, WHOLE + 1)
+    assert_is_at_home(state["exp_avg_sq"], parameter, WHOLE + 2)
+    assert not is_piece(state["step"])
+    assert (state["step"].device.type, state["step"].item()) == ("cpu", 3.0)
+    parameter.grad = on_the_device(torch.ones(3, 2), device)
+    optimizer.step()
+    assert not torch.equal(here(parameter).detach().cpu(), WHOLE)
+    assert state["step"].item() == 4.0
+
+
+@pytest.mark.parametrize("form", ["whole", "piece"])
+def test_averaged_weights_go_where_parameters_are(form, meshes):
+    host, device = meshes
+    model = nn.Linear(2, 3, bias=False)
+    model.weight = nn.Parameter(on_the_device(torch.zeros(3, 2), device))
+    average = WeightAverage(model, 0.5)
+    read = WHOLE.clone() if form == "whole" else distribute_tensor(WHOLE, host, [Shard(0)])
+    average.load_weights({"weight": read})
+    assert_is_at_home(average.weights()["weight"], model.weight, WHOLE)
+
+
+def test_a_piece_is_made_of_what_is_here(meshes):
+    own = on_the_device(WHOLE, meshes[1])
+    found = piece_around(here(own).cpu(), own, meshes[0])
+    assert (found.device_mesh, found.shape) == (meshes[0], own.shape)
+    assert torch.equal(here(found), WHOLE)

@@ -9,9 +9,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import Shard
 
 from fitkit.runtime.host_copy import HostCopies
-from fitkit.runtime.pieces import here, is_piece
+from fitkit.runtime.launcher import Place
+from fitkit.runtime.pieces import fitted_all, here, is_piece
+from fitkit.runtime.process_group import new_host_group
 from fitkit.runtime.sharding import FullySharded
-from fitkit.runtime.world import World
+from fitkit.runtime.world import Processes, World
 
 CPU = torch.device("cpu")
 
@@ -187,3 +189,48 @@ def test_tied_weights_stay_tied(parallel):
     assert model[1].weight is model[0].weight
     model(torch.randn(2, 3)).sum().backward()
     assert model[0].weight.grad is not None
+
+
+# ---- a device -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_device(accelerator, group):
+    """The policy of a rank that computes on an accelerator."""
+    group("cpu:gloo,sim:gloo")
+    return FullySharded(World(), torch.device("sim", 0))
+
+
+def test_a_checkpoint_is_read_on_the_host_and_goes_where_parameters_are(on_device):
+    model = nn.Linear(3, 2).to("sim")
+    on_device.shard(model)
+    read = {}
+    for name, own in model.state_dict().items():
+        read[name] = on_device.empty_piece(tuple(own.shape), own.dtype)
+        here(read[name]).fill_(5.0)
+        assert (here(read[name]).device.type, here(own).device.type) == ("cpu", "sim")
+    model.load_state_dict(fitted_all(read, model.state_dict()))
+    for parameter in model.parameters():
+        assert parameter.device_mesh.device_type == here(parameter).device.type == "sim"
+        assert here(parameter).eq(5.0).all()
+
+
+def test_copies_for_a_checkpoint_are_pieces_on_the_host(on_device):
+    model = nn.Linear(3, 2).to("sim")
+    on_device.shard(model)
+    copied = on_device.locally(lambda tensor: tensor.cpu())(model.weight.detach())
+    assert copied.device_mesh.device_type == here(copied).device.type == "cpu"
+    assert (copied.shape, copied.placements) == (model.weight.shape, model.weight.placements)
+    moved = on_device.locally(torch.clone)(model.weight.detach())
+    assert moved.device_mesh.device_type == here(moved).device.type == "sim"
+
+
+def test_pieces_on_the_host_have_a_group_that_takes_them(group):
+    """Where the default group is NCCL's alone, their collectives go through gloo."""
+    group("cuda:gloo")
+    world = Processes(None, Place(0, 1, 0, "env://"), {}, new_host_group(None))
+    piece = FullySharded(world, CPU).empty_piece((3, 2), torch.float32)
+    here(piece).fill_(1.0)
+    assert piece.device_mesh.get_group() is world.group
+    assert piece.full_tensor().eq(1.0).all()
+    world.leave(is_ours=False)

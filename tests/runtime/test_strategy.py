@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,13 @@ from torch import nn
 import fitkit
 from fitkit import DDP, FSDP, ConfigurationError, NNHandler
 from fitkit.runtime.parallel import DataParallel, Parallel
-from fitkit.runtime.strategy import STRATEGIES, Strategy, make_parallel
+from fitkit.runtime.strategy import (
+    STRATEGIES,
+    Strategy,
+    as_strategy,
+    make_parallel,
+    timeout_of,
+)
 from fitkit.runtime.world import World
 
 CPU = torch.device("cpu")
@@ -54,6 +61,17 @@ def test_options_reach_torch(monkeypatch):
     model = nn.Linear(1, 1)
     assert make_parallel(strategy, Two(), CPU).wrap(model) is model
     assert received == {"find_unused_parameters": True, "bucket_cap_mb": 3}
+
+
+def test_host_tensors_have_a_group_of_their_own(monkeypatch):
+    class Beside(Two):
+        group = "the group for host tensors"
+
+    received = {}
+    stand_in = lambda module, **options: received.update(options)  # noqa: E731
+    monkeypatch.setattr("fitkit.runtime.parallel.DistributedDataParallel", stand_in)
+    make_parallel(DDP(bucket_cap_mb=3), Beside(), CPU).wrap(nn.Linear(1, 1))
+    assert received == {"bucket_cap_mb": 3, "process_group": "the group for host tensors"}
 
 
 @pytest.mark.parametrize(
@@ -114,6 +132,66 @@ def test_arguments_that_cannot_be_used_are_errors(options):
 def test_arguments_that_can_be_used(options):
     assert vars(FSDP(**options)).items() >= options.items()
     assert "FSDP" in repr(FSDP(**options))
+
+
+@pytest.mark.parametrize("kind", [DDP, FSDP])
+@pytest.mark.parametrize(
+    ("timeout", "expected"),
+    [
+        (None, None),
+        (90, timedelta(seconds=90)),
+        (0.5, timedelta(seconds=0.5)),
+        (timedelta(minutes=5), timedelta(minutes=5)),
+    ],
+)
+def test_time_outs(kind, timeout, expected):
+    assert timeout_of(kind(timeout=timeout)) == expected
+
+
+@pytest.mark.parametrize("kind", [DDP, FSDP])
+@pytest.mark.parametrize(
+    "timeout",
+    [0, -1, 0.0, 1e-9, float("nan"), float("inf"), 1e20, True, "60", [60], timedelta(0)],
+    ids=repr,
+)
+def test_what_is_no_time_out_is_an_error(kind, timeout):
+    expected = f"{kind.__name__}'s timeout must be a number of seconds above 0 or a datetime.timed"
+    with pytest.raises(ConfigurationError) as caught:
+        kind(timeout=timeout)
+    assert str(caught.value).startswith(expected)
+    assert f"received {timeout!r}: pass the longest time" in str(caught.value)
+
+
+def test_what_says_nothing_of_time_leaves_it_as_it_is():
+    assert timeout_of(as_strategy("fsdp")) is timeout_of(as_strategy(None)) is None
+    assert timeout_of(Parallel(World())) is None  # it was said when that was bound
+
+
+def test_a_time_out_is_seen():
+    assert repr(DDP(timeout=60)) == "DDP(timeout=60)"
+    assert "timeout=60" in repr(FSDP(timeout=60))
+
+
+@pytest.mark.parametrize("call", ["constructor", "load", "initialize_from_checkpoint"])
+def test_the_time_out_is_known_before_the_ranks_are_joined(call, monkeypatch, tmp_path):
+    handler = NNHandler(nn.Linear, "cpu", in_features=1, out_features=1)
+    handler.save(tmp_path / "saved.pth")
+    asked = []
+
+    def find(use_distributed, *, timeout=None):
+        asked.append(timeout)
+        return World()
+
+    monkeypatch.setattr("fitkit.nn_handler.find_world", find)
+    strategy = DDP(timeout=90)
+    if call == "constructor":
+        NNHandler(nn.Linear(1, 1), "cpu", strategy=strategy)
+    elif call == "load":
+        NNHandler.load(tmp_path / "saved.pth", "cpu", strategy=strategy)
+    else:
+        model, path = nn.Linear(1, 1), tmp_path / "saved.pth"
+        NNHandler.initialize_from_checkpoint(path, model, device="cpu", strategy=strategy)
+    assert asked[0] == timedelta(seconds=90)
 
 
 def test_what_is_seen_is_what_was_written():

@@ -1,55 +1,20 @@
+"""What ranks say to each other, as one of them can see it; several are in tests/distributed."""
+
 from __future__ import annotations
+
+from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from fitkit.core.errors import ConfigurationError, RankError
-from fitkit.runtime.world import World, find_world, on_rank
+from fitkit.core.errors import RankError
+from fitkit.runtime.launcher import Place
+from fitkit.runtime.process_group import new_host_group
+from fitkit.runtime.world import Processes, World
 
-
-@pytest.mark.parametrize(
-    ("use_distributed", "environment"),
-    [
-        (None, {}),
-        (None, {"WORLD_SIZE": "1"}),
-        (None, {"WORLD_SIZE": " 1 "}),
-        (True, {"WORLD_SIZE": "1", "RANK": "0"}),
-        (None, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}),
-        (False, {}),
-        (False, {"WORLD_SIZE": "8"}),
-        (False, {"WORLD_SIZE": "nonsense"}),
-    ],
-)
-def test_one_process(use_distributed, environment):
-    world = find_world(use_distributed, environment)
-    assert (world.rank, world.size, world.is_main) == (0, 1, True)
-
-
-@pytest.mark.parametrize(
-    ("use_distributed", "environment", "message"),
-    [
-        (True, {}, "no launcher has started this process: start the script with torchrun"),
-        (None, {"WORLD_SIZE": "2"}, "RANK must be a whole number of at least 0 and below 2"),
-        (None, {"WORLD_SIZE": "2", "RANK": "2"}, "below 2, received '2'"),
-        (None, {"WORLD_SIZE": "2", "RANK": "-1"}, "below 2, received '-1'"),
-        (None, {"WORLD_SIZE": "two"}, "WORLD_SIZE must be a whole number .* received 'two'"),
-        (None, {"WORLD_SIZE": "0"}, "at least 1, received '0'"),
-        (None, {"WORLD_SIZE": "-3"}, "received '-3'"),
-        (None, {"WORLD_SIZE": ""}, "received ''"),
-        (None, {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "x"}, "LOCAL_RANK must be"),
-        ("yes", {}, "use_distributed must be True, False or None, received 'yes'"),
-        (1, {}, "received 1"),
-    ],
-)
-def test_what_cannot_be_read_is_an_error(use_distributed, environment, message):
-    with pytest.raises(ConfigurationError, match=message):
-        find_world(use_distributed, environment)
-
-
-def test_the_environment_is_read_when_asked(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ConfigurationError, match="RANK must be"):
-        find_world(None)
+CPU = torch.device("cpu")
 
 
 def test_what_one_process_says_to_itself():
@@ -59,28 +24,15 @@ def test_what_one_process_says_to_itself():
     assert world.gather("a") == world.gather_all("a") == ["a"]
     assert world.broadcast("a") == "a"
     assert world.copy_from_main([sums]) is None
+    world.sum_in_place(sums)
+    world.set_timeout(timedelta(seconds=1))
+    assert sums.tolist() == [1.0, 2.0]
     assert world.on_main(lambda: 5) == 5
     with pytest.raises(ZeroDivisionError):
         world.on_main(lambda: 1 / 0)
     error = ValueError("mine")
     assert world.fail(error) is error
     assert not world.is_broken
-
-
-@pytest.mark.parametrize("barrier", [False, True])
-def test_on_rank_in_one_process(barrier):
-    calls = []
-
-    @on_rank(3, barrier=barrier)
-    def act(value):
-        """What it does."""
-        calls.append(value)
-        return value / 0 if value == 7 else value
-
-    assert (act(5), calls) == (5, [5])
-    assert act.__doc__ == "What it does."
-    with pytest.raises(ZeroDivisionError):
-        act(7)
 
 
 def test_the_error_of_another_process_says_which():
@@ -93,3 +45,165 @@ def test_one_process_is_beside_itself():
     world = World()
     assert world.beside() is world
     assert world.group is None
+    assert world.group_for(CPU) is None
+
+
+# ---- a process group ----------------------------------------------------------------------------
+
+
+class Watch:
+    """A failure watch that has heard of a failure, or not."""
+
+    def __init__(self, failure=None):
+        self.failure, self.done = failure, []
+
+    def stop(self):
+        self.done.append("stop")
+
+    def abort(self):
+        self.done.append("abort")
+
+
+@pytest.fixture
+def default_group(group):
+    """torch's default group, of this process alone, with no backend for host tensors."""
+    return group("cuda:gloo")
+
+
+@pytest.fixture
+def processes(default_group):
+    """Makes one rank of ``size``, beside that group."""
+
+    def make(size=1, watch=None, rank=0, store=None):
+        place = Place(rank, size, rank, "env://")
+        group = new_host_group(None)
+        return Processes(store or dist.HashStore(), place, {}, group, watch=watch)
+
+    return make
+
+
+def test_host_tensors_and_objects_go_through_the_group_that_takes_them(processes):
+    world, sums = processes(), torch.tensor([1.0, 2.0], dtype=torch.float64)
+    assert world.sum(sums).tolist() == [1.0, 2.0]
+    assert world.sum(sums) is not sums
+    world.sum_in_place(sums)
+    world.copy_from_main([sums])
+    assert world.largest([3, 4]) == [3, 4]
+    assert world.gather("a") == world.gather_all("a") == ["a"]
+    assert world.broadcast("a") == "a"
+    assert world.on_main(lambda: 5) == 5
+    assert world.beside().gather_all("a") == ["a"]
+    assert world.beside() is world.beside()
+
+
+def test_tensors_of_a_device_go_through_the_default_group(processes):
+    world = processes()
+    assert world.group_for(torch.device("cuda", 0)) is None
+    assert world.group_for(CPU) is world.group is not None
+    assert world.beside().group_for(CPU) not in (None, world.group)
+
+
+def test_the_time_out_is_that_of_all_groups(processes, default_group):
+    world = processes()
+    world.beside()
+    world.set_timeout(timedelta(seconds=4))
+    found = [(default_group, "cuda"), (world.group, "cpu"), (world.beside().group, "cpu")]
+    for group, device in found:
+        options = group._get_backend(torch.device(device)).options
+        assert options._timeout == timedelta(seconds=4)
+
+
+def test_a_group_beside_has_the_time_out_too(processes):
+    world = processes()
+    world.set_timeout(timedelta(seconds=4))
+    backend = world.beside().group._get_backend(CPU)
+    assert backend.options._timeout == timedelta(seconds=4)
+
+
+@pytest.mark.parametrize(
+    "speak",
+    [
+        lambda world: world.sum(torch.ones(1)),
+        lambda world: world.sum_in_place(torch.ones(1)),
+        lambda world: world.largest([1]),
+        lambda world: world.gather("a"),
+        lambda world: world.gather_all("a"),
+        lambda world: world.broadcast("a"),
+        lambda world: world.on_main(lambda: 1),
+        lambda world: world.copy_from_main([torch.ones(1)]),
+        lambda world: world.beside().gather_all("a"),
+    ],
+)
+def test_whoever_goes_on_after_an_abort_hears_of_the_failure_first(speak, processes):
+    watch = Watch()
+    world = processes(watch=watch)
+    world.beside()
+    watch.failure = RankError(1, "boom")
+    with pytest.raises(RankError, match="rank 1 failed, and with it the run: boom"):
+        speak(world)
+
+
+def test_a_failure_stops_the_watch_and_then_aborts(processes):
+    watch = Watch()
+    world, error = processes(2, watch), ValueError("boom")
+    assert world.fail(error) is error
+    assert (world.is_broken, watch.done) == (True, ["stop", "abort"])
+
+
+def test_the_first_failure_is_that_of_all(processes):
+    store, watch = dist.HashStore(), Watch()
+    first, second = (processes(2, watch, rank, store) for rank in (0, 1))
+    error = ValueError("boom")
+    assert first.fail(error) is error
+    told = second.fail(RuntimeError("the communicator was aborted"))
+    assert (told.rank, told.told) == (0, "ValueError: boom")
+    assert second.fail(told) is told
+    assert watch.done == ["stop", "abort"] * 3
+
+
+def test_without_the_store_a_failure_is_its_own(processes):
+    def compare_set(*arguments):
+        raise dist.DistNetworkError("Broken pipe")
+
+    error = ValueError("boom")
+    world = processes(2, store=SimpleNamespace(compare_set=compare_set))
+    assert world.fail(error) is error
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_only_groups_of_fitkit_are_destroyed_in_the_end(is_ours, processes, default_group):
+    watch = Watch()
+    world = processes(watch=watch)
+    side = [world.group, world.beside().group]
+    world.leave(is_ours=is_ours)
+    assert watch.done == ["stop"]
+    assert (world.group, world.beside is None) == (None, False)
+    assert dist.is_initialized() is not is_ours
+    left = dist.distributed_c10d._world.pg_map
+    assert not [group for group in side if group in left]
+    assert (default_group in left) is not is_ours
+
+
+@pytest.mark.parametrize("failed", ["own", "other"])
+def test_after_a_failure_backends_are_aborted_before_they_are_destroyed(failed, processes):
+    watch = Watch(RankError(1, "boom") if failed == "other" else None)
+    world = processes(watch=watch)
+    world.is_broken = failed == "own"
+    world.leave(is_ours=True)
+    assert watch.done == ["stop", "abort"]
+
+
+def test_the_program_may_have_destroyed_everything(processes):
+    world = processes()
+    world.beside()
+    dist.destroy_process_group()
+    world.leave(is_ours=False)
+    assert world.group is None
+
+
+def test_the_program_may_have_begun_anew(processes):
+    world = processes()
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    world.leave(is_ours=False)
+    assert dist.is_initialized()

@@ -28,7 +28,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 
 import fitkit
 from fitkit import EarlyStopping, ModelCheckpoint, NNHandler
-from fitkit.runtime.world import on_rank
+from fitkit.runtime.on_rank import on_rank
 
 
 class Samples(Dataset):
