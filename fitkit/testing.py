@@ -22,6 +22,8 @@ from fitkit.core.callback import Callback
 from fitkit.core.errors import CheckpointError, ConfigurationError
 from fitkit.core.logs import Logs
 from fitkit.nn_handler import NNHandler
+from fitkit.runtime.determinism import deterministic as deterministic
+from fitkit.runtime.device import resolve_device
 from fitkit.runtime.rng import capture_streams, restore_streams, seed_host_streams
 
 _BOUNDARY_FILE = ".boundary.pth"
@@ -170,7 +172,8 @@ def assert_resumes_exactly(
                 f"{'use make_callbacks=' if name == 'callbacks' else 'leave it out'}."
             )
     patterns = tuple(ignore)
-    streams = capture_streams()
+    device = resolve_device(None)
+    streams = capture_streams(device)
     try:
         with tempfile.TemporaryDirectory() as scratch:
             root = Path(scratch).resolve()
@@ -187,7 +190,7 @@ def assert_resumes_exactly(
                 _compare(boundary, expected, outcome, patterns)
         return [boundary.label for boundary in tried]
     finally:
-        restore_streams(streams)
+        restore_streams(streams, device)
 
 
 def _some(boundaries: list[Boundary], every: int) -> list[Boundary]:
