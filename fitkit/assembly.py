@@ -184,13 +184,13 @@ def _blame(handler: NNHandler) -> Callable[[BaseException], BaseException]:
 
 def _before_batch(handler: NNHandler) -> Callable[[], None] | None:
     """What a process that is not the main one draws is a function of the batch: nothing to save."""
-    rank, state = handler.world.rank, handler.state
+    rank, state, device = handler.world.rank, handler.state, handler.device
     if not rank:
         return None
 
     def seed() -> None:
         place = (state.global_step, state.phase.value, state.batch)
-        seed_streams(derive_seed(handler.data_seed, "rank", rank, *place))
+        seed_streams(derive_seed(handler.data_seed, "rank", rank, *place), device)
 
     return seed
 

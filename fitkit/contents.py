@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fitkit.core.devices import placed_like
 from fitkit.core.errors import CheckpointError, listed
 from fitkit.core.likeness import require_like
 from fitkit.runtime.pieces import fitted_all
@@ -77,22 +78,33 @@ def _is_of_torch(optimizer: Optimizer) -> bool:
 
 
 def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Take over a state that was looked at; how steps are computed stays the program's choice."""
-    kept = [{k: g[k] for k in IMPLEMENTATION if k in g} for g in optimizer.param_groups]
-    optimizer.load_state_dict({**saved, "state": _spread(saved, optimizer)})
-    for group, own in zip(optimizer.param_groups, kept, strict=True):
-        group.update(own)
+    """Take over a state that was looked at; how steps are computed stays the program's choice.
+
+    Its tensors go to the devices, and are spread over the processes, as the program's are.
+    """
+    # torch decides by these flags where a step counter belongs, so they have to be there first
+    groups = [
+        {**placed_like(group, own), **{key: own[key] for key in IMPLEMENTATION if key in own}}
+        for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    state = _placed(saved, optimizer)
+    optimizer.load_state_dict({**saved, "param_groups": groups, "state": state})
 
 
-def _spread(saved: dict[str, Any], optimizer: Optimizer) -> dict[Any, Any]:
-    """The state of each parameter, spread over the processes as the parameter is."""
-    indices = [index for group in saved["param_groups"] for index in group["params"]]
-    parameters = [one for group in optimizer.param_groups for one in group["params"]]
-    own = dict(zip(indices, parameters, strict=True))
-    return {
-        index: fitted_all(values, dict.fromkeys(values, own[index]))
-        for index, values in saved["state"].items()
-    }
+def _placed(saved: dict[str, Any], optimizer: Optimizer) -> dict[Any, Any]:
+    """The state of each parameter: spread as it is, and step counters where torch reads them."""
+    placed = dict(saved["state"])
+    for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        is_on_device = own.get("fused") or own.get("capturable")
+        for index, parameter in zip(group["params"], own["params"], strict=True):
+            if index not in placed:
+                continue
+            values = fitted_all(placed[index], dict.fromkeys(placed[index], parameter))
+            step = values.get("step")
+            if isinstance(step, Tensor) and not is_on_device:
+                values["step"] = step.cpu()  # torch moves it to the device only
+            placed[index] = values
+    return placed
 
 
 def require_scheduler_state(saved: Mapping[str, Any], scheduler: Any) -> None:
@@ -109,3 +121,13 @@ def require_scheduler_state(saved: Mapping[str, Any], scheduler: Any) -> None:
             f"{type(scheduler).__name__} does not have: set the scheduler as it was saved."
         )
     require_like(saved, own, "the scheduler's state")
+
+
+def load_scheduler(scheduler: Any, saved: dict[str, Any]) -> None:
+    """Take over a state, with its tensors where the scheduler's own are.
+
+    Raises:
+        CheckpointError: the scheduler could not have it.
+    """
+    require_scheduler_state(saved, scheduler)
+    scheduler.load_state_dict(placed_like(saved, scheduler.state_dict()))

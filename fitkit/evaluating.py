@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -20,8 +21,7 @@ from fitkit.data.shares import Ranks
 from fitkit.engine.forward import Forward
 from fitkit.engine.run import EvaluationRun, Phase
 from fitkit.metrics.meters import Meters
-from fitkit.runtime.copy_ahead import make_place
-from fitkit.runtime.device import floating_dtype
+from fitkit.runtime.device import floating_dtype, make_current, to_device
 from fitkit.runtime.precision import Precision, make_precision
 from fitkit.runtime.signals import SignalWatch
 
@@ -33,6 +33,7 @@ def evaluation_run(
     handler: HandlerView, callbacks: CallbackList, precision: str | None
 ) -> EvaluationRun:
     """Everything that ``engine.evaluation`` needs."""
+    make_current(handler.device)
     return EvaluationRun(
         forward=evaluation_forward(handler, make_precision(precision, handler.device)),
         module=handler.module,
@@ -69,7 +70,7 @@ def forward_of(
     state, loss = handler.state, parts.loss_in_use
     return Forward(
         model=parts.model if model is None else model,
-        place=make_place(parts.device),
+        place=partial(to_device, device=parts.device),
         split=make_split(parts.model_type),
         call=call_model,
         loss=None if loss is None else loss.bound(lambda: state.epoch),

@@ -11,15 +11,24 @@ from fitkit.agreement import make_agreement
 from fitkit.assembly import describe_run, fit_run, training_specs
 from fitkit.callbacks.history import History
 from fitkit.core.callback import Callback
+from fitkit.core.devices import reads_pinned_memory
 from fitkit.core.errors import ConfigurationError, Preempted
 from fitkit.core.state import Phase as EpochPhase
 from fitkit.engine import loop
 from fitkit.engine.run import FitRun
-from fitkit.handler_view import copied
 from fitkit.options import FitOptions
 from fitkit.resuming import finish_what_was_under_way, resume
+from fitkit.runtime.determinism import rnn_dropout_remark
+from fitkit.runtime.device import make_current
 from fitkit.runtime.logger import close_files
-from fitkit.runtime.rng import capture_streams, derive_seed, restore_streams, seed_streams
+from fitkit.runtime.memory import free_pinned_memory
+from fitkit.runtime.rng import (
+    capture_streams,
+    derive_seed,
+    kind_of_streams,
+    restore_streams,
+    seed_streams,
+)
 from fitkit.runtime.signals import SignalWatch
 from fitkit.snapshot import told_as_checkpoint_error, unchanged_on_error
 from fitkit.unchanged import unchanged
@@ -39,6 +48,7 @@ def run_fit(handler: NNHandler, options: FitOptions) -> History:
         raise ConfigurationError(
             "fit was called while a fit of the same handler is under way: call it after that one."
         )
+    make_current(handler.device)
     handler.parts.require_trainable()
     training_specs(handler, options)
     if options.fast_dev_run:
@@ -47,9 +57,11 @@ def run_fit(handler: NNHandler, options: FitOptions) -> History:
     try:
         return _fit_attached(handler, options)
     finally:
-        handler.unfinished.end()
+        handler.unfinished.end(handler.device)
         handler.callbacks.depart(attached)
         close_files(handler.logger)
+        if reads_pinned_memory(handler.device):  # batches and copies for saves were in it
+            free_pinned_memory()
 
 
 def _attach(handler: NNHandler, options: FitOptions) -> list[Callback]:
@@ -107,6 +119,9 @@ def _prepare(
         handler.callbacks.begin()
         unfinished.begin(run, handler.world, is_sharded=handler.parallel.is_sharded)
         outside = _enter_streams(handler, resumed=resumed, reseed=options.seed is not None)
+    remark = rnn_dropout_remark(handler.module, handler.device)
+    if remark is not None and not handler.calls_made:
+        handler.logger.warning(remark)
     handler.count_call(new=not goes_on)
     handler.module.train()
     return run, outside
@@ -127,10 +142,10 @@ def _train(handler: NNHandler, run: FitRun, outside: dict[str, Any] | None) -> H
     finally:
         # a save after an interrupt in mid-epoch needs what the other processes have added up
         with nullcontext() if handler.world.is_broken else handler.contributions():
-            handler.unfinished.end()
+            handler.unfinished.end(handler.device)
         handler.parts.wrapped = None
         if outside is not None:
-            restore_streams(outside)
+            restore_streams(outside, handler.device)
     if run.state.stop_reason is not None:
         handler.logger.info("training was stopped: %s", run.state.stop_reason)
     return handler.history
@@ -142,17 +157,29 @@ def _enter_streams(handler: NNHandler, *, resumed: bool, reseed: bool) -> dict[s
     A handler with a seed draws from streams of its own, which go on from fit to fit; those of the
     program are returned, to be put back. Without a seed the run draws from the program's.
     """
-    seed, kept = handler.seed, handler.unfinished.streams
-    outside = capture_streams()
+    seed, kept, device = handler.seed, handler.unfinished.streams, handler.device
+    outside = capture_streams(device)
     try:
         if kept is not None and (resumed or (seed is not None and not reseed)):
-            restore_streams(kept)
+            _say_if_device_changed(handler, kept)
+            restore_streams(kept, device)
         elif seed is not None:
-            seed_streams(derive_seed(seed, "fit"))
+            seed_streams(derive_seed(seed, "fit"), device)
     except BaseException:
-        restore_streams(outside)
+        restore_streams(outside, device)
         raise
     return None if seed is None else outside
+
+
+def _say_if_device_changed(handler: NNHandler, streams: dict[str, Any]) -> None:
+    saved = kind_of_streams(streams)
+    if saved != handler.device.type:
+        handler.logger.warning(
+            "the checkpoint was saved on %s and the run goes on on %s: its numbers, and what it "
+            "draws there, are not bit for bit those of a run that stayed",
+            saved,
+            handler.device.type,
+        )
 
 
 def _start_over(handler: NNHandler) -> None:
@@ -174,7 +201,7 @@ def _dry_run(handler: NNHandler, options: FitOptions) -> History:
     kept = [callback for callback in options.callbacks if not callback.writes_files]
     options = replace(options, callbacks=tuple(kept), fast_dev_run=False, resume=None)
     tried = History()
-    with unchanged(handler, training_specs(handler, options), copied):
+    with unchanged(handler, training_specs(handler, options)):
         for callback in silent:
             handler.callbacks.remove(callback)
         run_fit(handler, options)

@@ -113,7 +113,7 @@ class GenerativeHandler(HandlerView):
                 "handler.sample(shape)."
             )
         where = self.device if device is None else resolve_device(device)
-        with self._drawing(seed, None, None), torch.no_grad():
+        with self._drawing(seed, None, None, where), torch.no_grad():
             return sampler.sample(n, where, **kwargs)
 
     def score(self, t: Tensor | float, x: Tensor, *conditions: Tensor) -> Tensor:
@@ -256,7 +256,11 @@ class GenerativeHandler(HandlerView):
 
     @contextmanager
     def _drawing(
-        self, seed: int | None, generator: torch.Generator | None, precision: str | None
+        self,
+        seed: int | None,
+        generator: torch.Generator | None,
+        precision: str | None,
+        device: torch.device | None = None,
     ) -> Iterator[nn.Module]:
         """Inside ``with`` the streams are those of one draw, and the model is as evaluated."""
         if seed is not None and generator is not None:
@@ -268,7 +272,8 @@ class GenerativeHandler(HandlerView):
             seed = derive_seed(self.data_seed, "draw", self.generative.draws)
             self.generative.draws += 1
         require_count("seed", seed, minimum=0)
-        with seeded_streams(seed, self.device), self._evaluating(precision) as model:
+        where = self.device if device is None else device
+        with seeded_streams(seed, where), self._evaluating(precision) as model:
             yield model
 
     @contextmanager

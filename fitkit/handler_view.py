@@ -22,6 +22,7 @@ from fitkit.checkpointing.plain import Place, to_plain
 from fitkit.checkpointing.save_queue import SaveQueue
 from fitkit.checkpointing.saver import Saver
 from fitkit.core.callback_list import CallbackList, Event
+from fitkit.core.devices import on_host
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.fetch_clock import FetchClock
 from fitkit.core.logs import EMPTY_LOGS
@@ -183,10 +184,10 @@ class HandlerView:
 
     def start_averaging(self, decay: float) -> None:
         """Average the weights from now on, or go on with what was averaged, with this decay."""
-        average = WeightAverage(self.module, decay)
-        if self._ema is not None:
-            average.load_state_dict(self._ema.state_dict())
-        self._ema = average
+        if self._ema is None:
+            self._ema = WeightAverage(self.module, decay)
+        else:
+            self._ema.set_decay(decay)
 
     def drop_average(self) -> None:
         """Forget the averaged weights."""
@@ -199,8 +200,8 @@ class HandlerView:
         return self._ema.own_weights(self.module)
 
     def scored_weights(self) -> dict[str, Any]:
-        """Copies of the weights that evaluation uses: the averaged ones if there are any."""
-        return self._scored_weights(copied)
+        """The weights that evaluation uses (the averaged ones if there are any), on the host."""
+        return self._scored_weights(on_host)
 
     def _scored_weights(self, place: Place) -> dict[str, Any]:
         weights = self.module.state_dict()

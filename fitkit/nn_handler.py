@@ -20,7 +20,7 @@ from fitkit.batch_size_search import search_batch_size
 from fitkit.callbacks.history import History
 from fitkit.checkpointing import discovery, loading, saving
 from fitkit.checkpointing.autosaver import AutoSaver
-from fitkit.contents import require_scheduler_state
+from fitkit.contents import load_scheduler
 from fitkit.core import types
 from fitkit.core.callback import Callback
 from fitkit.core.callback_list import CallbackList
@@ -38,12 +38,14 @@ from fitkit.metrics.metric import require_metric
 from fitkit.model_summary import ModelSummary
 from fitkit.options import as_options
 from fitkit.parts import ParameterGroups, Parts
-from fitkit.runtime.device import resolve_device
+from fitkit.runtime.device import make_current, resolve_device
+from fitkit.runtime.joining import find_world
 from fitkit.runtime.logger import make_logger
+from fitkit.runtime.own_device import require_own_device
 from fitkit.runtime.parallel import Parallel
-from fitkit.runtime.rng import IsolatedStreams
-from fitkit.runtime.strategy import Strategy, make_parallel
-from fitkit.runtime.world import World, find_world
+from fitkit.runtime.rng import seeded_streams
+from fitkit.runtime.strategy import Strategy, as_strategy, make_parallel, timeout_of
+from fitkit.runtime.world import World
 from fitkit.shown import as_html, as_text
 from fitkit.summary import summarize
 
@@ -53,7 +55,8 @@ class NNHandler(GenerativeHandler):
 
     Args:
         model_class: a ``torch.nn.Module`` subclass, built with ``model_kwargs``; or a ready module.
-        device: where to train; ``None``: the accelerator if there is one, else the CPU.
+        device: where to train; ``None``: CUDA if there is any, else the CPU. It becomes torch's
+            current device.
         logger_mode: ``LoggingMode`` or its value: where the handler's log lines go; ``None``: to
             the ``"fitkit"`` logger of the ``logging`` module.
         logger_filename: the file of the FILE and BOTH modes.
@@ -98,14 +101,15 @@ class NNHandler(GenerativeHandler):
     ) -> None:
         mode = None if logger_mode is None else types.LoggingMode.parse(logger_mode)
         logger = make_logger(mode, logger_filename, logger_level)
-        world = find_world(use_distributed)
+        chosen = as_strategy(strategy)
+        world = find_world(use_distributed, timeout=timeout_of(chosen))
         if seed is not None:
             require_count("seed", seed, minimum=0)
         kind = types.ModelType.parse(model_type)
         where = _device_of(device, world)
-        parallel = make_parallel(strategy, world, where)
+        parallel = make_parallel(chosen, world, where)
         # a seed given here must not disturb the program's own random streams
-        with nullcontext() if seed is None else IsolatedStreams(seed):
+        with nullcontext() if seed is None else seeded_streams(seed, where):
             parts = Parts(model_class, model_kwargs, kind, where)
         code = model_code.read(parts) if save_model_code else None
         world.copy_from_main(parts.module.state_dict().values())
@@ -158,8 +162,7 @@ class NNHandler(GenerativeHandler):
     def _give_scheduler_its_state(self, optimizer_state: dict[str, Any] | None = None) -> None:
         if self.scheduler is None or self.unfinished.scheduler is None:
             return
-        require_scheduler_state(self.unfinished.scheduler, self.scheduler)
-        self.scheduler.load_state_dict(self.unfinished.scheduler)
+        load_scheduler(self.scheduler, self.unfinished.scheduler)
         self.unfinished.scheduler = None
         if self.optimizer is not None and optimizer_state is not None:
             # a scheduler begins by setting its first learning rate
@@ -554,8 +557,9 @@ class NNHandler(GenerativeHandler):
         Raises:
             CheckpointError: the file cannot be used; the sentence says why.
         """
-        world = find_world(None)
-        parallel = make_parallel(strategy, world, _device_of(device, world))
+        chosen = as_strategy(strategy)
+        world = find_world(None, timeout=timeout_of(chosen))
+        parallel = make_parallel(chosen, world, _device_of(device, world))
         state = discovery.read_full(Path(path), parallel.empty_piece)
         model, kwargs = description.model_of(state, path, model_class, trust_code=trust_code)
         with description.rebuilding("model", "pass model_class=<a ready module>"):
@@ -575,7 +579,7 @@ class NNHandler(GenerativeHandler):
         )
         if not skip_sampler_sde:
             rebuild_generative(handler, state)
-        snapshot.restore(handler, state, strict=strict_load, skips=skips)
+        snapshot.restore(handler, state, strict=strict_load, skips=skips, is_undone=True)
         handler.calls_made = handler.state.call
         return handler
 
@@ -607,7 +611,10 @@ class NNHandler(GenerativeHandler):
 
 
 def _device_of(device: Any, world: World) -> torch.device:
-    return resolve_device(device, world.local_rank if world.size > 1 else None)
+    resolved = resolve_device(device, world.local_rank if world.size > 1 else None)
+    require_own_device(world, resolved)
+    make_current(resolved)
+    return resolved
 
 
 loading.provide_handler_class(NNHandler)

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fitkit.compiled_steps import CompiledSteps, is_worth_compiling
 from fitkit.core.errors import ConfigurationError, did_you_mean, listed
+from fitkit.core.tree import map_tensors
 from fitkit.core.types import ModelType
 from fitkit.data.batches import call_model
 from fitkit.data.loaders import DataSpec
@@ -160,9 +161,10 @@ class Parts:
             raise ConfigurationError(
                 f"{type(self.module).__name__} has no parameters, so there is nothing to optimize."
             )
-        spec = Described(cls, dict(kwargs))
-        self.optimizer = spec.build(parameters)
-        self.optimizer_spec, self.parameter_groups = spec, groups
+        # a scheduler changes a learning rate that is a tensor in place
+        self.optimizer_spec = Described(cls, map_tensors(Tensor.clone, dict(kwargs)))
+        self.optimizer = Described(cls, dict(kwargs)).build(parameters)
+        self.parameter_groups = groups
         self._build_scheduler()
 
     def set_scheduler(

@@ -33,7 +33,7 @@ def resume(handler: NNHandler, options: FitOptions) -> tuple[bool, bool]:
     this_call = handler.calls_made + 1
     if not is_explicit and call < this_call:
         return False, False
-    restore(handler, saved)
+    restore(handler, saved, is_undone=True)
     if saved["progress"]["state"]["mid_step"]:
         warnings.warn(
             f"{str(path)!r} was saved in the middle of a training step: the run goes on with the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fitkit.checkpointing import schema
 from fitkit.checkpointing.plain import Place, from_plain, to_plain
 from fitkit.checkpointing.references import name_of
-from fitkit.contents import load_optimizer, require_optimizer_state, require_scheduler_state
+from fitkit.contents import load_optimizer, load_scheduler, require_optimizer_state
+from fitkit.core.devices import on_host
 from fitkit.core.errors import CheckpointError, FitkitError, add_note, listed
 from fitkit.description import describe, describe_loss
 from fitkit.generative_state import describe_generative, load_generative
@@ -65,7 +66,7 @@ def take(handler: HandlerView, place: Place = lambda tensor: tensor) -> dict[str
         "callback_states": _states_beside_history(handler),
         "history": handler.history.state_dict(),
         "progress": progress,
-        "rng": handler.unfinished.streams_to_save(own=handler.seed is not None),
+        "rng": handler.unfinished.streams_to_save(handler.device, own=handler.seed is not None),
         "loader": loader,
         "seed": handler.seed,
         "data_seed": handler.data_seed,
@@ -82,9 +83,21 @@ def _states_beside_history(handler: HandlerView) -> dict[str, Any]:
 
 
 def restore(
-    handler: HandlerView, state: dict[str, Any], *, strict: bool = True, skips: Skips | None = None
+    handler: HandlerView,
+    state: dict[str, Any],
+    *,
+    strict: bool = True,
+    skips: Skips | None = None,
+    is_undone: bool = False,
 ) -> None:
     """Put ``handler`` into the saved state; on an error it is as it was.
+
+    Args:
+        handler: is changed.
+        state: as ``take`` returned it.
+        strict: whether names of weights must match exactly.
+        skips: what to leave out.
+        is_undone: on an error the caller puts the handler back, or throws it away.
 
     Raises:
         CheckpointError: something does not fit; the sentence names it.
@@ -93,14 +106,19 @@ def restore(
     check_weights(handler.module, state["model_state_dict"], strict=strict)
     if not skips.optimizer:
         _check_optimizer(handler, state)
-    with unchanged_on_error(handler), told_as_checkpoint_error():
+    with nullcontext() if is_undone else unchanged_on_error(handler), told_as_checkpoint_error():
         _apply(handler, state, strict=strict, skips=skips)
 
 
 @contextmanager
 def unchanged_on_error(handler: HandlerView) -> Iterator[None]:
-    """Inside ``with`` the handler goes into another state; on an error it is as it was."""
-    before, calls_made = handler.get_state_dict(), handler.calls_made
+    """Inside ``with`` the handler goes into another state; on an error it is as it was.
+
+    What is kept in case of an error is kept on the host: the device may have no room for it.
+    """
+    with handler.contributions():
+        before = take(handler, handler.parallel.locally(on_host))
+    calls_made = handler.calls_made
     undo = (handler.callbacks.remember(), handler.unfinished.remember())
     try:
         yield
@@ -136,15 +154,14 @@ def _apply(handler: HandlerView, state: dict[str, Any], *, strict: bool, skips: 
         if parts.scheduler is None:
             handler.unfinished.scheduler = from_plain(saved_schedule)
         else:
-            schedule = from_plain(saved_schedule)
-            require_scheduler_state(schedule, parts.scheduler)
-            parts.scheduler.load_state_dict(schedule)
+            load_scheduler(parts.scheduler, from_plain(saved_schedule))
     if not skips.ema:
-        handler.drop_average()
         average = state["ema_state_dict"]
         if average:
             handler.start_averaging(saved_decay(average))
             handler.ema.load_state_dict(average)  # type: ignore[union-attr]
+        else:
+            handler.drop_average()
     if not skips.history:
         handler.history.load_state_dict(from_plain(state["history"]))
     handler.state.load_state_dict(from_plain(state["progress"]["state"]))
@@ -154,7 +171,7 @@ def _apply(handler: HandlerView, state: dict[str, Any], *, strict: bool, skips: 
         load_generative(handler.generative, state)
     if not skips.callbacks:
         states = from_plain(state["callback_states"])
-        handler.callbacks.load_state_dict(states)
+        handler.callbacks.load_state_dict(states, handler.device)
 
 
 def check_weights(module: nn.Module, weights: Mapping[str, Any], *, strict: bool) -> None:

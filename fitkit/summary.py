@@ -116,7 +116,7 @@ def _watched_calls(handler: HandlerView, inputs: Any) -> dict[int, Any]:
         calls.setdefault(id(part), []).append(shapes)
 
     with ExitStack() as undo:
-        undo.callback(restore_streams, capture_streams())
+        undo.callback(restore_streams, capture_streams(handler.device), handler.device)
         undo.enter_context(unchanged_module(module, copied))
         for part in module.modules():
             undo.callback(part.register_forward_hook(note).remove)

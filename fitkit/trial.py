@@ -12,7 +12,7 @@ from fitkit.core.errors import ConfigurationError, did_you_mean, listed
 from fitkit.data.spec import DataSpec, require_rereadable
 from fitkit.fitting import run_fit
 from fitkit.options import FitOptions, as_options
-from fitkit.unchanged import on_host, unchanged
+from fitkit.unchanged import unchanged
 from fitkit.unfinished import Unfinished
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def trial(handler: NNHandler, data: DataSpec, what: str) -> Iterator[None]:
             f"after that one."
         )
     require_rereadable(data, what)
-    with unchanged(handler, [data], on_host):
+    with unchanged(handler, [data]):
         for callback in handler.callbacks:
             if callback is not handler.history:
                 handler.callbacks.remove(callback)

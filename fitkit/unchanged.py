@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from fitkit.core.devices import on_host
 from fitkit.core.tree import map_tensors
 from fitkit.core.types import Stateful
 from fitkit.data.generators import UserGenerators
@@ -24,35 +25,33 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def unchanged(
-    handler: HandlerView, data: Iterable[DataSpec | None], place: Callable[[Tensor], Tensor]
-) -> Iterator[None]:
+def unchanged(handler: HandlerView, data: Iterable[DataSpec | None]) -> Iterator[None]:
     """Inside ``with`` the handler may train; after it, and after an error, it is as it was.
 
     That is every part of a checkpoint, and what is in none: gradients, modes, buffers that are not
     saved, a loss function's own tensors, what waits for the next ``fit``, and the generators of
-    loaders. What a model keeps in plain Python attributes is not put back.
+    loaders. What a model keeps in plain Python attributes is not put back. What is kept meanwhile
+    takes memory of the host alone.
 
     Args:
         handler: with no run under way.
         data: what is read meanwhile.
-        place: makes the copies of tensors that are kept; it must not return the tensor itself.
     """
     loss = None if handler.parts.loss is None else handler.parts.loss.function
     with ExitStack() as undo:
-        undo.callback(restore_streams, capture_streams())
+        undo.callback(restore_streams, capture_streams(handler.device), handler.device)
         undo.callback(_remembered_positions(data))
         for put_back in (handler.remember(), handler.callbacks.remember(heard=True)):
             undo.callback(put_back)
         handler.unfinished = Unfinished()
         handler.callbacks.departed, handler.callbacks.unclaimed = [], {}
-        before = take(handler, place)
+        before = take(handler, handler.parallel.locally(on_host))
         undo.callback(restore, handler, before, skips=Skips(callbacks=True))
         undo.callback(handler.parts.remember())
-        undo.enter_context(unchanged_module(handler.module, place))
+        undo.enter_context(unchanged_module(handler.module, on_host))
         if isinstance(loss, nn.Module):
-            undo.callback(loss.load_state_dict, map_tensors(place, dict(loss.state_dict())))
-            undo.enter_context(unchanged_module(loss, place))
+            undo.callback(loss.load_state_dict, map_tensors(on_host, dict(loss.state_dict())))
+            undo.enter_context(unchanged_module(loss, on_host))
         yield
 
 
@@ -102,8 +101,3 @@ def _remembered_positions(data: Iterable[DataSpec | None]) -> Callable[[], None]
             one.put_now(state)
 
     return put_back
-
-
-def on_host(tensor: Tensor) -> Tensor:
-    """A copy that takes no memory of an accelerator."""
-    return tensor.detach().to("cpu", copy=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from fitkit.core.state import FitState
 from fitkit.engine.run import FitRun
 from fitkit.regrouping import share_of
@@ -64,12 +66,12 @@ class Unfinished:
             run.forward.precision.load_state_dict(self._kept["scaler_state_dict"])
         self.run = run
 
-    def end(self) -> None:
-        """The run is over; keep what a save or a later ``fit`` needs."""
+    def end(self, device: torch.device) -> None:
+        """The run on ``device`` is over; keep what a save or a later ``fit`` needs."""
         if self.run is not None:
             progress, loader, scaler = self.describe(self.run.state)
             self._kept = {"progress": progress, "loader": loader, "scaler_state_dict": scaler}
-            self._kept["rng"] = capture_streams()
+            self._kept["rng"] = capture_streams(device)
             self.run = None
             self.loaded = False
 
@@ -83,11 +85,12 @@ class Unfinished:
         """The random streams as kept."""
         return self._kept.get("rng")
 
-    def streams_to_save(self, *, own: bool) -> dict[str, Any] | None:
+    def streams_to_save(self, device: torch.device, *, own: bool) -> dict[str, Any] | None:
         """The streams that the next batch draws from; ``None`` if the run has yet to begin them.
 
         Args:
+            device: the handler's.
             own: whether the handler draws from streams of its own, not from the program's.
         """
         waits = self.run is None and (own or self.loaded)
-        return self.streams if waits else capture_streams()
+        return self.streams if waits else capture_streams(device)

@@ -1,10 +1,7 @@
 """A run with everything attached, resumed at every boundary, ends as if nothing had happened."""
 
-import os
 import random
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import fitkit
+from fitkit.core.devices import has_float64
 from fitkit.testing import assert_resumes_exactly, differences
 
 pytestmark = [pytest.mark.no_cover, pytest.mark.usefixtures("fast_scratch")]
@@ -64,8 +62,19 @@ class Watcher(fitkit.Callback):
             self.seen = [*self.seen, path]
 
 
+DEVICE = "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _on_each_device(device, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "DEVICE", device)
+    if device != "cpu" and not has_float64(torch.device(device)):
+        # torch's loss scaler computes in float64 on every device but MPS
+        monkeypatch.setitem(OPTIONS, "precision", "bf16")
+
+
 def make_handler(num_workers=0):
-    handler = fitkit.NNHandler(Net, seed=11)
+    handler = fitkit.NNHandler(Net, DEVICE, seed=11)
     handler.set_optimizer(torch.optim.AdamW, lr=0.05)
     handler.set_scheduler(torch.optim.lr_scheduler.CosineAnnealingLR, interval="step", T_max=12)
     handler.set_loss_fn(nn.CrossEntropyLoss())
@@ -268,31 +277,3 @@ def test_configuration_may_change_and_what_has_no_place_is_named(tmp_path):
         run([added, stopper, moved], tmp_path / "a" / "1.pth")
     assert (stopper.patience, stopper.best, stopper.wait) == (50, first.best, first.wait)
     assert moved.best == saver.best
-
-
-HARNESS = Path(__file__).parent / "scripts" / "kill_harness.py"
-
-
-def kill(*arguments):
-    # coverage in a process that traces and kills itself measures nothing and takes minutes
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")}
-    done = subprocess.run(
-        [sys.executable, str(HARNESS), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_killed_again_and_again_it_ends_exactly(workers):
-    assert "all exact" in kill("--kills", "5", "--workers", workers)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", ["0", "1"])
-def test_a_hundred_kills_a_hundred_exact_endings(seed):
-    assert "all exact" in kill("--kills", "100", "--seed", seed)

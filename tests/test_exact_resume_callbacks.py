@@ -5,6 +5,7 @@
 
 import inspect
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,9 +94,12 @@ def exported():
     )
 
 
+DEVICE = "cpu"
+
+
 def make_handler():
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.3), nn.Linear(4, 1))
-    handler = fitkit.NNHandler(model, seed=3)
+    handler = fitkit.NNHandler(model, DEVICE, seed=3)
     handler.set_optimizer(torch.optim.SGD, lr=0.1, momentum=0.9)
     handler.set_loss_fn(nn.MSELoss())
     inputs = torch.arange(30, dtype=torch.float32).reshape(10, 3) / 30
@@ -112,7 +116,8 @@ ROWS = {}
 
 
 @pytest.mark.parametrize("name", sorted(CALLBACKS))
-def test_it_resumes_exactly_at_every_boundary(name):
+def test_it_resumes_exactly_at_every_boundary(name, device, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "DEVICE", device)
     make, ignore = CALLBACKS[name]
     tried = assert_resumes_exactly(
         make_handler,

@@ -145,7 +145,9 @@ def _different_elements(first: Tensor, second: Tensor) -> Tensor:
 
 def _bits(tensor: Tensor) -> Tensor:
     """The elements as rows of bytes."""
-    plain = _flat(tensor).contiguous()
+    plain = _flat(tensor)
+    if plain.stride() != (1,):  # torch calls one element of any stride contiguous
+        plain = plain.clone(memory_format=torch.contiguous_format)
     return plain.view(torch.uint8).reshape(plain.numel(), -1)
 
 

@@ -7,8 +7,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from fitkit.core.callback import Callback
+from fitkit.core.devices import moved, paths_off_host
 from fitkit.core.errors import CheckpointError, add_note, listed
+
+_HOST = torch.device("cpu")
 
 
 class CallbackStates:
@@ -26,6 +31,7 @@ class CallbackStates:
         self._callbacks: list[Callback] = []
         self._restored: set[int] = set()
         self._run = object()
+        self._device = _HOST
         self.departed: list[dict[str, Any]] = []
         self.unclaimed: dict[str, dict[str, Any]] = {}
 
@@ -75,12 +81,20 @@ class CallbackStates:
                 keys[_free_key(one.name, keys)] = one
         return next(key for key, one in keys.items() if one is callback)
 
-    def load_state_dict(self, states: Mapping[str, dict[str, Any]]) -> None:
-        """Keep states until their owners are known; those attached already are looked at now."""
+    def load_state_dict(
+        self, states: Mapping[str, dict[str, Any]], device: torch.device = _HOST
+    ) -> None:
+        """Keep states until their owners are known; those attached already are looked at now.
+
+        Args:
+            states: as a checkpoint holds them.
+            device: the handler's, where tensors go that were on the handler's device.
+        """
         for key, entry in states.items():
             kinds = {"name": str, "identity": str, "state": dict}
             if not all(isinstance(entry.get(part), kind) for part, kind in kinds.items()):
                 raise CheckpointError(f"the state of callback {key!r} in the checkpoint is none.")
+        self._device = device
         self.unclaimed = {key: dict(entry) for key, entry in states.items()}
         self._restored.clear()
         for callback in self._callbacks:
@@ -130,8 +144,10 @@ class CallbackStates:
 
     def _give(self, key: str, callback: Callback) -> None:
         callback.remember_initial_state()
+        entry = self.unclaimed[key]
         try:
-            callback.load_state_dict(self.unclaimed[key]["state"])
+            state = moved(entry["state"], entry.get("on_device", ()), self._device)
+            callback.load_state_dict(state)
         except BaseException as error:
             add_note(error, f"raised while the state of callback {callback.name!r} was restored")
             raise
@@ -149,7 +165,9 @@ def entry_of(callback: Callback) -> dict[str, Any] | None:
         )
     if not state:
         return None
-    return {"name": callback.name, "identity": callback.identity(), "state": state}
+    entry = {"name": callback.name, "identity": callback.identity(), "state": state}
+    on_device = paths_off_host(state)  # a checkpoint is read into memory of the host
+    return {**entry, "on_device": on_device} if on_device else entry
 
 
 def _free_key(name: str, taken: Mapping[str, Any]) -> str:

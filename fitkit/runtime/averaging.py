@@ -35,9 +35,7 @@ class WeightAverage:
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        require_decay(decay)
-        self.decay = float(decay)
-        self._move = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+        self.set_decay(decay)
         self._own: list[dict[str, Tensor]] = []  # the module's own values while swapped out
         self._num_averaged = 0
         self._is_ahead = False
@@ -47,6 +45,16 @@ class WeightAverage:
         values = self._values(module)
         self._average = {name: _accumulator(value) for name, value in values.items()}
         self._names = _names_of_all(module, values)
+
+    def set_decay(self, decay: float) -> None:
+        """Average with this decay from now on.
+
+        Raises:
+            ConfigurationError: it is out of range.
+        """
+        require_decay(decay)
+        self.decay = float(decay)
+        self._move = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
 
     def update(self, module: nn.Module) -> None:
         """Move the average by one optimizer step of ``module``."""

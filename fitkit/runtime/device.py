@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
+from fitkit.core.devices import reads_pinned_memory
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.tree import map_leaves
 
@@ -14,22 +16,20 @@ from fitkit.core.tree import map_leaves
 def resolve_device(
     device: torch.device | str | int | None, local_rank: int | None = None
 ) -> torch.device:
-    """The device that is meant; ``None`` is the accelerator if there is one, else the CPU.
+    """The device that is meant, with its index; ``None`` is CUDA if there is any, else the CPU.
+
+    MPS and XPU have to be named: they lack operations and types that programs take for granted.
 
     Args:
-        device: what was asked for.
-        local_rank: index of this process on its machine, which decides between its accelerators.
+        device: what was asked for; a name without index means the current device of that kind.
+        local_rank: index of this process on its machine, which takes the place of the current
+            device where several processes train.
 
     Raises:
         ConfigurationError: torch does not know the device, or this machine does not have it.
     """
     if device is None:
-        if not torch.accelerator.is_available():
-            return torch.device("cpu")
-        kind = torch.accelerator.current_accelerator()
-        if kind is None or local_rank is None:
-            return torch.device("cpu" if kind is None else kind)
-        return torch.device(kind.type, local_rank % torch.accelerator.device_count())
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -38,8 +38,9 @@ def resolve_device(
             f"{device!r}: {str(error).splitlines()[0]}"
         ) from error
     if resolved.type in ("cuda", "mps", "xpu"):
-        kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        if kind is None or kind.type != resolved.type:
+        is_here = torch.accelerator.is_available()
+        kind: Any = torch.accelerator.current_accelerator()
+        if not is_here or kind.type != resolved.type:
             raise ConfigurationError(
                 f"device {str(resolved)!r} is not available on this machine: pass device='cpu', or "
                 f"device=None to take what there is."
@@ -49,11 +50,31 @@ def resolve_device(
                 f"device {str(resolved)!r} does not exist: this machine has "
                 f"{torch.accelerator.device_count()} of that kind."
             )
-    return resolved
+    index: int | None = resolved.index
+    if index is not None or resolved.type in ("cpu", "meta"):
+        return resolved
+    count = torch.accelerator.device_count()
+    if local_rank is not None and count:
+        return torch.device(resolved.type, local_rank % count)
+    current = getattr(torch.get_device_module(resolved), "current_device", lambda: 0)
+    return torch.device(resolved.type, current())
+
+
+def make_current(device: torch.device) -> None:
+    """Let libraries that work on the current device, and programs that name none, use this one."""
+    if device.type in ("cpu", "meta"):
+        return
+    module = torch.get_device_module(device)
+    if hasattr(module, "set_device"):  # MPS has but one
+        module.set_device(device)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch with its tensors on ``device``; copies from pinned memory do not wait.
+    """A batch with its tensors on ``device``.
+
+    Copies from pinned memory to CUDA or XPU do not wait. All others do: a copy to the host that
+    nobody waits for holds memory that is not filled yet, and one from pageable memory may read it
+    after it has changed.
 
     Other leaves that know how to move (``leaf.to(device)``: packed sequences, graphs) are moved
     too; what has no ``to`` stays as it is.
@@ -68,19 +89,14 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def _move(leaf: Any, device: torch.device) -> Any:
-    if isinstance(leaf, Tensor):
-        return leaf if leaf.device == device else leaf.to(device, non_blocking=True)
-    return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
-
-
-def is_on_host(tensor: Tensor) -> bool:
-    """Whether reading ``tensor`` waits for nothing."""
-    return tensor.device.type == "cpu"
-
-
-def reads_pinned_memory(device: torch.device) -> bool:
-    """Whether a copy from pinned memory to ``device`` goes on beside the computation."""
-    return device.type in ("cuda", "xpu")
+    if isinstance(leaf, Tensor) and leaf.device == device:
+        return leaf
+    if not callable(getattr(leaf, "to", None)):
+        return leaf
+    is_known = isinstance(leaf, (Tensor, PackedSequence))
+    if is_known and reads_pinned_memory(device) and leaf.is_pinned():
+        return leaf.to(device, non_blocking=True)
+    return leaf.to(device)
 
 
 def floating_dtype(module: nn.Module) -> torch.dtype:

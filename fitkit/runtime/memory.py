@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import torch
 
@@ -23,8 +24,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(said in text for said in _SAID_WHEN_FULL)
 
 
+def free_pinned_memory() -> None:
+    """Give pinned host memory that nobody uses any more back to the system; torch keeps it."""
+    before_2_10 = getattr(torch._C, "_host_emptyCache", None)  # noqa: SLF001
+    empty: Any = getattr(torch.accelerator, "empty_host_cache", before_2_10)
+    if empty is not None:
+        empty()
+
+
 def free_memory() -> None:
     """Give back what nobody uses any more, also what torch keeps for later."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    empty = getattr(
+        torch.get_device_module(), "empty_cache", None
+    )  # of the accelerator, or torch.cpu
+    if empty is not None:
+        empty()

@@ -1,7 +1,8 @@
 """Random streams: captured, restored, derived from keys, and kept apart from each other.
 
 The *streams* are those that user code draws from without naming a generator: Python's ``random``,
-NumPy's legacy global state, torch's CPU generator and the generator of each device in use.
+NumPy's legacy global state, torch's CPU generator and the generator of the device in use. The
+streams of other devices are the program's.
 """
 
 from __future__ import annotations
@@ -44,11 +45,13 @@ def fresh_seed() -> int:
     return secrets.randbits(63)
 
 
-def seed_streams(seed: int) -> None:
-    """Seed every stream of this process, those of its devices included."""
+CPU = torch.device("cpu")
+
+
+def seed_streams(seed: int, device: torch.device = CPU) -> None:
+    """Seed every stream of the host, and that of ``device``."""
     seed_host_streams(seed)
-    if torch.accelerator.is_available():
-        torch.manual_seed(seed)
+    _seed_device(device, seed)
 
 
 def seed_host_streams(seed: int) -> None:
@@ -84,17 +87,68 @@ def streams_apart() -> Iterator[None]:
         set_host_state(streams)
 
 
-def capture_streams() -> dict[str, Any]:
-    """The state of every stream as tensors and plain types, for a checkpoint."""
-    return {**_as_plain(get_host_state()), "devices": _capture_devices()}
+def capture_streams(device: torch.device = CPU) -> dict[str, Any]:
+    """The state of the host's streams and of that of ``device``, for a checkpoint.
+
+    Returns:
+        tensors and plain types; the device's state is the only one in ``"devices"``, and its kind
+        is under ``"device"``.
+    """
+    state = {**_as_plain(get_host_state()), "devices": []}
+    if device.type == "cpu":
+        return state
+    module = _module_with_stream(device)
+    if module is not None:
+        own = module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+        state["devices"] = [own]
+    return {**state, "device": device.type}
 
 
-def restore_streams(state: dict[str, Any]) -> None:
-    """Put back what ``capture_streams`` returned; devices that are not here are left out."""
+def restore_streams(state: dict[str, Any], device: torch.device = CPU) -> None:
+    """Put back what ``capture_streams`` returned, also on a device of another index.
+
+    The stream of a device of another kind than the one that was saved begins at a seed that follows
+    from the host's stream.
+    """
     set_host_state(_from_plain(state))
-    if torch.cuda.is_available():
-        for index, device_state in enumerate(state["devices"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(device_state.cpu(), index)
+    module = _module_with_stream(device)
+    if module is None:
+        return
+    saved = state["devices"]
+    if kind_of_streams(state) != device.type or not saved:
+        _seed_device(device, derive_seed("device", state["torch"].cpu().numpy().tobytes().hex()))
+        return
+    # fitkit 0.1 saved every CUDA device by its index
+    own = saved[min(device.index or 0, len(saved) - 1)].cpu()
+    if device.type == "mps":
+        module.set_rng_state(own)
+    else:
+        module.set_rng_state(own, device)
+
+
+def kind_of_streams(state: dict[str, Any]) -> str:
+    """The kind of device on which ``state`` was captured."""
+    of_old_files = "cuda" if state["devices"] else "cpu"
+    return str(state.get("device", of_old_files))
+
+
+def _module_with_stream(device: torch.device) -> Any:
+    """``torch.cuda`` and the like, where ``device`` has a stream of its own; else ``None``."""
+    if device.type in ("cpu", "meta"):
+        return None
+    module = torch.get_device_module(device)
+    return module if hasattr(module, "get_rng_state") else None
+
+
+def _seed_device(device: torch.device, seed: int) -> None:
+    module = _module_with_stream(device)
+    if module is None:
+        return
+    if device.type == "mps":
+        module.manual_seed(seed)
+        return
+    with module.device(device):
+        module.manual_seed(seed)
 
 
 def _as_plain(state: HostState) -> dict[str, Any]:
@@ -151,24 +205,18 @@ def _from_plain(state: dict[str, Any]) -> HostState:
     return python_state, numpy_state, state["torch"].cpu()
 
 
-def _capture_devices() -> list[Tensor]:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return torch.cuda.get_rng_state_all()
-    return []
-
-
 @contextmanager
 def seeded_streams(seed: int, device: torch.device) -> Iterator[None]:
     """Inside ``with`` every stream of the host, and of ``device``, begins at ``seed``.
 
     Afterwards all of them are where they were.
     """
-    outside = capture_streams()
+    outside = capture_streams(device)
     try:
-        seed_host_streams(seed) if device.type == "cpu" else seed_streams(seed)
+        seed_streams(seed, device)
         yield
     finally:
-        restore_streams(outside)
+        restore_streams(outside, device)
 
 
 class IsolatedStreams:

@@ -17,9 +17,44 @@ def test_a_device_that_is_here(device):
     assert resolve_device(device) == torch.device("cpu")
 
 
-def test_none_takes_what_there_is():
-    expected = torch.accelerator.current_accelerator() or torch.device("cpu")
-    assert resolve_device(None).type == expected.type
+def test_none_takes_cuda_or_the_cpu():
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert resolve_device(None).type == expected
+
+
+@pytest.fixture
+def two_of(monkeypatch):
+    """A machine with two accelerators of a kind, the second one current."""
+
+    def _two_of(kind):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+        monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: kind == "cuda")
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+
+    return _two_of
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu"])
+def test_none_takes_the_cpu_where_the_accelerator_is_no_cuda(kind, two_of):
+    two_of(kind)
+    assert resolve_device(None) == torch.device("cpu")
+    assert resolve_device(f"{kind}:1") == torch.device(kind, 1)
+
+
+@pytest.mark.parametrize("device", [None, "cuda", torch.device("cuda")])
+def test_a_name_without_index_is_the_current_device(device, two_of):
+    two_of("cuda")
+    assert resolve_device(device) == torch.device("cuda:1")
+    assert resolve_device("cuda:0") == torch.device("cuda:0")
+
+
+@pytest.mark.parametrize("device", [None, "cuda"])
+@pytest.mark.parametrize(("local_rank", "index"), [(0, 0), (1, 1), (2, 0)])
+def test_each_process_takes_its_own_device(device, local_rank, index, two_of):
+    two_of("cuda")
+    assert resolve_device(device, local_rank) == torch.device("cuda", index)
 
 
 @without_accelerator
@@ -37,12 +72,9 @@ def test_what_is_no_device(device):
         resolve_device(device)
 
 
-def test_an_index_beyond_the_last_device(monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+def test_an_index_beyond_the_last_device(two_of):
+    two_of("cuda")
     assert resolve_device("cuda:1") == torch.device("cuda:1")
-    assert resolve_device(None) == torch.device("cuda")
     with pytest.raises(ConfigurationError, match="'cuda:2' does not exist: this machine has 2"):
         resolve_device("cuda:2")
     with pytest.raises(ConfigurationError, match="'mps' is not available"):

@@ -266,3 +266,48 @@ def test_seeded_streams_begin_at_the_seed_and_leave_no_trace():
     assert torch.equal(before["torch"], after["torch"])
     assert torch.equal(before["numpy"]["key"], after["numpy"]["key"])
     assert torch.equal(before["python"]["state"], after["python"]["state"])
+
+
+class Module:
+    """Stands in for ``torch.mps`` (one device, no index) or ``torch.xpu``."""
+
+    def __init__(self, *, takes_index):
+        self.takes_index = takes_index
+        self.generators = [torch.Generator().manual_seed(n) for n in range(2)]
+        self.current = 0
+
+    def _of(self, index):
+        assert bool(index) == self.takes_index, "a device is named exactly where there are several"
+        return self.generators[index[0].index if index else self.current]
+
+    def get_rng_state(self, *index):
+        return self._of(index).get_state()
+
+    def set_rng_state(self, state, *index):
+        self._of(index).set_state(state)
+
+    def manual_seed(self, seed):
+        self.generators[self.current].manual_seed(seed)
+
+    @contextlib.contextmanager
+    def device(self, device):
+        assert self.takes_index
+        self.current = device.index
+        yield
+        self.current = 0
+
+
+@pytest.mark.parametrize(("kind", "index"), [("mps", 0), ("xpu", 0), ("xpu", 1), ("cuda", 1)])
+def test_each_kind_of_device_is_asked_in_its_own_way(kind, index, monkeypatch):
+    module = Module(takes_index=kind != "mps")
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    device = torch.device(kind, index)
+    before = [one.get_state() for one in module.generators]
+    rng.seed_streams(5, device)
+    state = rng.capture_streams(device)
+    assert torch.equal(module.generators[1 - index].get_state(), before[1 - index])
+    rng.seed_streams(6, device)
+    rng.restore_streams(state, device)
+    assert torch.equal(module.generators[index].get_state(), state["devices"][0])
+    assert rng.kind_of_streams(state) == kind
+    assert rng.kind_of_streams(rng.capture_streams()) == "cpu"
