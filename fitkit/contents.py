@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import ASGD, Optimizer
 
 from fitkit.core.devices import placed_like
 from fitkit.core.errors import CheckpointError, listed
@@ -87,24 +88,39 @@ def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
         {**placed_like(group, own), **{key: own[key] for key in IMPLEMENTATION if key in own}}
         for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True)
     ]
-    state = _placed(saved, optimizer)
+    state = _spread(saved, optimizer)
     optimizer.load_state_dict({**saved, "param_groups": groups, "state": state})
+    # a counter that is elsewhere than in a fresh optimizer makes each step wait for the device
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if _is_of_torch(optimizer):
+                is_counted_there = group.get("fused") or group.get("capturable")
+                is_counted_there = is_counted_there or type(optimizer) is ASGD
+                device = parameter.device if is_counted_there else torch.device("cpu")
+                move_counters(optimizer.state.get(parameter, {}), device)
 
 
-def _placed(saved: dict[str, Any], optimizer: Optimizer) -> dict[Any, Any]:
-    """The state of each parameter: spread as it is, and step counters where torch reads them."""
-    placed = dict(saved["state"])
-    for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
-        is_on_device = own.get("fused") or own.get("capturable")
-        for index, parameter in zip(group["params"], own["params"], strict=True):
-            if index not in placed:
-                continue
-            values = fitted_all(placed[index], dict.fromkeys(placed[index], parameter))
-            step = values.get("step")
-            if isinstance(step, Tensor) and not is_on_device:
-                values["step"] = step.cpu()  # torch moves it to the device only
-            placed[index] = values
-    return placed
+def _spread(saved: dict[str, Any], optimizer: Optimizer) -> dict[Any, Any]:
+    """The state of each parameter, spread over the processes as the parameter is."""
+    indices = [index for group in saved["param_groups"] for index in group["params"]]
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    own = dict(zip(indices, parameters, strict=True))
+    spread = {
+        index: fitted_all(values, dict.fromkeys(values, own[index]))
+        for index, values in saved["state"].items()
+    }
+    for index, values in spread.items():
+        step = values.get("step")
+        if isinstance(step, Tensor) and step.ndim:  # torch takes it for a number, and leaves it
+            values["step"] = step.to(own[index].device)
+    return spread
+
+
+def move_counters(state: dict[str, Any], device: torch.device) -> None:
+    """Put what an optimizer counts for one parameter on ``device``."""
+    for name in ("step", "mu_product"):  # the latter is NAdam's
+        if isinstance(state.get(name), Tensor):
+            state[name] = state[name].to(device)
 
 
 def require_scheduler_state(saved: Mapping[str, Any], scheduler: Any) -> None:

@@ -173,7 +173,8 @@ def _enter_streams(handler: NNHandler, *, resumed: bool, reseed: bool) -> dict[s
 
 def _say_if_device_changed(handler: NNHandler, streams: dict[str, Any]) -> None:
     saved = kind_of_streams(streams)
-    if saved != handler.device.type:
+    is_known = "device" in streams or not streams["devices"]  # fitkit 0.1 saved all that there were
+    if is_known and saved != handler.device.type:
         handler.logger.warning(
             "the checkpoint was saved on %s and the run goes on on %s: its numbers, and what it "
             "draws there, are not bit for bit those of a run that stayed",

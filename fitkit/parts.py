@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fitkit.compiled_steps import CompiledSteps, is_worth_compiling
+from fitkit.compiled_steps import CompiledSteps, is_worth_compiling, remember_flags
 from fitkit.core.errors import ConfigurationError, did_you_mean, listed
 from fitkit.core.tree import map_tensors
 from fitkit.core.types import ModelType
@@ -110,7 +110,13 @@ class Parts:
     def remember(self) -> Callable[[], None]:
         """A function that puts back the parts that are set now, as they will be then."""
         before = {**vars(self), "metrics": dict(self.metrics)}
-        return lambda: vars(self).update(before)
+        put_flags_back = remember_flags(self.optimizer)
+
+        def put_back() -> None:
+            vars(self).update(before)
+            put_flags_back()
+
+        return put_back
 
     def compile(self) -> None:
         """Call model and loss through ``torch.compile`` from now on; weights stay the module's.

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from fitkit.checkpointing.plain import DEEPEST
+from fitkit.core.devices import DEEPEST
 from fitkit.core.errors import (
     CheckpointError,
     CheckpointNotFoundError,

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fitkit.core.devices import DEEPEST
 from fitkit.core.errors import CheckpointError
 from fitkit.runtime.pieces import is_piece
 
 Place = Callable[[Tensor], Tensor]
 
 TAG = "__fitkit__"
-DEEPEST = 100  # levels of containers
 _ATOMS = (type(None), bool, int, float, complex, str, bytes)
 _SIMPLE = frozenset(_ATOMS) - {bytes}
 _ARRAY_TYPES = frozenset(

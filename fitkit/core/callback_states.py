@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from fitkit.core.callback import Callback
-from fitkit.core.devices import moved, paths_off_host
+from fitkit.core.devices import moved, on_host, paths_off_host, placed_like
 from fitkit.core.errors import CheckpointError, add_note, listed
+from fitkit.core.tree import map_tensors
 
 _HOST = torch.device("cpu")
 
@@ -108,18 +109,16 @@ class CallbackStates:
         """
         here, run, departed = list(self._callbacks), self._run, self.departed
         unclaimed, restored = dict(self.unclaimed), set(self._restored)
-        held = [
-            (callback, dict(vars(callback)), copy.deepcopy(entry_of(callback))) for callback in here
-        ]
+        held = [(callback, dict(vars(callback)), _kept(callback, heard=heard)) for callback in here]
 
         def undo() -> None:
-            for callback, attributes, entry in held:
+            for callback, attributes, kept in held:
                 vars(callback).clear()
                 vars(callback).update(attributes)
                 # one with a way of its own; if it refused its state, it has changed nothing
                 has_own_way = not callback.state_fields and id(callback) in self._restored
-                if entry is not None and (heard or has_own_way):
-                    callback.load_state_dict(entry["state"])
+                if kept is not None and (heard or has_own_way):
+                    callback.load_state_dict(placed_like(*kept))
             self._callbacks, self._run, self.departed = here, run, departed
             self.unclaimed, self._restored = unclaimed, restored
 
@@ -153,6 +152,17 @@ class CallbackStates:
             raise
         del self.unclaimed[key]
         self._restored.add(id(callback))
+
+
+def _kept(callback: Callback, *, heard: bool) -> tuple[Any, Any] | None:
+    """A copy of a callback's state in memory of the host, with the state itself.
+
+    ``None`` where there is none, or where putting back the attributes puts back the state.
+    """
+    entry = entry_of(callback) if heard or not callback.state_fields else None
+    if entry is None:
+        return None
+    return copy.deepcopy(map_tensors(on_host, entry["state"])), entry["state"]
 
 
 def entry_of(callback: Callback) -> dict[str, Any] | None:

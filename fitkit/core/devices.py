@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 from fitkit.core.tree import rebuild_mapping
 
 Path = tuple[Hashable, ...]
+
+DEEPEST = 100  # levels of containers in a checkpoint
+_ATOMS = frozenset((type(None), bool, int, float, str))
 
 WITH_FLOAT64 = ("cpu", "cuda")
 WITH_PINNED_COPIES = ("cuda", "xpu")
@@ -50,15 +53,7 @@ def on_host(tensor: Tensor) -> Tensor:
 
 def paths_off_host(state: Any) -> list[list[Hashable]]:
     """Where in nested dicts and sequences the tensors of an accelerator are."""
-    found: list[list[Hashable]] = []
-
-    def note(path: Path, tensor: Tensor) -> Tensor:
-        if not is_on_host(tensor):
-            found.append(list(path))
-        return tensor
-
-    _map_tensors(note, state)
-    return found
+    return [list(path) for path, tensor in _tensors(state) if not is_on_host(tensor)]
 
 
 def moved(state: Any, paths: Iterable[Iterable[Hashable]], device: torch.device) -> Any:
@@ -77,14 +72,20 @@ def moved(state: Any, paths: Iterable[Iterable[Hashable]], device: torch.device)
 
 def placed_like(state: Any, own: Any) -> Any:
     """``state`` with every tensor on the device of the one at the same place in ``own``."""
-    devices: dict[Path, torch.device] = {}
-
-    def note(path: Path, tensor: Tensor) -> Tensor:
-        devices[path] = tensor.device
-        return tensor
-
-    _map_tensors(note, own)
+    devices = {path: tensor.device for path, tensor in _tensors(own)}
     return _map_tensors(lambda path, one: one.to(devices.get(path, one.device)), state)
+
+
+def _tensors(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """Every tensor with its place, as deep as a checkpoint can hold it."""
+    if isinstance(tree, Tensor):
+        yield path, tree
+    elif len(path) < DEEPEST:
+        is_mapping = isinstance(tree, Mapping)
+        if is_mapping or isinstance(tree, (list, tuple, deque)):
+            for key, item in tree.items() if is_mapping else enumerate(tree):
+                if type(item) not in _ATOMS:  # most of a history
+                    yield from _tensors(item, (*path, key))
 
 
 def _map_tensors(function: Callable[[Path, Tensor], Any], tree: Any, path: Path = ()) -> Any:
@@ -98,5 +99,8 @@ def _map_tensors(function: Callable[[Path, Tensor], Any], tree: Any, path: Path 
         items = [_map_tensors(function, item, (*path, key)) for key, item in enumerate(tree)]
         if isinstance(tree, deque):
             return deque(items, tree.maxlen)
-        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+        if type(tree) in (list, tuple):
+            return type(tree)(items)
+        # others may be made in a way of their own
+        return type(tree)(*items) if hasattr(tree, "_fields") else tree
     return tree

@@ -12,9 +12,10 @@ from torch import Tensor
 from fitkit.core.devices import is_on_host
 from fitkit.core.errors import CheckpointError, ConfigurationError, DataError, listed
 from fitkit.core.types import StepOutput
+from fitkit.metrics.mean_sums import MeanSums, sums_of
 from fitkit.metrics.metric import Metric, as_scalar, is_reserved
 from fitkit.metrics.stateful import StatefulMetric, accumulates
-from fitkit.metrics.sums import MeanSums, MetricSums, WeightedMean, sums_of
+from fitkit.metrics.sums import MetricSums, WeightedMean
 
 Meter = WeightedMean | MetricSums | StatefulMetric
 
@@ -187,7 +188,7 @@ class Meters:
 
 
 def _read(parts: list[tuple[Tensor, list[float]]]) -> list[Tensor]:
-    """Each meter's sums as one vector on the host; the device is read once."""
+    """Each meter's sums as one vector on the host; those on a device are read in one go."""
     there = [sums for sums, _ in parts if not is_on_host(sums)]
     read = iter(
         torch.cat(there).cpu().split_with_sizes([len(one) for one in there]) if there else ()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fitkit.core.devices import accumulation_dtype
+from fitkit.core.devices import accumulation_dtype, is_on_host
 from fitkit.core.errors import ConfigurationError, DataError
 from fitkit.metrics.stateful import accumulates
 
@@ -20,8 +21,8 @@ class Metric(ABC):
     """A metric whose statistics can be added: over batches, and over processes.
 
     A subclass says what to add up (``update``) and what the sums mean (``compute``). It keeps no
-    state itself. On an accelerator, tensors that ``update`` makes without naming a device are made
-    there; a number costs less than a tensor that is made of it.
+    state itself. Where ``update`` mixes outputs of an accelerator with tensors that it makes, and
+    names no device, those are made there; a number costs less than a tensor that is made of it.
 
     >>> class MeanOutput(Metric):
     ...     def update(self, outputs, targets):
@@ -104,27 +105,36 @@ def as_statistics(name: str, value: Any) -> Tensor:
         DataError: it is anything else.
     """
     if isinstance(value, (tuple, list)):
-        first = next((one for one in value if isinstance(one, Tensor)), torch.zeros(()))
-        dtype = accumulation_dtype(first.device)
         if value and all(_is_number(one) for one in value):
-            scalars = [
-                one.reshape(()).to(dtype)
-                if isinstance(one, Tensor)
-                else torch.full((), float(one), dtype=dtype, device=first.device)
-                for one in value
-            ]
-            return torch.stack(scalars).detach()
-    elif isinstance(value, Tensor) and value.ndim == 1:
+            return _stacked(value).detach()
+    elif isinstance(value, Tensor) and value.ndim == 1 and not value.is_complex():
         return value.detach()
-    shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+    shape = f" of shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else ""
     raise DataError(
         f"update of metric {name!r} must return a tensor of shape (statistics,), or a sequence of "
-        f"numbers and scalar tensors; received a {type(value).__name__}{shape}."
+        f"numbers and scalar tensors, all of them real; received a {type(value).__name__}{shape}."
     )
 
 
 def _is_number(value: Any) -> bool:
-    return value.numel() == 1 if isinstance(value, Tensor) else hasattr(value, "__float__")
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    return isinstance(value, Real)
+
+
+def _stacked(scalars: Sequence[Tensor | float]) -> Tensor:
+    """Numbers and scalar tensors as one vector, on the device where any of them is."""
+    devices = [one.device for one in scalars if isinstance(one, Tensor) and not is_on_host(one)]
+    device = devices[0] if devices else torch.device("cpu")
+    dtype = accumulation_dtype(device)
+    return torch.stack(
+        [
+            one.reshape(()).to(dtype).to(device)
+            if isinstance(one, Tensor)
+            else torch.full((), float(one), dtype=dtype, device=device)
+            for one in scalars
+        ]
+    )
 
 
 def is_reserved(name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitkit.core.devices import has_float64
+from fitkit.core.devices import has_float64, is_on_host
 
 # Values wait in a list and are added in one operation when so many have come: a step then costs an
 # append, not an addition on the device. Saving keeps the list as it is, so that the order of
@@ -46,7 +46,9 @@ class RunningSum:
 
     def add(self, row: Any, weight: int = 1) -> None:
         """Add one row: a number, or a tensor of the shape of the others."""
-        if self._at_once and not self._weights and has_float64(row.device):
+        if self._at_once and has_float64(row.device):
+            if self._restored is not None:  # rows of a device without float64 may have another form
+                self._total, self._restored, self._weights = self.total(), None, []
             wide = row.to(torch.float64)
             sums = wide if self._add_up is None else self._add_up(wide[None], [weight])
             self._total = self._with(sums)
@@ -109,11 +111,13 @@ def _stacked(rows: list[Any]) -> Tensor:
 
 
 def weighted_sum(values: Tensor, weights: list[int]) -> Tensor:
-    """The sum of ``values`` times ``weights``, which are not copied to the device."""
-    ends = [n for n in range(1, len(weights)) if weights[n] != weights[n - 1]]
-    begins = [0, *ends]
-    parts = [values[a:b] * weights[a] for a, b in zip(begins, [*ends, len(weights)], strict=True)]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).sum()
+    """The sum of ``values`` times ``weights``; a device does not have to be waited for."""
+    if len(set(weights)) == 1:
+        return (values * weights[0]).sum()
+    factors = torch.tensor(weights, dtype=torch.float64)
+    if not is_on_host(values):
+        factors = factors.pin_memory().to(values.device, non_blocking=True)
+    return (values * factors).sum()
 
 
 def is_vector(value: Any, *, ndim: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 from fitkit.core.devices import accumulation_dtype
 from fitkit.core.errors import CheckpointError, DataError
 from fitkit.core.logs import Deferred
-from fitkit.metrics.metric import MeanMetric, Metric, as_statistics
-from fitkit.metrics.running_sum import FOLD_AFTER, RunningSum, is_vector, weighted_sum
+from fitkit.metrics.metric import Metric, as_statistics
+from fitkit.metrics.running_sum import RunningSum, is_vector, weighted_sum
 
 
 class WeightedMean:
@@ -79,6 +79,7 @@ class MetricSums:
     def __init__(self, metric: Metric, device: torch.device) -> None:
         self.metric = metric
         self._device = device
+        self._needs_device = False
         is_plain = type(metric).add_up is Metric.add_up
         self._add_up = None if is_plain else lambda rows, _: metric.add_up(rows)
         self.reset()
@@ -88,13 +89,27 @@ class MetricSums:
         self._rows = RunningSum(self._add_up, at_once=True)
         self._num_statistics: int | None = None
 
-    def _measuring(self) -> AbstractContextManager[Any]:
-        """Inside ``with`` tensors that a user's metric makes are on the device of the outputs."""
-        return nullcontext() if self._device.type == "cpu" else self._device
+    def _measured(self, measure: Callable[[Any, Any], Any], outputs: Any, targets: Any) -> Any:
+        """What the metric says of a batch, with the device as torch's default where it needs that.
+
+        Many write ``torch.tensor(...)`` beside outputs, which are on an accelerator; others compute
+        on the host, where such a default would be in the way. The first batch shows which it is.
+        """
+        if self._needs_device:
+            with self._device:
+                return measure(outputs, targets)
+        try:
+            return measure(outputs, targets)
+        except RuntimeError:
+            if self._device.type == "cpu":
+                raise
+        with self._device:
+            found = measure(outputs, targets)
+        self._needs_device = True
+        return found
 
     def _statistics(self, name: str, outputs: Any, targets: Any) -> Tensor:
-        with self._measuring():
-            row = as_statistics(name, self.metric.update(outputs, targets))
+        row = as_statistics(name, self._measured(self.metric.update, outputs, targets))
         if self._num_statistics not in (None, len(row)):
             raise DataError(
                 f"update of metric {name!r} must return as many statistics for each batch, "
@@ -134,7 +149,7 @@ class MetricSums:
 
     def state_dict(self) -> dict[str, Any]:
         """The sums, and statistics that wait to be added where there are any."""
-        return _with_waiting({"sums": self._rows.added()}, self._rows.waiting())
+        return with_waiting({"sums": self._rows.added()}, self._rows.waiting())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over sums."""
@@ -143,7 +158,8 @@ class MetricSums:
         self._rows.load(sums, waiting, [1] * (0 if waiting is None else len(waiting)))
 
 
-def _with_waiting(state: dict[str, Any], waiting: Tensor | None) -> dict[str, Any]:
+def with_waiting(state: dict[str, Any], waiting: Tensor | None) -> dict[str, Any]:
+    """A state of sums, and the rows that wait to be added to them where there are any."""
     return state if waiting is None else {**state, "waiting": waiting}
 
 
@@ -158,100 +174,3 @@ def checked_sums(state_dict: dict[str, Any], *, ndim: int) -> tuple[Tensor | Non
     if not fits or not (waiting is None or is_vector(waiting, ndim=ndim)):
         raise CheckpointError("the sums of a metric in the checkpoint are no vector of numbers.")
     return sums, waiting
-
-
-def sums_of(metric: Metric, device: torch.device) -> MetricSums:
-    """What adds up ``metric``, by the shorter way where its statistics are those of a mean."""
-    is_mean = getattr(metric.update, "__func__", None) is MeanMetric.update
-    if is_mean and isinstance(metric, MeanMetric):
-        return MeanSums(metric, device)
-    return MetricSums(metric, device)
-
-
-class MeanSums(MetricSums):
-    """The summed values of a ``MeanMetric`` and their number, which is counted without the device.
-
-    The sums are those that ``MeanMetric.update`` would give, bit for bit. Values that are true or
-    false are counted, and their counts added when ``FOLD_AFTER`` have come: they are whole numbers,
-    whose sum does not depend on the order.
-    """
-
-    def __init__(self, metric: MeanMetric, device: torch.device) -> None:
-        self._values = metric.values
-        super().__init__(metric, device)
-
-    def reset(self) -> None:
-        """Begin anew."""
-        self._rows = RunningSum(at_once=True)
-        self._number = 0
-        self._counts: list[Tensor] = []
-
-    def measure(self, name: str, outputs: Any, targets: Any) -> Deferred:
-        """Add one batch; its own value, computed when it is read."""
-        values = self._values(outputs, targets).detach()
-        number = values.numel()
-        self._number += number
-        if values.dtype is torch.bool:
-            total = values.count_nonzero()
-            self._counts.append(total)
-            if len(self._counts) >= FOLD_AFTER:
-                self._add_counts()
-        else:
-            self._add_counts()
-            total = values.to(accumulation_dtype(values.device)).sum()
-            self._rows.add(total)
-        return Deferred(lambda: self._value_of_mean(total, number))
-
-    def _value_of_mean(self, total: Tensor, number: int) -> Any:
-        return self.metric.compute(_pair(total.to(accumulation_dtype(total.device)), number))
-
-    def stand_in(self, name: str, outputs: Any, targets: Any) -> None:
-        """Add nothing; a mean always has two sums."""
-        if self.sums is None:
-            self._rows.add(torch.zeros((), dtype=torch.float64))
-
-    def _add_counts(self) -> None:
-        if self._counts:
-            self._rows.add(torch.stack(self._counts).sum())
-            self._counts = []
-
-    @property
-    def sums(self) -> Tensor | None:
-        """The sum of the values and their number; ``None`` if nothing was added."""
-        self._add_counts()
-        total = self._rows.total()
-        return None if total is None else _pair(total, self._number)
-
-    def packed(self) -> tuple[Tensor, list[float]]:
-        """What is added over processes: sums, float64, and further ones that the host knows."""
-        self._add_counts()
-        total = self._rows.total()
-        if total is None:
-            return torch.zeros(0, dtype=torch.float64), []
-        return total.reshape(1), [self._number]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The sums, and what waits to be added where there is anything."""
-        self._add_counts()
-        added, waiting = self._rows.added(), self._rows.waiting()
-        if waiting is not None and not waiting.is_floating_point():
-            added, waiting = self._rows.total(), None
-        if added is None and waiting is not None:
-            added = torch.zeros((), dtype=torch.float64)
-        sums = None if added is None else _pair(added, self._number)
-        return _with_waiting({"sums": sums}, waiting)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over sums."""
-        self.reset()
-        sums, waiting = checked_sums(state_dict, ndim=1)
-        if sums is not None:
-            if len(sums) != 2:
-                raise CheckpointError("the sums of a mean in the checkpoint are not two.")
-            total, number = sums.unbind()
-            self._rows.load(total, waiting, [1] * (0 if waiting is None else len(waiting)))
-            self._number = int(number)
-
-
-def _pair(total: Tensor, number: int) -> Tensor:
-    return torch.stack([total, torch.full_like(total, number)])

@@ -88,6 +88,42 @@ class Refuses(fitkit.Callback):
         raise ValueError("I refuse")
 
 
+class Large(fitkit.Callback):
+    """Keeps a tensor on the device, in a way of its own."""
+
+    def on_train_begin(self, logs):
+        if not hasattr(self, "kept"):
+            self.kept = torch.ones(1_000_000, device="sim")
+
+    def state_dict(self):
+        return {"kept": self.kept} if hasattr(self, "kept") else {}
+
+    def load_state_dict(self, state):
+        self.kept = state["kept"]
+
+
+def test_what_a_callback_has_is_kept_on_the_host_while_a_resume_may_fail(accelerator, tmp_path):
+    handler = make_handler()
+    handler.add_callback(large := Large())
+    handler.fit(epochs=1, **QUIET)
+    handler.save(tmp_path / "saved.pth")
+    before = large.kept
+    peak = peak_of(accelerator, lambda: handler.callbacks.remember())
+    assert peak < before.nbytes / 2
+    with pytest.raises(fitkit.CheckpointError, match="I refuse"):
+        handler.fit(callbacks=[Refuses()], resume=save_refused(tmp_path), **QUIET)
+    assert large.kept.device.type == "sim"
+    assert torch.equal(large.kept, before)
+
+
+def save_refused(folder):
+    handler = make_handler()
+    handler.add_callback(Large())
+    handler.fit(epochs=1, callbacks=[Refuses()], **QUIET)
+    handler.save(folder / "refused.pth")
+    return folder / "refused.pth"
+
+
 def test_a_resume_that_fails_leaves_the_handler_as_it_was(accelerator, tmp_path):
     handler = make_handler()
     handler.fit(epochs=1, callbacks=[Refuses()], **QUIET)

@@ -66,8 +66,20 @@ class MeanOutputInTensors(MeanOutput):
 
 class OnTheHost(MeanOutput):
     def update(self, outputs, targets):
-        values = outputs.detach().cpu()
-        return torch.stack([values.sum(), torch.tensor(float(values.numel()), device="cpu")])
+        values = outputs.detach().cpu() * torch.ones(3)
+        return torch.stack([values.sum(), torch.tensor(float(values.numel()))])
+
+
+class Weighted(fitkit.MeanMetric):
+    """A mean whose values need a tensor that the metric makes."""
+
+    def values(self, outputs, targets):
+        return outputs * torch.tensor([1.0, 2.0, 3.0])
+
+
+class MixedDevices(MeanOutput):
+    def update(self, outputs, targets):
+        return outputs.sum(), torch.tensor(2.0, device="cpu"), 3
 
 
 class Counted:
@@ -99,6 +111,8 @@ FOR_CLASSES = {
     "documented": MeanOutput,
     "of tensors": MeanOutputInTensors,
     "on the host": OnTheHost,
+    "of two devices": MixedDevices,
+    "a mean with a tensor": Weighted,
     "a function of tensors": lambda: lambda outputs, targets: outputs.softmax(1).amax(1).mean(),
     "a function of numbers": lambda: lambda outputs, targets: float(outputs.detach().mean()),
     "torchmetrics": lambda: torchmetrics.classification.MulticlassF1Score(3),
@@ -252,6 +266,42 @@ def devices_in(value):
     return [one.device for one in iterate_tensors(value)]
 
 
+class Odd(torch.optim.Optimizer):
+    """A user's own, whose state is in no form that torch knows."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for one in group["params"]:
+                state = self.state[one]
+                if not state:
+                    state["step"] = torch.zeros(2, device=one.device)
+                    state["number"], state["nothing"] = 0, None
+                state["step"] += 1
+                state["number"] += 1
+                one.sub_(one.grad * group["lr"] / state["step"].sum())
+
+
+def test_with_an_optimizer_of_one_s_own(accelerator):
+    assert_resumes_exactly(partial(make_handler, optimizer=Odd), epochs=1, every=3)
+
+
+@pytest.mark.parametrize("name", ["NAdam", "RAdam", "Adam", "Adagrad"])
+def test_a_resumed_optimizer_waits_no_more_than_a_fresh_one(name, accelerator, tmp_path):
+    def waits(resume, epochs):
+        handler = make_handler(optimizer=getattr(torch.optim, name))
+        accelerator.waits.clear()
+        handler.fit(epochs=epochs, progress_bar=False, resume=resume)
+        handler.save(tmp_path / "saved.pth")
+        return sum(kind == "_local_scalar_dense" for kind, _ in accelerator.waits)
+
+    fresh = waits(None, 1)
+    assert waits(tmp_path / "saved.pth", 2) <= fresh + 1
+
+
 # ---- callbacks ----------------------------------------------------------------------------------
 
 
@@ -364,6 +414,23 @@ def test_a_run_goes_on_on_a_device_of_another_index(first, second, accelerator, 
     assert rest.device == torch.device(second) == rest.module.weight.device
     assert torch.sim.current_device() == torch.device(second).index
     assert torch.equal(rest.module.weight.cpu(), whole.module.weight.cpu())
+
+
+@pytest.mark.parametrize("kind", [*FOR_VALUES, "documented", "of tensors", "a mean with a tensor"])
+@pytest.mark.parametrize(("first", "second"), [("sim", "cpu"), ("cpu", "sim")])
+def test_an_epoch_begun_on_another_kind_of_device_is_added_up(
+    kind, first, second, accelerator, tmp_path
+):
+    """The parts of an epoch add up to the whole, whichever device gave them."""
+    found = {}
+    for device, resume in ((first, None), (second, tmp_path / "4.pth")):
+        make = {**FOR_CLASSES, **FOR_VALUES}[kind]
+        handler = make_handler([make()], values=kind in FOR_VALUES, device=device, lr=0.0)
+        handler.module[2].p = 0.0
+        saver = fitkit.ModelCheckpoint(str(tmp_path / "{global_step}.pth"), save_freq=4)
+        handler.fit(epochs=1, progress_bar=False, callbacks=[saver], resume=resume)
+        found[device] = handler.history.history["m0"]
+    assert found[first] == pytest.approx(found[second], rel=1e-5)
 
 
 def test_from_the_device_to_the_cpu_and_back(accelerator, tmp_path, caplog):

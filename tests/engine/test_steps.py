@@ -13,7 +13,7 @@ from torch import nn
 
 from fitkit import Callback, ConfigurationError, DataError, Event, FitkitError, StepOutput
 from fitkit.callbacks.lambda_callback import LambdaCallback
-from fitkit.compiled_steps import CompiledSteps
+from fitkit.compiled_steps import CompiledSteps, remember_flags
 
 
 def fit(handler, data, **options):
@@ -570,7 +570,7 @@ class OnCuda(nn.Parameter):
     is_cuda = True
 
 
-def test_compiled_steps_count_on_the_device_from_the_first_one_on(make_handler, monkeypatch):
+def test_compiled_steps_count_on_the_device_from_the_first_one_on(monkeypatch):
     """As torch's compiler has it where the optimizer has no state yet, but not after a resume."""
     monkeypatch.setattr(torch, "compile", lambda function: function)
     here = torch.optim.Adam([nn.Parameter(torch.ones(2))])
@@ -578,11 +578,30 @@ def test_compiled_steps_count_on_the_device_from_the_first_one_on(make_handler, 
     plain = torch.optim.SGD([OnCuda(torch.ones(2))])
     for optimizer in (here, there, plain):
         CompiledSteps(optimizer)
-    assert [one.param_groups[0].get("capturable") for one in (here, there, plain)] == [
-        False,
-        True,
-        None,
-    ]
+    flags = [one.param_groups[0].get("capturable") for one in (here, there, plain)]
+    assert flags == [False, True, None]
+
+
+def test_flags_that_compiled_steps_set_are_put_back():
+    optimizer = torch.optim.Adam([nn.Parameter(torch.ones(2))])
+    put_back = remember_flags(optimizer)
+    optimizer.param_groups[0]["capturable"] = True
+    put_back()
+    assert optimizer.param_groups[0]["capturable"] is False
+    remember_flags(None)()
+
+
+def test_compiled_steps_take_counters_of_a_resume_along(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    parameter = OnCuda(torch.ones(2))
+    optimizer = torch.optim.NAdam([parameter])
+    moved = []
+    monkeypatch.setattr(
+        "fitkit.compiled_steps.move_counters", lambda state, device: moved.append((state, device))
+    )
+    optimizer.state[parameter] = {"step": torch.tensor(3.0)}
+    CompiledSteps(optimizer)
+    assert moved == [(optimizer.state[parameter], parameter.device)]
 
 
 def test_hooks_may_set_gradients_before_the_step(make_handler, make_data, weights):

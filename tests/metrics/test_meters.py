@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,7 +24,8 @@ from fitkit import (
     TopKAccuracy,
 )
 from fitkit.metrics.meters import Meters
-from fitkit.metrics.sums import FOLD_AFTER, WeightedMean
+from fitkit.metrics.running_sum import FOLD_AFTER
+from fitkit.metrics.sums import WeightedMean
 
 torchmetrics = pytest.importorskip("torchmetrics")
 
@@ -240,7 +242,21 @@ def test_numpy_numbers_may_come_too():
     assert meters.compute()["mine"] == 0.5
 
 
-@pytest.mark.parametrize("statistics", [torch.tensor(1.0), torch.zeros(2, 2), 1.0, None])
+@pytest.mark.parametrize(
+    "statistics",
+    [
+        torch.tensor(1.0),
+        torch.zeros(2, 2),
+        torch.zeros(2, dtype=torch.complex64),
+        1.0,
+        None,
+        (),
+        (1.0, "2"),
+        (1.0, np.ones(2)),
+        [torch.ones(2), 1.0],
+    ],
+    ids=str,
+)
 def test_statistics_must_be_a_vector(statistics):
     class Bad(Metric):
         def update(self, outputs, targets):
@@ -395,3 +411,35 @@ def test_means_of_outputs_with_a_graph_carry_none():
     batch = meters.update(output(outputs.requires_grad_(), targets), 3)
     assert not batch["mse"]().requires_grad
     assert not meters.state_dict()["metrics"]["mse"]["sums"].requires_grad
+
+
+@pytest.mark.parametrize(
+    "statistics", [(3.0, 2), [torch.tensor(3.0), torch.tensor([2])], (np.float32(3.0), np.int64(2))]
+)
+def test_statistics_may_come_one_by_one(statistics):
+    class OneByOne(Metric):
+        def update(self, outputs, targets):
+            return statistics
+
+        def compute(self, sums):
+            return sums[0] / sums[1]
+
+    meters = Meters({"m": OneByOne()}, CPU)
+    for _ in range(3):
+        meters.update(StepOutput(torch.tensor(0.0), torch.zeros(2)), 2)
+    assert meters.compute()["m"] == 1.5
+    assert meters.state_dict()["metrics"]["m"]["sums"].tolist() == [9.0, 6.0]
+
+
+def test_as_many_statistics_for_each_batch():
+    class Changing(Metric):
+        def update(self, outputs, targets):
+            return [1.0] * len(outputs)
+
+        def compute(self, sums):
+            return sums[0]
+
+    meters = Meters({"m": Changing()}, CPU)
+    meters.update(StepOutput(torch.tensor(0.0), torch.zeros(2)), 2)
+    with pytest.raises(DataError, match=r"'m' must return as many statistics .* 3 after 2"):
+        meters.update(StepOutput(torch.tensor(0.0), torch.zeros(3)), 3)
