@@ -90,14 +90,18 @@ def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     ]
     state = _spread(saved, optimizer)
     optimizer.load_state_dict({**saved, "param_groups": groups, "state": state})
-    # a counter that is elsewhere than in a fresh optimizer makes each step wait for the device
+    if _is_of_torch(optimizer):
+        _place_counters(optimizer)
+
+
+def _place_counters(optimizer: Optimizer) -> None:
+    """Put counters where a fresh optimizer has them; elsewhere, steps would wait for the device."""
+    always = type(optimizer) is ASGD
     for group in optimizer.param_groups:
+        is_on_device = always or group.get("fused") or group.get("capturable")
         for parameter in group["params"]:
-            if _is_of_torch(optimizer):
-                is_counted_there = group.get("fused") or group.get("capturable")
-                is_counted_there = is_counted_there or type(optimizer) is ASGD
-                device = parameter.device if is_counted_there else torch.device("cpu")
-                move_counters(optimizer.state.get(parameter, {}), device)
+            device = parameter.device if is_on_device else torch.device("cpu")
+            move_counters(optimizer.state.get(parameter, {}), device)
 
 
 def _spread(saved: dict[str, Any], optimizer: Optimizer) -> dict[Any, Any]:

@@ -96,7 +96,7 @@ class MeanSums(MetricSums):
             if len(sums) != 2:
                 raise CheckpointError("the sums of a mean in the checkpoint are not two.")
             total, number = sums.unbind()
-            self._rows.load(total, waiting, [1] * (0 if waiting is None else len(waiting)))
+            self._rows.load(total, waiting)
             self._number = int(number)
 
 

@@ -34,10 +34,20 @@ class RunningSum:
     def __init__(self, add_up: AddUp | None = None, *, at_once: bool) -> None:
         self._add_up = add_up
         self._at_once = at_once
-        self.load(None, None, [])
+        self.load(None, None)
 
-    def load(self, total: Tensor | None, waiting: Tensor | None, weights: list[int]) -> None:
-        """Begin with what was added before: its sum, and rows that are yet to be added."""
+    def load(
+        self, total: Tensor | None, waiting: Tensor | None, weights: list[int] | None = None
+    ) -> None:
+        """Begin with what was added before: its sum, and rows that are yet to be added.
+
+        Args:
+            total: the sum.
+            waiting: the rows, as one tensor.
+            weights: their weights; ``None``: each is 1.
+        """
+        if weights is None:
+            weights = [] if waiting is None else [1] * len(waiting)
         self._total = total
         self._blocks: list[tuple[Tensor, list[int]]] = []
         self._restored = waiting
@@ -47,8 +57,9 @@ class RunningSum:
     def add(self, row: Any, weight: int = 1) -> None:
         """Add one row: a number, or a tensor of the shape of the others."""
         if self._at_once and has_float64(row.device):
-            if self._restored is not None:  # rows of a device without float64 may have another form
-                self._total, self._restored, self._weights = self.total(), None, []
+            if self._weights:  # rows of a device without float64 may have another form
+                self._close_block()
+                self._add_blocks()
             wide = row.to(torch.float64)
             sums = wide if self._add_up is None else self._add_up(wide[None], [weight])
             self._total = self._with(sums)
@@ -56,11 +67,16 @@ class RunningSum:
         self._rows.append(row)
         self._weights.append(weight)
         if len(self._weights) >= FOLD_AFTER:
-            block, weights = self.waiting(), self._weights
-            self._restored, self._rows, self._weights = None, [], []
-            self._blocks.append((block, weights))
+            block = self._close_block()
             if has_float64(block.device) or len(self._blocks) >= FOLD_AFTER:
                 self._add_blocks()
+
+    def _close_block(self) -> Tensor:
+        """Make a block of the rows that wait."""
+        block: Tensor = self.waiting()
+        self._blocks.append((block, self._weights))
+        self._restored, self._rows, self._weights = None, [], []
+        return block
 
     def waiting(self) -> Any:
         """The rows that are yet to be added, as one tensor; ``None`` without any."""

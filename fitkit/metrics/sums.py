@@ -155,7 +155,7 @@ class MetricSums:
         """Take over sums."""
         sums, waiting = checked_sums(state_dict, ndim=2)
         self.reset()
-        self._rows.load(sums, waiting, [1] * (0 if waiting is None else len(waiting)))
+        self._rows.load(sums, waiting)
 
 
 def with_waiting(state: dict[str, Any], waiting: Tensor | None) -> dict[str, Any]:

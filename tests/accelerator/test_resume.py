@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import fitkit
 from fitkit.contents import load_optimizer
 from fitkit.core.tree import iterate_tensors
+from fitkit.metrics.running_sum import RunningSum
 from fitkit.metrics.sums import WeightedMean
 from fitkit.testing import assert_resumes_exactly, differences
 
@@ -475,3 +476,11 @@ def test_sums_that_an_earlier_version_saved_in_float64_go_on(accelerator):
         mean.add(torch.tensor(1.0, device="sim"), 1)
     found, weight = mean.sums()
     assert (float(found), weight) == (3.0 + 0.25 + 1.0 + 70.0, 77)
+
+
+def test_rows_of_the_device_and_of_the_host_are_each_added_once(accelerator):
+    rows = RunningSum(at_once=True)
+    rows.load(torch.tensor(1.0, dtype=torch.float64), torch.tensor([2.0, 4.0]))
+    for number, device in enumerate(("sim", "sim", "cpu", "sim", "cpu", "cpu"), start=3):
+        rows.add(torch.tensor(2.0**number, device=device))
+    assert float(rows.total()) == 7.0 + sum(2.0**number for number in range(3, 9))
