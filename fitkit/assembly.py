@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset
 
 from fitkit.agreement import Agreement
-from fitkit.capturing import capture_of
 from fitkit.compiled_steps import CompiledSteps
 from fitkit.core.errors import ConfigurationError, Preempted
 from fitkit.data.fetching import is_map_style
 from fitkit.data.in_memory import is_in_memory
 from fitkit.data.loaders import DataSpec, batch_size_of, split_off_validation
 from fitkit.data.spec import loader_settings, require_rereadable
-from fitkit.engine.capture import CapturedStep
 from fitkit.engine.run import FitRun, Phase
 from fitkit.engine.schedule import Schedule
 from fitkit.engine.steps import TrainStep
@@ -71,8 +68,8 @@ def fit_run(
     state = handler.state
     train_spec, validation_spec = training_specs(handler, options)
     parts = handler.parts
-    if options.compile:
-        parts.compile()
+    if options.compile_options is not None:
+        parts.compile(options.compile_options)
     precision = make_precision(options.precision, parts.device)
     schedule = _schedule(handler, has_validation=validation_spec is not None)
     train, validation = _passes(handler, options, train_spec, validation_spec)
@@ -148,8 +145,7 @@ def _train_step(
     parts = handler.parts
     parallel = handler.parallel
     parts.wrapped = model = parallel.wrap(parts.model)
-    kind = partial(CapturedStep, capture=capture_of(handler)) if options.capture else TrainStep
-    return kind(
+    return TrainStep(
         forward_of(handler, precision, parts.train_step, model),
         parts.module,
         parts.optimizer,
@@ -168,8 +164,9 @@ def _train_step(
 
 def _stepper(handler: NNHandler, options: FitOptions, precision: Precision) -> CompiledSteps | None:
     is_alone = handler.world.size == 1  # others may have parts of parameters
-    is_compiled = options.compile and is_alone and not precision.reads_to_step
-    return handler.parts.compiled_optimizer() if is_compiled else None
+    if options.compile_options is None or not is_alone or precision.reads_to_step:
+        return None
+    return handler.parts.compiled_optimizer(options.compile_options)
 
 
 def _blame(handler: NNHandler) -> Callable[[BaseException], BaseException]:

@@ -1,8 +1,9 @@
-"""CompiledSteps: an optimizer's steps through torch.compile, where that gains anything."""
+"""torch.compile: its options, checked, and an optimizer's steps through it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,12 +11,71 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fitkit.contents import move_counters
+from fitkit.core.errors import ConfigurationError, did_you_mean, listed
+
+# What ``fit(compile={...})`` takes: the name of an option, how its type is called, and the test.
+_OPTIONS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "backend": ("a name or a function", lambda value: isinstance(value, str) or callable(value)),
+    "disable": ("a bool", lambda value: isinstance(value, bool)),
+    "dynamic": ("a bool or None", lambda value: value is None or isinstance(value, bool)),
+    "fullgraph": ("a bool", lambda value: isinstance(value, bool)),
+    "mode": ("a string or None", lambda value: value is None or isinstance(value, str)),
+    "options": ("a dict or None", lambda value: value is None or isinstance(value, dict)),
+}
+
+
+def require_compile_options(value: Any) -> None:
+    """Fail unless ``value`` is a bool or a dict of options that ``torch.compile`` takes.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if isinstance(value, bool):
+        return
+    if not isinstance(value, dict):
+        raise ConfigurationError(
+            f"compile must be True, False or a dict of options of torch.compile, received "
+            f"{value!r}: pass for instance {{'mode': 'reduce-overhead'}}."
+        )
+    for name, given in value.items():
+        if name not in _OPTIONS:
+            raise ConfigurationError(
+                f"compile takes the options {listed(_OPTIONS)} of torch.compile, received "
+                f"{name!r}: leave it out." + did_you_mean(str(name), _OPTIONS)
+            )
+        kind, fits = _OPTIONS[name]
+        if not fits(given):
+            raise ConfigurationError(
+                f"compile[{name!r}] must be {kind}, as torch.compile documents it, received "
+                f"{given!r}."
+            )
+    try:
+        compiled(lambda: None, value)  # torch looks at values before it compiles
+    except Exception as error:
+        raise ConfigurationError(
+            f"torch.compile does not take compile={value!r}: {str(error)[:200]} Pass options as "
+            f"torch.compile documents them."
+        ) from error
+
+
+def compiled(function: Any, options: Mapping[str, Any]) -> Any:
+    """``torch.compile(function, **options)``; ``options`` stay as they are."""
+    # torch takes entries out of the inner dict
+    own: dict[str, Any] = {
+        name: dict(one) if isinstance(one, dict) else one for name, one in options.items()
+    }
+    return torch.compile(function, **own)
 
 
 class CompiledSteps:
-    """An optimizer whose ``step`` goes through ``torch.compile``."""
+    """An optimizer whose ``step`` goes through ``torch.compile``.
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    Of the options of ``fit(compile=...)`` it takes ``backend`` and ``disable`` alone. A step is not
+    one graph, as ``fullgraph`` would have it; and in CUDA graphs of its own it would free the
+    outputs of the model, which metrics read after it.
+    """
+
+    def __init__(self, optimizer: Optimizer, options: Mapping[str, Any]) -> None:
         self.optimizer = optimizer
         for group in optimizer.param_groups:
             # torch's compiler does so before a first step, but not after a resume
@@ -23,7 +83,8 @@ class CompiledSteps:
                 group["capturable"] = True
                 for parameter in group["params"]:
                     move_counters(optimizer.state.get(parameter, {}), parameter.device)
-        self.step = torch.compile(optimizer.step)
+        own = {name: options[name] for name in ("backend", "disable") if name in options}
+        self.step = compiled(optimizer.step, own)
 
 
 def is_worth_compiling(optimizer: Optimizer, scheduler: LRScheduler | None) -> bool:

@@ -286,8 +286,7 @@ class NNHandler(GenerativeHandler):
         gradient_clipping_norm: float | None = None,
         gradient_clipping_value: float | None = None,
         ema_decay: float = 0.0,
-        compile: bool = False,  # noqa: A002 - the name that torch users know
-        capture: bool = False,
+        compile: bool | dict[str, Any] = False,  # noqa: A002 - the name that torch users know
         seed: int | None = None,
         progress_bar: bool = True,
         save_on_last_epoch: bool = True,
@@ -318,8 +317,8 @@ class NNHandler(GenerativeHandler):
             gradient_clipping_norm: largest total 2-norm of the gradients.
             gradient_clipping_value: largest absolute value of a gradient.
             ema_decay: above 0: evaluate, predict and keep an average of the weights (``EMA``).
-            compile: run the step through ``torch.compile``.
-            capture: record the step as a CUDA graph and replay it; CUDA only.
+            compile: run the step through ``torch.compile``; a dict holds options of it, such as
+                ``{"mode": "reduce-overhead"}``, which uses CUDA graphs.
             seed: as in the constructor, from this call on.
             progress_bar: show one.
             save_on_last_epoch: ``auto_save`` also saves the last epoch.

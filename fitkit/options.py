@@ -12,6 +12,7 @@ from typing import Any
 from fitkit.callbacks.ema import EMA
 from fitkit.callbacks.progress_bar import ProgressBar
 from fitkit.callbacks.timer import Timer
+from fitkit.compiled_steps import require_compile_options
 from fitkit.core.callback import Callback
 from fitkit.core.checks import require_count, require_number
 from fitkit.core.errors import ConfigurationError
@@ -36,8 +37,7 @@ class FitOptions:
     gradient_clipping_norm: float | None = None
     gradient_clipping_value: float | None = None
     ema_decay: float = 0.0
-    compile: bool = False
-    capture: bool = False
+    compile: bool | dict[str, Any] = False
     seed: int | None = None
     progress_bar: bool = True
     save_on_last_epoch: bool = True
@@ -60,6 +60,7 @@ class FitOptions:
         for name in ("gradient_clipping_norm", "gradient_clipping_value"):
             _require_positive(name, getattr(self, name))
         require_number("ema_decay", self.ema_decay)
+        require_compile_options(self.compile)
         require_number("validation_split", self.validation_split)
         if self.seed is not None:
             require_count("seed", self.seed, minimum=0)
@@ -73,6 +74,13 @@ class FitOptions:
             raise ConfigurationError(
                 "validation_split and validation_data were both given: pass one of them."
             )
+
+    @property
+    def compile_options(self) -> dict[str, Any] | None:
+        """The options of ``torch.compile``; ``None``: nothing is compiled."""
+        if isinstance(self.compile, dict):
+            return self.compile
+        return {} if self.compile else None
 
     def for_fast_dev_run(self) -> FitOptions:
         """As many batches of training and of validation as were asked for, in one epoch."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fitkit.compiled_steps import CompiledSteps, is_worth_compiling, remember_flags
+from fitkit.compiled_steps import CompiledSteps, compiled, is_worth_compiling, remember_flags
 from fitkit.core.errors import ConfigurationError, did_you_mean, listed
 from fitkit.core.tree import map_tensors
 from fitkit.core.types import ModelType
@@ -91,6 +91,7 @@ class Parts:
         self.model: nn.Module = self.module
         self.wrapped: nn.Module | None = None
         self._compiled: Callable[[Any, Any], tuple[Tensor, Any]] | None = None
+        self._compile_options: Mapping[str, Any] | None = None
         self._steps: CompiledSteps | None = None
         self.optimizer_spec: Described | None = None
         self.parameter_groups: ParameterGroups | None = None
@@ -118,15 +119,15 @@ class Parts:
 
         return put_back
 
-    def compile(self) -> None:
+    def compile(self, options: Mapping[str, Any]) -> None:
         """Call model and loss through ``torch.compile`` from now on; weights stay the module's.
 
         They are one function, so that torch compiles the backward pass of both as another.
         """
-        if self.model is self.module:
-            compiled: Any = torch.compile(self.module)
-            self.model = compiled
-            self._compiled = torch.compile(self._loss_and_outputs)
+        if options != self._compile_options:
+            self._compile_options, self._steps = dict(options), None
+            self.model = compiled(self.module, options)
+            self._compiled = compiled(self._loss_and_outputs, options)
 
     @property
     def compiled_loss(self) -> Callable[[Any, Any], tuple[Tensor, Any]] | None:
@@ -140,12 +141,12 @@ class Parts:
         outputs = call_model(self.module, inputs)
         return self.loss.function(outputs, targets, **self.loss.kwargs), outputs  # type: ignore[union-attr]
 
-    def compiled_optimizer(self) -> CompiledSteps | None:
+    def compiled_optimizer(self, options: Mapping[str, Any]) -> CompiledSteps | None:
         """Steps of the optimizer through ``torch.compile``; ``None`` where that gains nothing."""
         if self.optimizer is None or not is_worth_compiling(self.optimizer, self.scheduler):
             return None
         if self._steps is None or self._steps.optimizer is not self.optimizer:
-            self._steps = CompiledSteps(self.optimizer)
+            self._steps = CompiledSteps(self.optimizer, options)
         return self._steps
 
     def set_optimizer(

@@ -147,10 +147,6 @@ class CallbackList(CallbackStates):
         """Whether any callback overrides the hook of ``event``."""
         return bool(self._table[event])
 
-    def listeners(self, event: Event) -> list[Callback]:
-        """The callbacks that override the hook of ``event``, in order."""
-        return [callback for callback, _ in self._table[event]]
-
     def fire(self, event: Event, *args: Any) -> None:
         """Let every callback that overrides the hook hear ``event``, in order."""
         hooks = self._table[event]

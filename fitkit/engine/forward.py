@@ -71,7 +71,8 @@ class Forward:
             return StepOutput(self.loss(self.model, *parts))
         if self.compiled is not None:
             loss, outputs = self.compiled(inputs, targets)
-            return StepOutput(loss, outputs, targets)
+            # meters keep losses of several batches, and CUDA graphs write each to the same memory
+            return StepOutput(loss.clone(), outputs, targets)
         outputs = self.call(self.model, inputs)
         return StepOutput(self.loss(outputs, targets), outputs, targets)
 

@@ -38,7 +38,6 @@ class WeightAverage:
         self.set_decay(decay)
         self._own: list[dict[str, Tensor]] = []  # the module's own values while swapped out
         self._num_averaged = 0
-        self._is_ahead = False
         saved = set(module.state_dict(keep_vars=True))
         # other buffers are caches, which a module may rebuild in another shape at any time
         self._buffers = {name for name, _ in module.named_buffers() if name in saved}
@@ -56,16 +55,9 @@ class WeightAverage:
         self.decay = float(decay)
         self._move = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
 
+    @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Move the average by one optimizer step of ``module``."""
-        if not self._is_ahead:
-            self.move(module)
-        self._is_ahead = False
-        self._num_averaged += 1
-
-    @torch.no_grad()
-    def move(self, module: nn.Module) -> None:
-        """The device's part of ``update``, which can be recorded after the first."""
         values = self._values(module)
         moving: dict[bool, tuple[list[Tensor], list[Tensor]]] = {False: ([], []), True: ([], [])}
         for name, average in self._average.items():
@@ -78,10 +70,7 @@ class WeightAverage:
         for averages, targets in moving.values():
             if averages:
                 self._move(averages, targets, self._num_averaged)
-
-    def has_moved(self) -> None:
-        """A recording did the device's part of the next ``update``."""
-        self._is_ahead = True
+        self._num_averaged += 1
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged state dict, with the module's own names; tensors are live, not copies."""

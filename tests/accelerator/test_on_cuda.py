@@ -27,10 +27,6 @@ ONLY_ON_A_GPU = {
     "a device that is not the first is used alone",
     "several devices train save and resume",
     "a compiled run resumes bit for bit",
-    "experimental captured steps equal usual ones",
-    "experimental captured runs resume",
-    "experimental capture beside workers pinning and saving",
-    "experimental what a captured step costs",
 }
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fitkit import Callback, Event, NNHandler
 
@@ -86,96 +83,3 @@ def weights():
         return torch.cat([p.detach().flatten().clone() for p in handler.module.parameters()])
 
     return _weights
-
-
-# ---- what stands in for CUDA graphs -------------------------------------------------------------
-
-READS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
-
-
-class Operations(TorchDispatchMode):
-    """Notes every operation with the memory that it works on; whatever it changes is put back.
-
-    As with CUDA: nothing has happened when the recording is done, a replay repeats operations and
-    not Python, with the numbers that they had, on the same memory; and reading is an error.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.operations = []
-        self.before = {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        name = function.overloadpacket.__name__
-        if name.startswith(READS):
-            raise RuntimeError(f"{name}: operation not permitted when stream is capturing")
-        for tensor in written_by(function, args, kwargs):
-            self.before.setdefault(tensor.data_ptr(), (tensor, tensor.clone()))
-        result = function(*args, **kwargs)
-        if name not in ("detach", "alias"):
-            self.operations.append((function, args, kwargs, result))
-        return result
-
-    def undo(self):
-        for tensor, values in self.before.values():
-            tensor.copy_(values)
-
-
-def written_by(function, args, kwargs):
-    """The tensors that an operation writes to."""
-    schema = function._schema.arguments
-    given = {**dict(zip((a.name for a in schema), args, strict=False)), **kwargs}
-    for argument in schema:
-        # the schema does not tell that running statistics are written to
-        is_written = argument.alias_info is not None and argument.alias_info.is_write
-        if is_written or argument.name.startswith("running_"):
-            value = given.get(argument.name)
-            yield from results_of(value)
-
-
-def results_of(value):
-    if isinstance(value, torch.Tensor):
-        return [value]
-    is_several = isinstance(value, (list, tuple))
-    return [one for part in value for one in results_of(part)] if is_several else []
-
-
-class CpuGraphs:
-    """Records and replays on the CPU; counts what it does."""
-
-    def __init__(self):
-        self.recorded = self.replayed = self.as_usual = 0
-
-    @contextmanager
-    def aside(self):
-        self.as_usual += 1
-        yield
-
-    def record(self, work, generators):
-        self.recorded += 1
-        streams = torch.get_rng_state()
-        with Operations() as recorder:
-            result = work()
-        with torch.no_grad():
-            recorder.undo()
-        torch.set_rng_state(streams)
-
-        def replay():
-            self.replayed += 1
-            with torch.no_grad():
-                for function, args, kwargs, recorded in recorder.operations:
-                    again = results_of(function(*args, **kwargs))
-                    for old, new in zip(results_of(recorded), again, strict=True):
-                        if old.data_ptr() != new.data_ptr():
-                            old.copy_(new)
-
-        return replay, result
-
-
-@pytest.fixture
-def graphs(monkeypatch):
-    """What ``capture=True`` records with in this test."""
-    graphs = CpuGraphs()
-    monkeypatch.setattr("fitkit.capturing.make_graphs", lambda device: graphs)
-    return graphs

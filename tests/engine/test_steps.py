@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fitkit import Callback, ConfigurationError, DataError, Event, FitkitError, StepOutput
+import fitkit
+from fitkit import (
+    Callback,
+    ConfigurationError,
+    DataError,
+    Event,
+    FitkitError,
+    StepOutput,
+    testing,
+)
 from fitkit.callbacks.lambda_callback import LambdaCallback
 from fitkit.compiled_steps import CompiledSteps, remember_flags
 
@@ -524,6 +533,78 @@ def test_model_and_loss_are_compiled_as_one_function(make_handler, make_data, mo
     assert "mse_loss" in both
 
 
+class Backend:
+    """A backend of torch.compile that counts its graphs and runs them as they are."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph.forward
+
+
+def test_a_dict_holds_options_of_torch_compile(make_handler, make_data, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+        usual = fit(make_handler(), make_data(8), epochs=2, compile=True).history["loss"]
+    handler, first, second = make_handler(), Backend(), Backend()
+    for backend in (first, first, second):
+        history = fit(handler, make_data(8), epochs=1, compile={"backend": backend}).history
+    assert history["loss"][:2] == usual
+    assert (first.graphs, second.graphs) == (1, 1)
+
+
+def test_a_compiled_run_resumes_exactly(make_handler, make_data):
+    def build():
+        handler = make_handler()
+        handler.add_metric("mae", fitkit.MeanAbsoluteError())
+        return handler
+
+    data, how = make_data(8), {"backend": "eager", "dynamic": False}
+    testing.assert_resumes_exactly(build, train_data=data, batch_size=4, epochs=2, compile=how)
+
+
+def test_the_optimizer_takes_no_options_that_are_for_graphs(make_handler, make_data, monkeypatch):
+    calls = []
+
+    def noting(function, **options):
+        calls.append({**options})
+        options.get("options", {}).clear()  # torch takes entries out as well
+        return function
+
+    monkeypatch.setattr(torch, "compile", noting)
+    how = {"backend": "inductor", "options": {"triton.cudagraphs": True}, "fullgraph": True}
+    handler = make_handler(optimizer=torch.optim.AdamW)
+    fit(handler, make_data(8), compile=how)
+    model, loss, step = calls[-3:]
+    assert set(model) == set(loss) == set(how)
+    assert step == {"backend": "inductor"}
+    assert how["options"] == {"triton.cudagraphs": True}
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("reduce-overhead", "must be True, False or a dict .* received 'reduce-overhead'"),
+        (1, "must be True, False or a dict"),
+        ({"mod": "default"}, "received 'mod': leave it out. Did you mean 'mode'?"),
+        ({"fullgraph": "yes"}, r"compile\['fullgraph'\] must be a bool, .* received 'yes'"),
+        ({"backend": 3}, "must be a name or a function"),
+        ({"backend": "eagre"}, "does not take .*Invalid backend: 'eagre'"),
+        ({"mode": "fast"}, "does not take .*Unrecognized mode=fast.* Pass options"),
+        ({"options": {"max_autotun": True}}, "does not take .*Unexpected optimization option"),
+    ],
+)
+def test_what_torch_compile_does_not_take_is_refused(make_handler, make_data, how, sentence):
+    handler = make_handler()
+    with pytest.raises(ConfigurationError, match=sentence) as caught:
+        fit(handler, make_data(8), compile=how)
+    assert len(str(caught.value)) < 400
+    assert handler.model is handler.module
+    assert handler.state.global_step == 0
+
+
 @pytest.mark.parametrize(
     ("optimizer", "options", "is_compiled"),
     [
@@ -559,9 +640,9 @@ def test_an_optimizer_whose_learning_rate_moves_is_not_compiled_for_each(make_ha
     monkeypatch.setattr(torch, "compile", lambda function: function)
     handler = make_handler(optimizer=torch.optim.Adam)
     handler.set_scheduler(torch.optim.lr_scheduler.StepLR, step_size=1)
-    assert handler.parts.compiled_optimizer() is None
+    assert handler.parts.compiled_optimizer({}) is None
     handler.optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
-    assert handler.parts.compiled_optimizer().optimizer is handler.optimizer
+    assert handler.parts.compiled_optimizer({}).optimizer is handler.optimizer
 
 
 class OnCuda(nn.Parameter):
@@ -577,7 +658,7 @@ def test_compiled_steps_count_on_the_device_from_the_first_one_on(monkeypatch):
     there = torch.optim.Adam([OnCuda(torch.ones(2))])
     plain = torch.optim.SGD([OnCuda(torch.ones(2))])
     for optimizer in (here, there, plain):
-        CompiledSteps(optimizer)
+        CompiledSteps(optimizer, {})
     flags = [one.param_groups[0].get("capturable") for one in (here, there, plain)]
     assert flags == [False, True, None]
 
@@ -600,7 +681,7 @@ def test_compiled_steps_take_counters_of_a_resume_along(monkeypatch):
         "fitkit.compiled_steps.move_counters", lambda state, device: moved.append((state, device))
     )
     optimizer.state[parameter] = {"step": torch.tensor(3.0)}
-    CompiledSteps(optimizer)
+    CompiledSteps(optimizer, {})
     assert moved == [(optimizer.state[parameter], parameter.device)]
 
 
