@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fitkit.checkpointing import checkpoint, files, schema
-from fitkit.core.errors import CheckpointError, ConfigurationError
+from fitkit.core.errors import CheckpointError, ConfigurationError, missing_package
 from fitkit.description import build_kwargs, rebuilding
 from fitkit.snapshot import check_weights, told_as_checkpoint_error
 
@@ -182,8 +182,6 @@ def _exporter() -> Callable[..., Any]:
     try:
         import onnxscript  # noqa: F401  torch's exporter needs it, and says so less clearly
     except ImportError as error:
-        raise ConfigurationError(
-            'the format ONNX needs packages that are not installed: pip install "fitkit[export]"'
-        ) from error
+        raise missing_package("the format ONNX", "onnx", "onnxscript") from error
     exporter: Callable[..., Any] = torch.onnx.export
     return exporter

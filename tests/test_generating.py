@@ -278,9 +278,9 @@ def test_only_score_based_models_have_an_sde():
         NNHandler(Net).set_sde(VPSDE)
 
 
-def test_without_scipy_the_extra_is_named(monkeypatch):
+def test_without_scipy_the_package_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "scipy.integrate", None)
-    with pytest.raises(ConfigurationError, match=r'pip install "fitkit\[generative\]"'):
+    with pytest.raises(ConfigurationError, match="pip install scipy"):
         draw(make(), method="ode")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitkit.core.errors import ConfigurationError
+from fitkit.core.errors import ConfigurationError, missing_package
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,9 +88,7 @@ def _figure_class(who: str) -> type[Any]:
         # not pyplot: no window system is needed, and no figure stays registered
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigurationError(
-            f'{who} needs matplotlib, which is not installed: pip install "fitkit[plot]"'
-        ) from error
+        raise missing_package(who, "matplotlib") from error
     return Figure
 
 

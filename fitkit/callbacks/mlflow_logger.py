@@ -8,8 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from fitkit.callbacks.tracker import Row, Tracker, missing_package
-from fitkit.core.errors import ConfigurationError
+from fitkit.callbacks.tracker import Row, Tracker
+from fitkit.core.errors import ConfigurationError, missing_package
 
 _MOST_METRICS, _MOST_PARAMETERS = 1000, 100  # that MLflow takes at once
 _STATUS = {"finished": "FINISHED", "killed": "KILLED", "failed": "FAILED"}
@@ -142,7 +142,7 @@ def _mlflow() -> SimpleNamespace:
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
     except ImportError as error:
-        raise missing_package("MLflowLogger", "mlflow") from error
+        raise missing_package("MLflowLogger", "mlflow-skinny", "sqlalchemy", "alembic") from error
     return SimpleNamespace(
         Metric=Metric, MlflowClient=MlflowClient, MlflowException=MlflowException, Param=Param
     )

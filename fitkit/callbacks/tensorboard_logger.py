@@ -11,9 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
-from fitkit.callbacks.tracker import Row, Tracker, missing_package
+from fitkit.callbacks.tracker import Row, Tracker
 from fitkit.checkpointing.naming import require_inside
-from fitkit.core.errors import ConfigurationError
+from fitkit.core.errors import ConfigurationError, missing_package
 
 _EVENT_FILES = "events.out.tfevents."
 _FRAME_BYTES = 16  # around each record: its length and two checksums

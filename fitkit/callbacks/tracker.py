@@ -251,10 +251,3 @@ class Tracker(Callback):
 def _read(values: Mapping[str, Any]) -> dict[str, float]:
     """Values as floats; what is still on an accelerator is waited for."""
     return {name: as_float(name, value) for name, value in values.items()}
-
-
-def missing_package(tracker: str, extra: str) -> ConfigurationError:
-    """The error for a tracker whose package cannot be imported."""
-    return ConfigurationError(
-        f'{tracker} needs a package that is not installed: pip install "fitkit[{extra}]"'
-    )

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from fitkit.callbacks.tracker import Row, Tracker, missing_package
+from fitkit.callbacks.tracker import Row, Tracker
 from fitkit.callbacks.wandb_history import WandbHistory
-from fitkit.core.errors import ConfigurationError
+from fitkit.core.errors import ConfigurationError, missing_package
 
 _EXIT_CODE = {"finished": 0, "killed": 255, "failed": 1}  # 255 is W&B's own for an interrupt
 _PATIENCE_SECONDS = 10.0

@@ -11,7 +11,7 @@ from torch import Tensor
 from fitkit.checkpointing import files
 from fitkit.checkpointing.loading import read_weights
 from fitkit.checkpointing.plain import to_plain
-from fitkit.core.errors import CheckpointError, ConfigurationError, listed
+from fitkit.core.errors import CheckpointError, listed, missing_package
 
 
 def export_state_dict(weights: Mapping[str, Any], path: Path) -> None:
@@ -66,10 +66,7 @@ def _safetensors_writer() -> Callable[..., bytes]:
     try:
         from safetensors.torch import save
     except ImportError as error:
-        raise ConfigurationError(
-            "the format safetensors needs a package that is not installed: "
-            'pip install "fitkit[export]"'
-        ) from error
+        raise missing_package("the format safetensors", "safetensors") from error
     return save
 
 

@@ -90,6 +90,21 @@ def add_note(error: BaseException, note: str) -> None:
         error.__notes__ = [*notes, note]  # type: ignore[attr-defined]
 
 
+def missing_package(user: str, *packages: str) -> ConfigurationError:
+    """The error for an optional package that cannot be imported.
+
+    Args:
+        user: what needs it, as the sentence names it.
+        *packages: their names on the package index.
+
+    >>> print(missing_package("History.plot", "matplotlib"))
+    History.plot needs a package that is not installed: pip install matplotlib
+    """
+    return ConfigurationError(
+        f"{user} needs a package that is not installed: pip install {' '.join(packages)}"
+    )
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence that offers the closest known name, or an empty string.
 

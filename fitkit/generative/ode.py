@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitkit.core.errors import ConfigurationError, SamplingError
+from fitkit.core.errors import ConfigurationError, SamplingError, missing_package
 from fitkit.generative.score_matching import Score
 from fitkit.generative.sde import SDE, expand
 
@@ -72,9 +72,6 @@ def _solver() -> Callable[..., Any]:
     try:
         from scipy.integrate import solve_ivp
     except ImportError as error:
-        raise ConfigurationError(
-            "the probability-flow ODE needs scipy, which is not installed: pip install "
-            '"fitkit[generative]"'
-        ) from error
+        raise missing_package("the probability-flow ODE", "scipy") from error
     found: Callable[..., Any] = solve_ivp
     return found

@@ -68,5 +68,5 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
         return really_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", fail)
-    with pytest.raises(ConfigurationError, match=r'pip install "fitkit\[plot\]"'):
+    with pytest.raises(ConfigurationError, match="pip install matplotlib"):
         draw_history(HISTORY, [0, 1, 2], None)
