@@ -148,3 +148,38 @@ def test_the_command_needs_click_and_says_so_in_one_sentence(python, tmp_path, p
     assert ended.stderr == (
         "The command fitkit needs a package that is not installed: pip install click\n"
     )
+
+
+# ---- what users are told to install -------------------------------------------------------------
+
+FROM_THE_INDEX = re.compile(r"fitkit(?:[-_]torch)?\[|pip install (?:-\S+ )*[\"']?fitkit")
+TELLING = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+TELLING += [path for room in ("docs", "examples", "fitkit") for path in (ROOT / room).rglob("*.*")
+            if path.suffix in (".md", ".py", ".yml")]  # fmt: skip
+
+
+def test_nobody_is_told_to_install_fitkit_from_the_index():
+    """It is not there, and an unrelated project has its name."""
+    found = {path.name: FROM_THE_INDEX.findall(path.read_text()) for path in TELLING}
+    assert not {name: texts for name, texts in found.items() if texts}
+
+
+@pytest.mark.parametrize(
+    ("text", "is_refused"),
+    [
+        ("pip install fitkit", True),
+        ('pip install -U "fitkit-torch[plot]"', True),
+        ("the extra fitkit[plot]", True),
+        ('pip install -e ".[plot]"', False),
+        ('pip install "dist/fitkit_torch-0.2.0-py3-none-any.whl[plot]"', False),
+    ],
+)
+def test_the_check_knows_an_installation_from_the_index(text, is_refused):
+    assert bool(FROM_THE_INDEX.search(text)) is is_refused
+
+
+def test_documents_name_the_wheel_of_this_version():
+    wheels = {
+        name for path in TELLING for name in re.findall(r"dist/(\S+?\.whl)", path.read_text())
+    }
+    assert wheels == {f"fitkit_torch-{fitkit.__version__}-py3-none-any.whl"}
