@@ -93,6 +93,44 @@ os.environ.update(
 )
 
 
+# ---- skipped tests: .ci/run runs them again where nothing may be missing ------------------------
+
+_SKIPPED_BEFORE = "fitkit/skipped"  # in pytest's cache: node ids of tests and modules
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
+def pytest_collection_modifyitems(config, items):
+    """Mark what the last run skipped, for ``-m skipped``."""
+    before = set(config.cache.get(_SKIPPED_BEFORE, ()))
+    for item in items:
+        if before & {item.nodeid, item.nodeid.partition("::")[0]}:
+            item.add_marker("skipped")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    reports = terminalreporter.stats.get("skipped", ())
+    config.cache.set(_SKIPPED_BEFORE, [report.nodeid for report in reports])
+
+
+def _without_skip(report):
+    """The report, failed instead of skipped if the environment asks for all tests."""
+    is_required = os.environ.get("FITKIT_TEST_REQUIRE") == "all"
+    if is_required and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in spite of FITKIT_TEST_REQUIRE=all: {report.longrepr[-1]}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    return _without_skip((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    return _without_skip((yield))
+
+
 @pytest.fixture(autouse=True)
 def _leaves_nothing_behind():
     """No thread, child process, environment variable, process group or signal handler is left."""
