@@ -178,8 +178,7 @@ def test_the_check_knows_an_installation_from_the_index(text, is_refused):
     assert bool(FROM_THE_INDEX.search(text)) is is_refused
 
 
-def test_documents_name_the_wheel_of_this_version():
-    wheels = {
-        name for path in TELLING for name in re.findall(r"dist/(\S+?\.whl)", path.read_text())
-    }
-    assert wheels == {f"fitkit_torch-{fitkit.__version__}-py3-none-any.whl"}
+def test_documents_state_this_version():
+    stated = re.compile(r"(?:dist/fitkit_torch-|written by fitkit )(\d+\.\d+\.\d+)")
+    found = {path.name: set(stated.findall(path.read_text())) for path in TELLING}
+    assert set().union(*found.values()) == {fitkit.__version__}, found
