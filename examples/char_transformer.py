@@ -1,11 +1,11 @@
-"""A small transformer that writes Python: character by character, from Python's own sources.
+"""A small character transformer that generates Python code, trained on the standard library.
 
-The text is on every machine that runs this: the modules of the standard library. Train, see what it
-writes, and find the curves in ``runs/char_transformer``::
+The training text is on every machine with Python. Train, print generated text, and write the curves
+to ``runs/char_transformer``::
 
     python examples/char_transformer.py
 
-Stop it however you like, then go on where it was::
+Stop it at any time, then resume::
 
     python examples/char_transformer.py --resume
 """
@@ -23,18 +23,18 @@ from torch import Tensor, nn
 
 from fitkit import Accuracy, CSVLogger, History, NNHandler
 
-NUM_CHARACTERS = 128  # ASCII; what is beyond it becomes a question mark
+NUM_CHARACTERS = 128  # ASCII; other characters become question marks
 
 
 class CharTransformer(nn.Module):
-    """Scores of the next character at each place: ``(batch, length)`` to ``(batch, 128, length)``.
+    """Logits of the next character: ``(batch, length)`` to ``(batch, 128, length)``.
 
     Args:
-        width: features of a place.
+        width: features per position; a multiple of ``heads``.
         depth: layers.
-        heads: heads of attention; they divide ``width``.
-        context: places at most.
-        dropout: share of features that is dropped in training.
+        heads: attention heads.
+        context: maximum number of positions.
+        dropout: probability of dropout.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class CharTransformer(nn.Module):
         self.scores = nn.Linear(width, NUM_CHARACTERS)
 
     def forward(self, text: Tensor) -> Tensor:
-        """The scores; a place sees itself and what stands before it."""
+        """The logits; a position attends to itself and earlier positions."""
         length = text.shape[1]
         features = self.characters(text) + self.places.weight[:length]
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=text.device)
@@ -66,11 +66,11 @@ class CharTransformer(nn.Module):
 
 
 def main() -> None:
-    """Train, compare with counting, and write a few lines of Python."""
+    """Train, compare with counts of character groups, and generate text."""
     options = parse_options()
     folder = options.output
     text = read_standard_library(options.characters)
-    cut = len(text) * 9 // 10  # the last files are kept for validation
+    cut = len(text) * 9 // 10  # the last files are for validation
     train, validation = windows(text[:cut]), windows(text[cut:])
 
     batch_size = 32
@@ -93,7 +93,7 @@ def main() -> None:
         resume=folder / "checkpoints" if options.resume else None,
     )
 
-    if not handler.world.is_main:  # of several processes one tells
+    if not handler.world.is_main:  # print on rank 0 only
         return
     bits = history.history["val_loss"][-1] / math.log(2)
     counted = {f"counting groups of {n}": bits_by_counting(text, cut, n - 1) for n in (1, 2, 3)}
@@ -107,18 +107,18 @@ def main() -> None:
 
 
 def read_standard_library(characters: int) -> Tensor:
-    """So many characters of the standard library, the beginnings of modules, as codes below 128."""
+    """The first ``characters`` of the standard library as ASCII codes, up to 8,000 per module."""
     text = bytearray()
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         module = path.read_text(encoding="utf-8", errors="replace").encode("ascii", "replace")
-        text += module[:8_000]  # no single module may be most of it
+        text += module[:8_000]  # so that no single module dominates
         if len(text) >= characters:
             break
     return torch.tensor(list(text[:characters]))
 
 
 def windows(text: Tensor, length: int = 64) -> tuple[Tensor, Tensor]:
-    """The text in pieces, and the same one character later: ``(pieces, length)`` twice."""
+    """Inputs and targets ``(windows, length)``: the text, and the text shifted by one character."""
     pieces = (len(text) - 1) // length
     return (
         text[: pieces * length].view(pieces, length),
@@ -127,7 +127,7 @@ def windows(text: Tensor, length: int = 64) -> tuple[Tensor, Tensor]:
 
 
 def bits_by_counting(text: Tensor, cut: int, before: int) -> float:
-    """Bits per character after ``cut`` of a table of counts that looks at ``before`` characters."""
+    """Bits per character after ``cut``, from counts given the ``before`` previous characters."""
     rows = sum((text.roll(back) * NUM_CHARACTERS ** (back - 1) for back in range(1, before + 1)), 0)
     cells = rows * NUM_CHARACTERS + text
     counts = torch.bincount(cells[before:cut], minlength=NUM_CHARACTERS ** (before + 1)) + 0.1
@@ -137,7 +137,7 @@ def bits_by_counting(text: Tensor, cut: int, before: int) -> float:
 
 
 def write(handler: NNHandler, start: str, characters: int) -> str:
-    """``start`` and so many characters more, drawn from what the model expects."""
+    """``start`` and ``characters`` more, sampled from the model."""
     model, generator = handler.module.eval(), torch.Generator().manual_seed(0)
     text = torch.tensor([list(start.encode("ascii"))], device=handler.device)
     for _ in range(characters):
@@ -150,7 +150,7 @@ def write(handler: NNHandler, start: str, characters: int) -> str:
 
 
 def draw(history: History, counted: dict[str, float], path: Path) -> None:
-    """The bits per character over the epochs, beside those of counting."""
+    """Plot the bits per character over the epochs, and those of counting."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     epochs = [epoch + 1 for epoch in history.epoch]
@@ -167,11 +167,11 @@ def draw(history: History, counted: dict[str, float], path: Path) -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description="Train a character transformer on Python's sources."
     )
-    parser.add_argument("--resume", action="store_true", help="go on where the last run was")
+    parser.add_argument("--resume", action="store_true", help="resume the last run")
     parser.add_argument("--epochs", type=int, default=8, help="passes over the text (8)")
     parser.add_argument(
         "--characters", type=int, default=500_000, help="characters of text to read (500000)"

@@ -1,8 +1,8 @@
-"""A callback of one's own: which images are learned, forgotten, and learned again?
+"""A custom callback: which images are learned, forgotten, and learned again?
 
-It counts for each image how often it was recognised and later no more. Images that are forgotten
-often are the hard ones, or those with a wrong label. The callback is thirty lines, survives a kill
-like those that come along, and this script proves it before it trains::
+It counts for each image how often it was classified correctly in one epoch and wrongly in the next.
+Images that are forgotten often are hard, or have a wrong label. The callback has thirty lines. This
+script first tests that it resumes exactly, like the built-in callbacks, and then trains with it::
 
     python examples/custom_callback.py
 
@@ -30,7 +30,7 @@ class ForgettingEvents(Callback):
     """Counts how often each sample was right after one epoch and wrong after the next.
 
     Args:
-        inputs: the samples to watch, ``(samples, ...)``.
+        inputs: the samples to observe, ``(samples, ...)``.
         targets: their classes, ``(samples,)``.
 
     Attributes:
@@ -39,7 +39,7 @@ class ForgettingEvents(Callback):
         num_forgotten: how often each was forgotten, ``(samples,)``.
     """
 
-    state_fields = ("was_right", "was_learned", "num_forgotten")  # all that a resume needs
+    state_fields = ("was_right", "was_learned", "num_forgotten")  # saved in checkpoints
 
     def __init__(self, inputs: Tensor, targets: Tensor) -> None:
         self.inputs, self.targets = inputs, targets
@@ -48,7 +48,7 @@ class ForgettingEvents(Callback):
         self.num_forgotten = torch.zeros(len(targets), dtype=torch.int64)
 
     def on_epoch_end(self, epoch, logs) -> None:
-        """Ask the model, count, and give every logger the number of this epoch."""
+        """Predict, count, and log the number of forgotten samples."""
         guesses = self.handler.predict(self.inputs, batch_size=256).argmax(dim=1)
         is_right = guesses == self.targets
         forgotten = self.was_right & ~is_right
@@ -58,19 +58,19 @@ class ForgettingEvents(Callback):
 
 
 class DigitNet(nn.Module):
-    """From digits of 8 x 8 pixels, ``(batch, 64)``, to scores of ten digits, ``(batch, 10)``."""
+    """Images of 8 x 8 pixels, ``(batch, 64)``, to logits of ten digits, ``(batch, 10)``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """The scores."""
+        """The logits."""
         return self.layers(pixels)
 
 
 def make_handler() -> NNHandler:
-    """A small network for digits of 8 x 8 pixels."""
+    """A handler with a small network for images of 8 x 8 pixels."""
     handler = NNHandler(DigitNet, seed=0)
     handler.set_optimizer(torch.optim.SGD, lr=0.1)
     handler.set_loss_fn(nn.CrossEntropyLoss())
@@ -79,14 +79,14 @@ def make_handler() -> NNHandler:
 
 
 def main() -> None:
-    """Prove that the callback survives, train with it, and draw what it found."""
+    """Test that the callback resumes exactly, train with it, and plot the result."""
     options = parse_options()
-    torch.set_num_threads(1)  # a network this small gains nothing from more
+    torch.set_num_threads(1)  # more threads do not speed up a network this small
     pixels, digits = load_digits(return_X_y=True)
     inputs = torch.tensor(pixels / 16.0, dtype=torch.float32)
     targets = torch.tensor(digits)
 
-    print(f"the same after a kill at each of {prove(inputs[:64], targets[:64])} moments")
+    print(f"resumes exactly at each of {test_resume(inputs[:64], targets[:64])} boundaries")
 
     forgetting = ForgettingEvents(inputs, targets)
     history = make_handler().fit(
@@ -101,8 +101,8 @@ def main() -> None:
     print(f"wrote {path}")
 
 
-def prove(inputs: Tensor, targets: Tensor) -> int:
-    """Cut a short run at every boundary, and compare all ends; how many there were."""
+def test_resume(inputs: Tensor, targets: Tensor) -> int:
+    """Interrupt a short run at every boundary and compare; returns the number of boundaries."""
 
     def handler_with_data() -> NNHandler:
         handler = make_handler()
@@ -116,7 +116,7 @@ def prove(inputs: Tensor, targets: Tensor) -> int:
 
 
 def draw(forgetting: ForgettingEvents, path: Path) -> None:
-    """The twelve images that were forgotten most often, beside how often each image was."""
+    """Plot how often images were forgotten, and the twelve that were forgotten most often."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.4))
     axes = left.subplots()
@@ -136,7 +136,7 @@ def draw(forgetting: ForgettingEvents, path: Path) -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Find the images that are forgotten most often.")
     parser.add_argument("--epochs", type=int, default=30, help="epochs (30)")
     parser.add_argument(

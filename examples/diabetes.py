@@ -1,8 +1,8 @@
-"""Tabular regression: how a patient's diabetes goes on, from ten measurements.
+"""Tabular regression with cross-validation: the progression of diabetes from ten measurements.
 
-442 patients that come with scikit-learn. So few are too few for one test set: each patient is
-predicted once, by a network that was trained on the others. Each network stops when it no longer
-gets better and puts its best weights back. Linear regression is hard to beat here::
+The data are 442 patients from scikit-learn, too few for one test set. So each patient is predicted
+once, by a network that was trained on other patients. Early stopping restores the best weights of
+each network. Linear regression is a strong baseline here::
 
     python examples/diabetes.py
 """
@@ -25,11 +25,11 @@ from fitkit import EarlyStopping, History, ModelCheckpoint, NNHandler, R2Score
 
 
 class TabularNet(nn.Module):
-    """From ten standardised measurements, ``(batch, 10)``, to one number, ``(batch,)``.
+    """Ten standardized measurements, ``(batch, 10)``, to one number, ``(batch,)``.
 
     Args:
         width: features of each hidden layer.
-        dropout: share of them that is dropped in training.
+        dropout: probability of dropout.
     """
 
     def __init__(self, width: int = 64, dropout: float = 0.2) -> None:
@@ -50,16 +50,16 @@ class TabularNet(nn.Module):
 
 
 def main() -> None:
-    """Train a network for each fold, predict its patients, and draw."""
+    """Train a network for each fold, predict its patients, and plot."""
     options = parse_options()
     folder = options.output
-    torch.set_num_threads(1)  # a network this small gains nothing from more
+    torch.set_num_threads(1)  # more threads do not speed up a network this small
 
     x, y = load_diabetes(return_X_y=True, scaled=False)
     predicted, by_line = np.empty_like(y), np.empty_like(y)
     folds = KFold(options.folds, shuffle=True, random_state=0).split(x)
     for number, (rest, fold) in enumerate(folds, start=1):
-        (rest_x, fold_x), (rest_y, _) = standardised(x, rest, fold), standardised(y, rest, fold)
+        (rest_x, fold_x), (rest_y, _) = standardized(x, rest, fold), standardized(y, rest, fold)
         stopping = EarlyStopping(patience=20, restore_best_weights=True)
         saving = ModelCheckpoint(folder / f"fold{number}.pth", "val_loss", save_best_only=True)
         handler = make_handler()
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def make_handler() -> NNHandler:
-    """An untrained network with its parts."""
+    """A handler with an untrained network."""
     handler = NNHandler(TabularNet, model_type="regression", seed=0)
     handler.set_optimizer(torch.optim.AdamW, lr=1e-3, weight_decay=0.1)
     handler.set_loss_fn(nn.HuberLoss())
@@ -92,14 +92,14 @@ def make_handler() -> NNHandler:
     return handler
 
 
-def standardised(values: np.ndarray, rest: np.ndarray, fold: np.ndarray) -> list[np.ndarray]:
-    """Those of ``rest`` and ``fold``, with the mean and deviation of ``rest`` taken out of both."""
+def standardized(values: np.ndarray, rest: np.ndarray, fold: np.ndarray) -> list[np.ndarray]:
+    """Both parts of ``values``, standardized with mean and standard deviation of ``rest``."""
     mean, deviation = values[rest].mean(axis=0), values[rest].std(axis=0)
     return [(values[part] - mean) / deviation for part in (rest, fold)]
 
 
 def draw(true: np.ndarray, predicted: np.ndarray, history: History, path: Path) -> None:
-    """Each patient as a point, on the line if the prediction is right; the curves of one fold."""
+    """Plot predictions against true values, and the curves of one fold."""
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     curves, points = figure.subplots(1, 2)
     for name, label in (("r2", "training"), ("val_r2", "validation")):
@@ -117,9 +117,9 @@ def draw(true: np.ndarray, predicted: np.ndarray, history: History, path: Path) 
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Predict the progression of diabetes.")
-    parser.add_argument("--epochs", type=int, default=150, help="epochs at most (150)")
+    parser.add_argument("--epochs", type=int, default=150, help="maximum number of epochs (150)")
     parser.add_argument("--folds", type=int, default=5, help="parts of the data, at least 2 (5)")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/diabetes"), help="folder to write to"

@@ -1,10 +1,10 @@
-"""Handwritten digits: a small convolutional network, and a run that survives being killed.
+"""Handwritten digits: train a small convolutional network, and resume it after a kill.
 
-Train it, watch it, and find the learning curves in ``runs/digits``::
+Train it, and find the learning curves in ``runs/digits``::
 
     python examples/digits.py
 
-Stop it however you like (Ctrl-C, ``kill -9``, the power switch), then go on where it was::
+Stop it at any time (Ctrl-C, ``kill -9``, a power failure), then resume::
 
     python examples/digits.py --resume
 """
@@ -19,22 +19,15 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from fitkit import (
-    Accuracy,
-    CSVLogger,
-    EarlyStopping,
-    ModelCheckpoint,
-    NNHandler,
-    ReduceLROnPlateau,
-)
+from fitkit import Accuracy, CSVLogger, EarlyStopping, ModelCheckpoint, NNHandler, ReduceLROnPlateau
 
 
 class DigitNet(nn.Module):
-    """From images of 8 x 8 pixels, ``(batch, 1, 8, 8)``, to scores of ten digits, ``(batch, 10)``.
+    """Images of 8 x 8 pixels, ``(batch, 1, 8, 8)``, to logits of ten digits, ``(batch, 10)``.
 
     Args:
         width: channels of the first two convolutions; the third has twice as many.
-        dropout: share of the features that is dropped before the last layer, in training.
+        dropout: probability of dropout before the last layer.
     """
 
     def __init__(self, width: int = 32, dropout: float = 0.3) -> None:
@@ -51,7 +44,7 @@ class DigitNet(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """The scores."""
+        """The logits."""
         return self.layers(images)
 
 
@@ -60,12 +53,12 @@ def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
 
 
 def main() -> None:
-    """Train, draw the curves, and test the best weights."""
+    """Train, plot the curves, and test the best weights."""
     options = parse_options()
     folder = options.output
-    torch.set_num_threads(1)  # a network this small gains nothing from more
+    torch.set_num_threads(1)  # more threads do not speed up a network this small
 
-    # 1,797 images that come with scikit-learn; a fifth of them is kept for the very end.
+    # 1,797 images from scikit-learn; a fifth of them is the test set
     pixels, digits = load_digits(return_X_y=True)
     images = pixels.reshape(-1, 1, 8, 8) / 16.0
     train_images, test_images, train_digits, test_digits = train_test_split(
@@ -94,7 +87,7 @@ def main() -> None:
     best.add_metric("accuracy", Accuracy())
     accuracy = best.evaluate((test_images, test_digits))["accuracy"]
 
-    if not handler.world.is_main:  # of several processes one tells
+    if not handler.world.is_main:  # print on rank 0 only
         return
     history.plot(folder / "curves.png")
     print(f"{len(history.epoch)} epochs; {handler.state.stop_reason or 'all that were asked for'}")
@@ -104,10 +97,10 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Train a network on handwritten digits.")
-    parser.add_argument("--resume", action="store_true", help="go on where the last run was")
-    parser.add_argument("--epochs", type=int, default=40, help="epochs at most (40)")
+    parser.add_argument("--resume", action="store_true", help="resume the last run")
+    parser.add_argument("--epochs", type=int, default=40, help="maximum number of epochs (40)")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/digits"), help="folder to write to (runs/digits)"
     )

@@ -1,7 +1,7 @@
-"""Kills a training run, starts it again, and compares its end with that of a run nobody disturbed.
+"""Kill and resume a training run, and compare the result with an uninterrupted run.
 
-The same script trains twice: once undisturbed, once killed with SIGKILL in the middle, as often as
-you like. Both must end with the same bits: weights, optimizer, history, log file::
+The script trains twice: once uninterrupted, once killed several times with SIGKILL and resumed.
+Both must end with the same bits: weights, optimizer, history, log file::
 
     python examples/resume_after_kill.py --kills 3
 """
@@ -24,7 +24,7 @@ from fitkit.testing import differences
 
 
 class DigitNet(nn.Module):
-    """From digits of 8 x 8 pixels, ``(batch, 64)``, to scores of ten digits, ``(batch, 10)``."""
+    """Images of 8 x 8 pixels, ``(batch, 64)``, to logits of ten digits, ``(batch, 10)``."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -33,17 +33,17 @@ class DigitNet(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """The scores."""
+        """The logits."""
         return self.layers(pixels)
 
 
 def train(folder: Path, epochs: int) -> None:
-    """What a training script contains; only ``resume=`` makes that it can be killed."""
+    """An ordinary training script; ``resume=`` makes it resumable."""
     from sklearn.datasets import load_digits
 
-    torch.set_num_threads(1)  # a network this small gains nothing from more
+    torch.set_num_threads(1)  # more threads do not speed up a network this small
     pixels, digits = load_digits(return_X_y=True)
-    handler = NNHandler(DigitNet, dropout=0.2, seed=0)  # a class: the seed decides its weights
+    handler = NNHandler(DigitNet, dropout=0.2, seed=0)  # with a class, the seed decides its weights
     handler.set_optimizer(torch.optim.Adam, lr=5e-4)
     handler.set_loss_fn(nn.CrossEntropyLoss())
     handler.add_metric("accuracy", Accuracy())
@@ -62,7 +62,7 @@ def train(folder: Path, epochs: int) -> None:
 
 
 def main() -> None:
-    """Run, kill, run again, compare, draw."""
+    """Run, kill, resume, compare, plot."""
     options = parse_options()
     if options.train is not None:
         train(options.train, options.epochs)
@@ -78,7 +78,7 @@ def main() -> None:
         kills.append(kill_after(start(killed, options.epochs), killed / "log.csv", rows))
         print(f"killed in epoch {kills[-1] + 1}")
     if start(killed, options.epochs).wait() != 0:
-        sys.exit("the run that goes on failed")
+        sys.exit("the resumed run failed")
 
     rows, rows_killed = read_log(whole), read_log(killed)
     draw(rows, rows_killed, kills, options.output / "curves.png")
@@ -88,18 +88,18 @@ def main() -> None:
     print(f"reached a validation accuracy of {float(rows_killed[-1]['val_accuracy']):.3f}")
     print(f"wrote {options.output / 'curves.png'}")
     if found:
-        sys.exit(f"the ends differ, at first in {found[0]}")
+        sys.exit(f"the results differ, first in {found[0]}")
     print("both ended with the same bits: weights, optimizer, random streams, history and log")
 
 
 def start(folder: Path, epochs: int) -> subprocess.Popen[bytes]:
-    """The training script as a process of its own, always with the same command."""
+    """Start the training in a new process, always with the same command."""
     script = [sys.executable, *("-W", "error"), __file__]
     return subprocess.Popen([*script, "--train", str(folder), "--epochs", str(epochs)])
 
 
 def kill_after(process: subprocess.Popen[bytes], log: Path, rows: int) -> int:
-    """Kill it with SIGKILL once its log has so many rows; how many it had then."""
+    """Kill the process once its log has ``rows`` rows; returns the number of rows then."""
     while count_rows(log) < rows:
         if process.poll() is not None:
             sys.exit(f"the run ended with {process.returncode} before it could be killed")
@@ -110,12 +110,12 @@ def kill_after(process: subprocess.Popen[bytes], log: Path, rows: int) -> int:
 
 
 def count_rows(log: Path) -> int:
-    """Whole rows below the header."""
+    """The number of complete rows below the header."""
     return max(0, log.read_bytes().count(b"\n") - 1) if log.exists() else 0
 
 
 def read_log(folder: Path) -> list[dict[str, str]]:
-    """The rows of its log, as they stand there."""
+    """The rows of the log as strings."""
     with (folder / "log.csv").open(newline="") as lines:
         return list(csv.DictReader(lines))
 
@@ -123,7 +123,7 @@ def read_log(folder: Path) -> list[dict[str, str]]:
 def draw(
     rows: list[dict[str, str]], rows_killed: list[dict[str, str]], kills: list[int], path: Path
 ) -> None:
-    """The loss of both runs, and where one of them was killed."""
+    """Plot the losses of both runs and the kills."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -149,14 +149,16 @@ def draw(
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Kill a run and compare its end.")
     parser.add_argument("--epochs", type=int, default=30, help="epochs of each run (30)")
     parser.add_argument("--kills", type=int, default=3, help="times to kill the second run (3)")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/resume_after_kill"), help="folder to write to"
     )
-    parser.add_argument("--train", type=Path, help="only train, writing there (used by itself)")
+    parser.add_argument(
+        "--train", type=Path, help="only train, and write to this folder (used internally)"
+    )
     return parser.parse_args()
 
 

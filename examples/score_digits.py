@@ -1,10 +1,10 @@
-"""Handwritten digits drawn by a score-based model, in about two minutes on a CPU.
+"""Generate handwritten digits with a score-based model, in about two minutes on a CPU.
 
-Train it, and find a picture of what it draws in ``runs/score_digits``::
+Train it, and find the generated images in ``runs/score_digits``::
 
     python examples/score_digits.py
 
-Stop it however you like (Ctrl-C, ``kill -9``), then go on where it was::
+Stop it at any time (Ctrl-C, ``kill -9``), then resume::
 
     python examples/score_digits.py --resume
 """
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fitkit import CSVLogger, NNHandler
 from fitkit.generative import VPSDE
 
-NO_DIGIT = 10  # stands for "any digit", which guidance needs
+NO_DIGIT = 10  # the label for "any digit", which guidance needs
 
 
 class DigitScore(nn.Module):
@@ -69,12 +69,12 @@ class _Block(nn.Module):
 
 
 def main() -> None:
-    """Train, draw ten of each digit, and write the picture."""
+    """Train, sample ten images of each digit, and write them to a file."""
     options = parse_options()
     folder = options.output
-    torch.set_num_threads(1)  # a network this small gains nothing from more
+    torch.set_num_threads(1)  # more threads do not speed up a network this small
 
-    pixels, labels = load_digits(return_X_y=True)  # 1,797 images that come with scikit-learn
+    pixels, labels = load_digits(return_X_y=True)  # 1,797 images from scikit-learn
     images = torch.from_numpy(pixels).float().reshape(-1, 1, 8, 8) / 8.0 - 1.0
     digits = torch.from_numpy(labels)
 
@@ -91,7 +91,7 @@ def main() -> None:
         callbacks=[CSVLogger(folder / "log.csv")],
         resume=folder / "checkpoints" if options.resume else None,
     )
-    if not handler.world.is_main:  # of several processes one tells
+    if not handler.world.is_main:  # print on rank 0 only
         return
     wanted = torch.arange(10).repeat(10)
     drawn = handler.sample(
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def write_picture(images: Tensor, path: Path) -> None:
-    """Ten rows of ten images, dark on light."""
+    """Write ten rows of ten images, dark on light."""
     tiles = nn.functional.pad(images.clamp(-1, 1), (1, 1, 1, 1), value=-1.0)
     sheet = tiles.reshape(10, 10, 10, 10).permute(0, 2, 1, 3).reshape(100, 100)
     figure = Figure(figsize=(5, 5))
@@ -120,9 +120,9 @@ def write_picture(images: Tensor, path: Path) -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Train a score-based model to draw digits.")
-    parser.add_argument("--resume", action="store_true", help="go on where the last run was")
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Train a score-based model to generate digits.")
+    parser.add_argument("--resume", action="store_true", help="resume the last run")
     parser.add_argument("--epochs", type=int, default=400, help="epochs (400)")
     parser.add_argument("--steps", type=int, default=300, help="steps from noise to digits (300)")
     parser.add_argument(

@@ -1,11 +1,11 @@
-"""The same training in one process and in two, and how little they differ.
+"""Train with one rank and with two, and compare the results.
 
-The script starts itself: once alone, once through torchrun. With the same global batch both follow
-one trajectory, to rounding. No accelerator is needed::
+The script starts itself: once as a single process, once through torchrun. With the same global
+batch size both follow the same trajectory up to rounding. No accelerator is needed::
 
     python examples/two_processes.py
 
-What it runs is an ordinary command, which you can also give yourself::
+You can also run the second command yourself::
 
     torchrun --standalone --nproc-per-node=2 examples/two_processes.py --train runs/here
 """
@@ -27,19 +27,19 @@ from fitkit import Accuracy, CSVLogger, NNHandler
 
 
 class DigitNet(nn.Module):
-    """From digits of 8 x 8 pixels, ``(batch, 64)``, to scores of ten digits, ``(batch, 10)``."""
+    """Images of 8 x 8 pixels, ``(batch, 64)``, to logits of ten digits, ``(batch, 10)``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """The scores."""
+        """The logits."""
         return self.layers(pixels)
 
 
 def train(folder: Path, epochs: int) -> None:
-    """What a training script contains; nothing in it knows how many processes there are."""
+    """An ordinary training script; it does not depend on the number of ranks."""
     from sklearn.datasets import load_digits
 
     torch.set_num_threads(1)
@@ -48,16 +48,16 @@ def train(folder: Path, epochs: int) -> None:
     handler.set_optimizer(torch.optim.SGD, lr=0.05, momentum=0.9)
     handler.set_loss_fn(nn.CrossEntropyLoss())
     handler.add_metric("accuracy", Accuracy())
-    # 64 samples a step over all processes together, whatever their number
+    # 64 samples per step over all ranks, for any number of ranks
     handler.set_train_loader((pixels[:1437] / 16.0, digits[:1437]), global_batch_size=64)
     handler.set_val_loader((pixels[1437:] / 16.0, digits[1437:]), batch_size=256)
     handler.fit(epochs=epochs, callbacks=[CSVLogger(folder / "log.csv")], progress_bar=False)
-    if handler.world.is_main:  # of several processes one tells
+    if handler.world.is_main:  # print on rank 0 only
         print(f"{handler.world.size} process(es), {handler.state.samples_seen} samples seen")
 
 
 def main() -> None:
-    """Run it with one process and with several, compare, draw."""
+    """Train with one rank and with several, compare, plot."""
     options = parse_options()
     if options.train is not None:
         train(options.train, options.epochs)
@@ -79,27 +79,27 @@ def main() -> None:
 
 
 def run(processes: int, folder: Path, epochs: int) -> None:
-    """Train with so many processes, and wait."""
+    """Train with ``processes`` ranks, and wait."""
     shutil.rmtree(folder, ignore_errors=True)
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone"]
         launcher += [f"--nproc-per-node={processes}"]
     command = [*launcher, __file__, "--train", str(folder), "--epochs", str(epochs)]
-    # torchrun would set it to 1 and say so
+    # without it, torchrun sets it to 1 and prints a warning
     ended = subprocess.run(command, env={"OMP_NUM_THREADS": "1", **os.environ})
     if ended.returncode != 0:
         sys.exit(f"{' '.join(command)} failed")
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """The rows of its log."""
+    """The rows of the log."""
     with (folder / "log.csv").open(newline="") as lines:
         return [{name: float(text) for name, text in row.items()} for row in csv.DictReader(lines)]
 
 
 def draw(logs: dict[int, list[dict[str, float]]], path: Path) -> None:
-    """The losses over the epochs, one line upon the other, and how far they are apart."""
+    """Plot the losses over the epochs and their difference."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -120,14 +120,18 @@ def draw(logs: dict[int, list[dict[str, float]]], path: Path) -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Train in one process and in several; compare.")
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description="Train with one rank and with several, and compare."
+    )
     parser.add_argument("--epochs", type=int, default=20, help="epochs of each run (20)")
     parser.add_argument("--processes", type=int, default=2, help="processes, at least 2 (2)")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/two_processes"), help="folder to write to"
     )
-    parser.add_argument("--train", type=Path, help="only train, writing there (used by itself)")
+    parser.add_argument(
+        "--train", type=Path, help="only train, and write to this folder (used internally)"
+    )
     return parser.parse_args()
 
 

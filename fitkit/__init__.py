@@ -1,4 +1,4 @@
-"""fitkit: training in PyTorch, callback first, resumable exactly.
+"""fitkit: callback-first training for PyTorch, with exact resume.
 
 >>> import fitkit
 >>> fitkit.NNHandler.__name__
@@ -17,17 +17,17 @@ from fitkit.callbacks.lambda_callback import LambdaCallback
 from fitkit.callbacks.learning_rate_monitor import LearningRateMonitor
 from fitkit.callbacks.learning_rate_scheduler import LearningRateScheduler
 from fitkit.callbacks.mlflow_logger import MLflowLogger
+from fitkit.callbacks.model_checkpoint import ModelCheckpoint
 from fitkit.callbacks.profiler import Profiler
 from fitkit.callbacks.progress_bar import ProgressBar
 from fitkit.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
-from fitkit.callbacks.saving import ModelCheckpoint
 from fitkit.callbacks.tensorboard_logger import TensorBoardLogger
 from fitkit.callbacks.terminate_on_nan import TerminateOnNaN
 from fitkit.callbacks.throughput_monitor import ThroughputMonitor
 from fitkit.callbacks.timer import Timer
 from fitkit.callbacks.wandb_logger import WandbLogger
 from fitkit.checkpointing.autosaver import AutoSaver
-from fitkit.checkpointing.retention import Retention
+from fitkit.checkpointing.savers.retention import Retention
 from fitkit.core.callback import Callback
 from fitkit.core.callback_list import CallbackList
 from fitkit.core.errors import (
@@ -49,7 +49,8 @@ from fitkit.core.logs import Logs
 from fitkit.core.monitor import Monitor
 from fitkit.core.state import FitState
 from fitkit.core.types import LoggingMode, ModelType, StepOutput
-from fitkit.learning_rate_sweep import LearningRateSweep
+from fitkit.distributed.on_rank import on_rank
+from fitkit.distributed.strategy import DDP, FSDP
 from fitkit.metrics.metric import MeanMetric, Metric
 from fitkit.metrics.standard import (
     Accuracy,
@@ -58,10 +59,9 @@ from fitkit.metrics.standard import (
     R2Score,
     TopKAccuracy,
 )
-from fitkit.model_summary import ModelSummary
 from fitkit.nn_handler import NNHandler
-from fitkit.runtime.on_rank import on_rank
-from fitkit.runtime.strategy import DDP, FSDP
+from fitkit.summary.model_summary import ModelSummary
+from fitkit.tuning.lr_finder import LearningRateSweep
 from fitkit.version import __version__
 
 __all__ = [

@@ -5,13 +5,13 @@ import sys
 from fitkit.core.errors import missing_package
 
 try:
-    from fitkit.cli.main import run
+    from fitkit.cli.all_commands import run
 except ModuleNotFoundError as error:
-    if error.name != "click":  # the extra `cli`: all else works without it
+    if error.name != "click":  # click comes with the extra `cli`
         raise
 
     def run() -> None:
-        """Exit with the code for a missing package, as ``fitkit.cli.group.USAGE``."""
+        """Exit with the code for a missing package, ``EXIT_USAGE`` of ``fitkit.cli``."""
         sys.stderr.write(f"{missing_package('The command fitkit', 'click')}\n")
         sys.exit(2)
 

@@ -1,74 +1,78 @@
-"""NNHandler: holds the parts and gives every verb a line or two of delegation."""
+"""NNHandler: the public class. It documents every verb; other files do the work."""
 
 from __future__ import annotations
 
 import datetime
 import logging
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fitkit import description, model_code, snapshot
-from fitkit.batch_size_search import search_batch_size
 from fitkit.callbacks.history import History
-from fitkit.checkpointing import discovery, loading, saving
-from fitkit.checkpointing.autosaver import AutoSaver
-from fitkit.contents import load_scheduler
+from fitkit.checkpointing import saving
+from fitkit.checkpointing.autosaver import DEFAULT_NAME, AutoSaver
+from fitkit.checkpointing.model_source.collect import model_source
 from fitkit.core import types
+from fitkit.core.argument_checks import require_count
 from fitkit.core.callback import Callback
-from fitkit.core.callback_list import CallbackList
-from fitkit.core.checks import require_count
 from fitkit.core.errors import ConfigurationError
-from fitkit.data.batches import split_inputs
-from fitkit.data.loaders import DataSpec
-from fitkit.engine import evaluation
-from fitkit.evaluating import evaluation_phase, evaluation_run
-from fitkit.fitting import run_fit
-from fitkit.generating import GenerativeHandler
-from fitkit.generative_state import rebuild_generative
-from fitkit.learning_rate_sweep import LearningRateSweep, sweep_learning_rates
+from fitkit.core.state_placement import detached_copy
+from fitkit.data.spec import DataSpec
+from fitkit.distributed.parallel import Parallel
+from fitkit.distributed.strategy import Strategy
+from fitkit.generative.sampler import Sampler
+from fitkit.generative.score_model import ScoreModel
+from fitkit.generative.sde import SDE
+from fitkit.generative.state import load_pending
+from fitkit.handler.base_handler import BaseHandler
+from fitkit.handler.load import load_handler, load_weights, set_up_rank
+from fitkit.handler.parts import ParameterGroups, Parts
+from fitkit.handler.repr import as_html, as_text
+from fitkit.handler.save_source import make_save_queue
+from fitkit.handler.state_dict import SkipParts, handler_state_dict
 from fitkit.metrics.metric import require_metric
-from fitkit.model_summary import ModelSummary
-from fitkit.options import as_options
-from fitkit.parts import ParameterGroups, Parts
-from fitkit.runtime.device import make_current, resolve_device
-from fitkit.runtime.joining import find_world
-from fitkit.runtime.logger import make_logger
-from fitkit.runtime.own_device import require_own_device
-from fitkit.runtime.parallel import Parallel
+from fitkit.runtime.handler_logger import make_logger
 from fitkit.runtime.rng import seeded_streams
-from fitkit.runtime.strategy import Strategy, as_strategy, make_parallel, timeout_of
-from fitkit.runtime.world import World
-from fitkit.shown import as_html, as_text
-from fitkit.summary import summarize
+from fitkit.summary.model_summary import ModelSummary
+from fitkit.summary.summarize import summarize
+from fitkit.training.build_evaluation import HandlerEvaluator
+from fitkit.training.evaluate import evaluate, predict
+from fitkit.training.fit import run_fit
+from fitkit.training.options import FitOptions
+from fitkit.tuning.batch_size_finder import find_batch_size
+from fitkit.tuning.lr_finder import LearningRateSweep, find_learning_rate
 
 
-class NNHandler(GenerativeHandler):
-    """A model with everything it takes to train it, and the state that makes training resumable.
+class NNHandler(BaseHandler):
+    """Trains, evaluates, saves and resumes a model.
 
     Args:
         model_class: a ``torch.nn.Module`` subclass, built with ``model_kwargs``; or a ready module.
         device: where to train; ``None``: CUDA if there is any, else the CPU. It becomes torch's
             current device.
-        logger_mode: ``LoggingMode`` or its value: where the handler's log lines go; ``None``: to
-            the ``"fitkit"`` logger of the ``logging`` module.
+        logger_mode: ``LoggingMode`` or its value: where log lines go; ``None``: to the logger
+            ``"fitkit"`` of the ``logging`` module.
         logger_filename: the file of the FILE and BOTH modes.
         logger_level: the lowest level that is logged.
-        save_model_code: keep the source of the model, and what it uses, in checkpoints.
+        save_model_code: save the source of the model, and of what it uses, in checkpoints.
         model_type: ``ModelType`` or its value: how a batch becomes a loss.
         use_distributed: ``None``: as the launcher's environment says; ``False``: one process.
-        strategy: how several processes train: ``"ddp"`` (as ``"auto"`` does), each with the whole
-            model; ``"fsdp"``, each with a part of every parameter; or a ``DDP`` or ``FSDP`` object.
-        seed: makes the model's initial weights and everything ``fit`` draws a function of it;
-            ``None``: torch's global generator decides.
+        strategy: how several ranks train: ``"ddp"`` (and ``"auto"``), each with the whole model;
+            ``"fsdp"``, each with a part of every parameter; or a ``DDP`` or ``FSDP`` object.
+        seed: decides the model's initial weights and everything that ``fit`` draws; ``None``:
+            torch's global generator decides.
         **model_kwargs: arguments of ``model_class``.
+
+    Attributes:
+        world: the ranks of the run.
+        logger: the handler's logger.
 
     Raises:
         ConfigurationError: an argument cannot be used.
@@ -101,29 +105,29 @@ class NNHandler(GenerativeHandler):
     ) -> None:
         mode = None if logger_mode is None else types.LoggingMode.parse(logger_mode)
         logger = make_logger(mode, logger_filename, logger_level)
-        chosen = as_strategy(strategy)
-        world = find_world(use_distributed, timeout=timeout_of(chosen))
         if seed is not None:
             require_count("seed", seed, minimum=0)
         kind = types.ModelType.parse(model_type)
-        where = _device_of(device, world)
-        parallel = make_parallel(chosen, world, where)
+        world, own_device, parallel = set_up_rank(device, strategy, use_distributed=use_distributed)
         # a seed given here must not disturb the program's own random streams
-        with nullcontext() if seed is None else seeded_streams(seed, where):
-            parts = Parts(model_class, model_kwargs, kind, where)
-        code = model_code.read(parts) if save_model_code else None
+        with nullcontext() if seed is None else seeded_streams(seed, own_device):
+            parts = Parts(model_class, model_kwargs, kind, own_device)
+        arguments = () if parts.model_spec is None else parts.model_spec.kwargs.values()
+        code = model_source(parts.module, arguments) if save_model_code else None
         world.copy_from_main(parts.module.state_dict().values())
         parallel.shard(parts.module)
         super().__init__(parts, world, parallel, logger, seed, code)
+        self.saves = make_save_queue(self)
+        self._score_model = ScoreModel(parts.generative, HandlerEvaluator(self))
 
     def __repr__(self) -> str:
         return as_text(self)
 
     def _repr_html_(self) -> str:
-        """The parts, how far training has come, and the history, for a notebook."""
+        """A table of the parts and of the progress, and the history, for a notebook."""
         return as_html(self)
 
-    # ---- setting up -----------------------------------------------------------------------------
+    # ---- components -----------------------------------------------------------------------------
 
     def set_optimizer(
         self, cls: type[Optimizer], *, params: ParameterGroups | None = None, **kwargs: Any
@@ -132,11 +136,11 @@ class NNHandler(GenerativeHandler):
 
         Args:
             cls: an optimizer class.
-            params: a function from the module to parameters or parameter groups; default: all.
+            params: returns parameters or parameter groups of the module; default: all parameters.
             **kwargs: arguments of the class, such as ``lr``.
         """
         self.parts.set_optimizer(cls, kwargs, params)
-        self._give_scheduler_its_state()
+        self.session.load_pending_scheduler(self.parts)
 
     def set_scheduler(
         self,
@@ -150,23 +154,14 @@ class NNHandler(GenerativeHandler):
 
         Args:
             cls: a class of ``torch.optim.lr_scheduler``.
-            interval: step it after each ``"epoch"``, or each optimizer ``"step"``.
-            monitor: what ``ReduceLROnPlateau`` watches; default: ``val_loss``, or ``loss`` where
+            interval: ``"epoch"``, or ``"step"`` for optimizer steps.
+            monitor: the value for ``ReduceLROnPlateau``; default: ``val_loss``, or ``loss`` where
                 there is no validation.
             **kwargs: arguments of the class without the optimizer.
         """
         before = None if self.optimizer is None else self.optimizer.state_dict()
         self.parts.set_scheduler(cls, kwargs, interval, monitor)
-        self._give_scheduler_its_state(before)
-
-    def _give_scheduler_its_state(self, optimizer_state: dict[str, Any] | None = None) -> None:
-        if self.scheduler is None or self.unfinished.scheduler is None:
-            return
-        load_scheduler(self.scheduler, self.unfinished.scheduler)
-        self.unfinished.scheduler = None
-        if self.optimizer is not None and optimizer_state is not None:
-            # a scheduler begins by setting its first learning rate
-            self.optimizer.load_state_dict(optimizer_state)
+        self.session.load_pending_scheduler(self.parts, before)
 
     def set_loss_fn(
         self, fn: Callable[..., Any], pass_epoch_to_loss: bool = False, **kwargs: Any
@@ -174,59 +169,50 @@ class NNHandler(GenerativeHandler):
         """Use ``fn(outputs, targets, **kwargs)``, a scalar mean over the batch, as the loss.
 
         Args:
-            fn: a function or module; a class is built with ``kwargs`` instead. Score-based models
-                call it as ``fn(model, *inputs)``.
+            fn: a function or module; a class is built with ``kwargs`` instead. For score-based
+                models it is called as ``fn(model, *inputs)``.
             pass_epoch_to_loss: also pass ``epoch=``, from 0.
             **kwargs: further arguments of each call.
         """
         self.parts.set_loss(fn, pass_epoch_to_loss, kwargs)
 
     def set_train_loader(self, dataset: Any, **loader_kwargs: Any) -> None:
-        """Train on ``dataset`` (anything that ``fit`` takes) where ``fit`` is given no data.
+        """Set the training data for calls of ``fit`` that are given none.
 
         Args:
             dataset: a data set, arrays, a DataLoader or an iterable of batches.
             **loader_kwargs: ``batch_size`` (32), ``shuffle`` (yes), or ``global_batch_size``, and
                 other arguments of ``torch.utils.data.DataLoader``.
         """
-        self.parts.train_data = self._data_spec(dataset, loader_kwargs)
+        self.parts.train_data = DataSpec.from_loader_kwargs(dataset, loader_kwargs)
 
     def set_val_loader(self, dataset: Any, **loader_kwargs: Any) -> None:
-        """Validate on ``dataset``; as ``set_train_loader``, but in order unless told otherwise."""
-        self.parts.validation_data = self._data_spec(dataset, loader_kwargs)
-
-    def _data_spec(self, dataset: Any, loader_kwargs: dict[str, Any]) -> DataSpec:
-        batch_size = loader_kwargs.pop("batch_size", None)
-        whole = loader_kwargs.pop("global_batch_size", None)
-        require_count("global_batch_size", whole, optional=True)
-        if batch_size is not None and whole is not None:
-            raise ConfigurationError("batch_size and global_batch_size were both given: pass one.")
-        shuffle = loader_kwargs.pop("shuffle", None)
-        return DataSpec(dataset, batch_size, shuffle, loader_kwargs, whole)
+        """Set the validation data; as ``set_train_loader``, but not shuffled by default."""
+        self.parts.validation_data = DataSpec.from_loader_kwargs(dataset, loader_kwargs)
 
     def add_metric(self, name: str, metric: Any) -> None:
         """Log ``metric`` as ``name``, and as ``val_name`` in validation.
 
         Args:
-            name: its column.
+            name: its name in the logs.
             metric: a function ``(outputs, targets) -> mean over the batch``, a ``fitkit.Metric``,
                 or a torchmetrics ``Metric``.
         """
         self.parts.metrics[name] = require_metric(name, metric, taken=self.parts.metrics)
 
     def add_callback(self, callback: Callback) -> None:
-        """Attach a callback for all calls to come."""
-        self._callbacks.add(callback)
+        """Attach a callback for all later calls."""
+        self.callbacks.add(callback)
 
     def remove_callback(self, callback: Callback) -> None:
         """Detach a callback."""
-        self._callbacks.remove(callback)
+        self.callbacks.remove(callback)
 
     def auto_save(
         self,
         interval: int | None,
         save_path: str | Path = ".",
-        name: str = "model_epoch{epoch:02d}",
+        name: str = DEFAULT_NAME,
         overwrite: bool = False,
         **options: Any,
     ) -> None:
@@ -242,30 +228,29 @@ class NNHandler(GenerativeHandler):
         """
         saver = AutoSaver(interval, save_path, name, overwrite, **options)
         if self.auto_saver is not None:
-            self._callbacks.remove(self.auto_saver)
+            self.callbacks.remove(self.auto_saver)
         if interval:
-            self._callbacks.add(saver)
+            self.callbacks.add(saver)
 
     def set_train_step(
         self, fn: Callable[..., Any], evaluation_step: Callable[..., Any] | None = None
     ) -> None:
-        """Train with ``fn(handler, batch)`` in place of model, loss function and metrics.
+        """Train with your own step ``fn(handler, batch)`` in place of model and loss function.
 
         Args:
-            fn: returns the loss, a ``StepOutput`` or a dict of its fields. Gradients and optimizer
-                steps follow as ever, unless it returns ``backward=False``.
+            fn: returns the loss, a ``StepOutput`` or a dict of its fields. The backward pass and
+                the optimizer step follow, unless it returns ``backward=False``.
             evaluation_step: the same for evaluation; default: the loss function if one is set, else
                 ``fn``.
         """
         for step in (fn, evaluation_step):
             if step is not None and not callable(step):
                 raise ConfigurationError(
-                    f"a training step must be a function (handler, batch) -> loss, received "
-                    f"{step!r}."
+                    f"a step must be a function (handler, batch) -> loss, received {step!r}."
                 )
         self.parts.train_step, self.parts.evaluation_step = fn, evaluation_step
 
-    # ---- training, evaluating, predicting -------------------------------------------------------
+    # ---- fit, evaluate, predict -----------------------------------------------------------------
 
     def fit(
         self,
@@ -297,17 +282,17 @@ class NNHandler(GenerativeHandler):
         resume: str | Path | bool | None = None,
         preemption_signals: Iterable[signal.Signals] = (signal.SIGTERM,),
     ) -> History:
-        """Train.
+        """Train the model.
 
         Args:
             train_data: a Dataset, a DataLoader, an iterable of batches, or ``(x, y)`` of tensors or
-                arrays; ``None``: the loader set before.
+                arrays; ``None``: that of ``set_train_loader``.
             epochs: epochs that this call trains; a second call goes on from the first.
             callbacks: attached for this call.
-            validation_data: as ``train_data``; ``None``: the loader set before, if any.
-            validation_split: the share of the training data, its end, to validate on instead.
+            validation_data: as ``train_data``; ``None``: that of ``set_val_loader``, if any.
+            validation_split: share of the training data, from its end, to validate on instead.
             validate_every: epochs between validations.
-            batch_size: samples per batch and process where fitkit makes the batches; default 32.
+            batch_size: samples per batch and rank where fitkit makes the batches; default 32.
             shuffle: whether to shuffle where fitkit makes the batches; default: yes.
             steps_per_epoch: training batches per epoch; ``None``: all there are.
             validation_steps: validation batches; ``None``: all there are.
@@ -316,21 +301,21 @@ class NNHandler(GenerativeHandler):
             gradient_accumulation_steps: batches whose gradients make one optimizer step.
             gradient_clipping_norm: largest total 2-norm of the gradients.
             gradient_clipping_value: largest absolute value of a gradient.
-            ema_decay: above 0: evaluate, predict and keep an average of the weights (``EMA``).
-            compile: run the step through ``torch.compile``; a dict holds options of it, such as
-                ``{"mode": "reduce-overhead"}``, which uses CUDA graphs.
+            ema_decay: above 0: evaluate, predict and save with averaged weights (``EMA``).
+            compile: use ``torch.compile``; a dict has its options, such as
+                ``{"mode": "reduce-overhead"}`` for CUDA graphs.
             seed: as in the constructor, from this call on.
-            progress_bar: show one.
-            save_on_last_epoch: ``auto_save`` also saves the last epoch.
-            max_steps: training batches that this call trains at most.
-            max_time: wall time of the whole run at most: seconds, a timedelta or "DD:HH:MM:SS".
-            fast_dev_run: try one batch, or so many, of training and of validation, write nothing,
-                and leave everything as it was.
-            overfit_batches: train and validate on the first so many batches (an int), or the first
-                share of them (a float), in order: a model that cannot fit them has a mistake.
-            resume: a file; a folder (its newest whole checkpoint, a fresh start if it has none);
+            progress_bar: whether to show one.
+            save_on_last_epoch: whether ``auto_save`` also saves the last epoch.
+            max_steps: largest number of training batches of this call.
+            max_time: longest wall time of the whole run: seconds, a timedelta or "DD:HH:MM:SS".
+            fast_dev_run: try one batch, or this number, of training and of validation; nothing is
+                written, and the handler stays as it was.
+            overfit_batches: train and validate on the first batches only, in order: their number
+                (an int) or share (a float). A model that cannot fit them has a mistake.
+            resume: a file; a folder (its newest whole checkpoint, or a new start if it has none);
                 ``True`` (where this call's own savers write); ``None`` (no). The interrupted call
-                itself goes on.
+                is continued.
             preemption_signals: signals that announce the end of the process (some schedulers send
                 ``signal.SIGUSR1``): the batch is finished, one saver saves, and the process exits
                 with 128 plus the signal's number.
@@ -342,18 +327,41 @@ class NNHandler(GenerativeHandler):
             FitkitError: something is missing or does not fit.
             SystemExit: after such a signal; with code 143 after SIGTERM.
         """
-        arguments = {**locals()}
-        del arguments["self"], arguments["use_amp"]
-        if use_amp:
-            if precision not in (None, "fp16"):
-                raise ConfigurationError(
-                    f"use_amp=True means precision='fp16', but precision={precision!r}: pass one."
-                )
-            arguments["precision"] = "fp16"
-        return run_fit(self, as_options(**arguments))
+        if use_amp and precision not in (None, "fp16"):
+            raise ConfigurationError(
+                f"use_amp=True means precision='fp16', but precision={precision!r}: pass one."
+            )
+        options = FitOptions(
+            train_data=train_data,
+            epochs=epochs,
+            callbacks=callbacks,
+            validation_data=validation_data,
+            validation_split=validation_split,
+            validate_every=validate_every,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            steps_per_epoch=steps_per_epoch,
+            validation_steps=validation_steps,
+            precision="fp16" if use_amp else precision,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            gradient_clipping_norm=gradient_clipping_norm,
+            gradient_clipping_value=gradient_clipping_value,
+            ema_decay=ema_decay,
+            compile=compile,
+            seed=seed,
+            progress_bar=progress_bar,
+            save_on_last_epoch=save_on_last_epoch,
+            max_steps=max_steps,
+            max_time=max_time,
+            fast_dev_run=fast_dev_run,
+            overfit_batches=overfit_batches,
+            resume=resume,
+            preemption_signals=preemption_signals,
+        )
+        return run_fit(self, options)
 
     def train(self, epochs: int, validate_every: int = 1, **options: Any) -> History:
-        """``fit`` on the loaders set before; ``options`` are those of ``fit``."""
+        """``fit`` with the data set before; ``options`` are those of ``fit``."""
         return self.fit(epochs=epochs, validate_every=validate_every, **options)
 
     def evaluate(
@@ -365,20 +373,16 @@ class NNHandler(GenerativeHandler):
         precision: str | None = None,
         callbacks: Iterable[Callback] = (),
     ) -> dict[str, float]:
-        """The loss and metrics over ``data``, each sample counted once.
+        """Loss and metrics over ``data``, each sample counted once.
 
         Args:
-            data: as in ``fit``; ``None``: the validation loader set before.
-            batch_size: samples per batch where fitkit makes the batches; default 32.
-            steps: batches at most.
+            data: as in ``fit``; ``None``: that of ``set_val_loader``.
+            batch_size: as in ``fit``.
+            steps: largest number of batches.
             precision: as in ``fit``.
             callbacks: attached for this call.
         """
-        values: dict[str, float] = {}
-        run = evaluation_run(self, self._for_one_call(callbacks), precision)
-        phase = evaluation_phase(self, data, batch_size=batch_size, steps=steps, in_order=False)
-        evaluation.evaluate(run, phase, values.update)
-        return values
+        return evaluate(self, data, batch_size, steps, precision, callbacks)
 
     def predict(
         self,
@@ -392,35 +396,32 @@ class NNHandler(GenerativeHandler):
         """The model's outputs on ``data``, in the data's order, joined along the first dimension.
 
         Args:
-            data: inputs, or inputs with targets, in any form that ``fit`` takes; the sampler of a
-                DataLoader over a map-style data set is not used, so that order is the data set's.
-            batch_size: samples per batch where fitkit makes the batches; default 32.
-            steps: batches at most.
+            data: inputs, or inputs with targets, in any form that ``fit`` takes. The sampler of a
+                DataLoader over a map-style data set is not used.
+            batch_size: as in ``fit``.
+            steps: largest number of batches.
             precision: as in ``fit``.
             callbacks: attached for this call.
 
         Returns:
             tensors on the CPU, nested as the model's outputs.
         """
-        run = evaluation_run(self, self._for_one_call(callbacks), precision)
-        phase = evaluation_phase(self, data, batch_size=batch_size, steps=steps, in_order=True)
-        return evaluation.predict(run, phase, split_inputs, self._in_rounds)
+        return predict(self, data, batch_size, steps, precision, callbacks)
 
-    # ---- looking before training ----------------------------------------------------------------
+    # ---- summary and tuning ---------------------------------------------------------------------
 
     def summary(self, example: Any = None, *, input_size: Any = None) -> ModelSummary:
-        """What the model is made of: modules, output shapes, parameters, and memory.
+        """A table of modules, output shapes, parameters and memory.
 
         Args:
-            example: a batch or inputs. Shapes come from one pass over it in evaluation mode, which
-                leaves the model as it was; without it there are none.
+            example: a batch or inputs, for the output shapes: they are taken from one pass over it
+                in evaluation mode, which leaves the model as it was.
             input_size: in its place the shape of the input, with the batch dimension, for a pass
                 over zeros; a list of shapes for several inputs.
-
-        Returns:
-            the table, to be printed or shown by a notebook.
         """
-        return summarize(self, example, input_size)
+        return summarize(
+            self.module, self.optimizer, self.device, self.parts.model_type, example, input_size
+        )
 
     def find_learning_rate(
         self,
@@ -434,27 +435,23 @@ class NNHandler(GenerativeHandler):
         divergence: float = 4.0,
         **options: Any,
     ) -> LearningRateSweep:
-        """Train while the rate grows from batch to batch, and leave everything as it was.
+        """Train with a learning rate that grows from batch to batch; the handler stays as it was.
 
         Smith's range test (arXiv:1506.01186), with rates that grow exponentially.
 
         Args:
-            train_data: as in ``fit``, but not an iterator, which could not be put back.
+            train_data: as in ``fit``, but not an iterator, which cannot be rewound.
             min_lr: the first rate, above 0; groups keep their rates relative to the first group's.
-            max_lr: the last one, above ``min_lr``.
+            max_lr: the last rate, above ``min_lr``.
             num_steps: batches, at least 5; shorter data is read again.
             batch_size: as in ``fit``.
             smoothing: weight of the past in the running mean of the loss, in ``[0, 1)``.
-            divergence: end when that mean is so many times its least.
-            **options: of ``fit``: ``precision``, ``compile``, ``ema_decay`` and
-                ``gradient_...``.
-
-        Raises:
-            FitkitError: something is missing or does not fit.
+            divergence: end when that mean is this many times its minimum; above 1.
+            **options: of ``fit``: ``precision``, ``compile``, ``ema_decay`` and ``gradient_...``.
         """
-        judging = (smoothing, divergence)
-        rates = (min_lr, max_lr, num_steps)
-        return sweep_learning_rates(self, train_data, rates, judging, batch_size, options)
+        return find_learning_rate(
+            self, train_data, min_lr, max_lr, num_steps, batch_size, smoothing, divergence, options
+        )
 
     def find_batch_size(
         self,
@@ -465,56 +462,121 @@ class NNHandler(GenerativeHandler):
         num_steps: int = 3,
         **options: Any,
     ) -> int:
-        """The largest batch that trains without running out of memory; all is left as it was.
+        """The largest batch size that trains in the memory there is; the handler stays as it was.
 
-        The size is doubled until memory runs out, then bisected. Take a little less: what else
-        uses the device, and longer samples, need room too. A system that ends a process for
-        memory, as Linux does for the host's, cannot be caught: pass ``max_size`` on a CPU.
+        The size is doubled until memory runs out, then bisected. Use a little less: longer samples
+        and other programs need memory too. On a CPU pass ``max_size``: Linux kills a process that
+        takes too much of the host's memory.
 
         Args:
-            train_data: as in ``fit``, of a kind whose batches can be made anew.
+            train_data: as in ``fit``, of a kind from which fitkit makes the batches.
             start: the first size.
-            max_size: the largest; ``None``: as many samples as there are.
-            num_steps: batches that a size has to train, at least 1; the optimizer's memory is
-                taken in the first.
+            max_size: the largest size; ``None``: the number of samples.
+            num_steps: batches that each size trains, at least 1; the optimizer allocates its state
+                in the first.
             **options: as for ``find_learning_rate``.
 
         Raises:
-            FitkitError: something is missing or does not fit.
             RuntimeError: not even one sample fits; or a ``MemoryError``.
         """
-        return search_batch_size(self, train_data, start, max_size, num_steps, options)
+        return find_batch_size(self, train_data, start, max_size, num_steps, options)
 
-    def _in_rounds(self, outputs: list[Any]) -> list[Any]:
-        """The outputs of all processes, which take turns in the order of the data."""
-        rounds = zip(*self._world.gather_all(outputs), strict=True)
-        return [output for turn in rounds for output in turn if output is not None]
+    # ---- score-based models and samplers --------------------------------------------------------
 
-    def _for_one_call(self, callbacks: Iterable[Callback]) -> CallbackList:
-        """The handler's callbacks and those of one evaluation."""
-        if self.unfinished.run is not None and not callbacks:
-            return self._callbacks
-        listeners = CallbackList([*self._callbacks, *callbacks])
-        for callback in callbacks:
-            callback.handler = self
-        for callback in self._callbacks:
-            callback.handler = self
-        return listeners
+    def set_sde(
+        self,
+        cls: type[SDE],
+        *,
+        divide_by_std: bool = True,
+        likelihood_weighting: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Train the model as the score of data under ``cls(**kwargs)``.
 
-    # ---- saving and loading ---------------------------------------------------------------------
+        The model is called as ``model(t, x, *conditions)``, with times of shape ``(batch,)``, and
+        returns a tensor shaped as ``x``. Unless ``set_loss_fn`` is called, the loss is
+        ``DenoisingScoreMatching``.
+
+        Args:
+            cls: ``VPSDE``, ``VESDE``, ``SubVPSDE`` or another SDE of ``fitkit.generative``.
+            divide_by_std: the score is the model's output divided by the marginal standard
+                deviation at ``t``; ``False``: the output is the score.
+            likelihood_weighting: weight times as in ``DenoisingScoreMatching``.
+            **kwargs: arguments of the class.
+
+        Raises:
+            ConfigurationError: the handler's model is not score-based, or an argument is wrong.
+        """
+        generative, kind = self.parts.generative, self.parts.model_type
+        if kind is not types.ModelType.SCORE_BASED:
+            raise ConfigurationError(
+                f"set_sde needs a handler with model_type='score_based', this one's is "
+                f"{kind.value!r}."
+            )
+        generative.set_sde(
+            cls, kwargs, divide_by_std=divide_by_std, likelihood_weighting=likelihood_weighting
+        )
+        load_pending(generative, self.session.pending)
+
+    def set_sampler(self, sampler: type[Sampler] | Sampler, **kwargs: Any) -> None:
+        """Draw with your own sampler in ``get_samples``.
+
+        Args:
+            sampler: a class with the methods of ``fitkit.generative.Sampler``, built with
+                ``kwargs``; or a ready one, which must be set again after loading.
+            **kwargs: arguments of the class.
+        """
+        self.parts.generative.set_sampler(sampler, kwargs)
+        load_pending(self.parts.generative, self.session.pending)
+
+    @property
+    def sde(self) -> SDE | None:
+        """The SDE, once set."""
+        return self.parts.generative.sde
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """The sampler, once set."""
+        return self.parts.generative.sampler
+
+    def get_samples(self, n: int, device: torch.device | str | None = None, **options: Any) -> Any:
+        """``n`` samples drawn by the sampler; for ``options`` see ``ScoreModel.get_samples``."""
+        return self._score_model.get_samples(n, device, **options)
+
+    def score(self, t: Tensor | float, x: Tensor, *conditions: Tensor) -> Tensor:
+        """The model's score at ``x`` and time ``t``; see ``ScoreModel.score``."""
+        return self._score_model.score(t, x, *conditions)
+
+    def sample(self, shape: Sequence[int], steps: int = 500, **options: Any) -> Tensor:
+        """Samples drawn by the SDE; for ``options`` see ``ScoreModel.sample``."""
+        return self._score_model.sample(shape, steps, **options)
+
+    def log_likelihood(self, x: Tensor, **options: Any) -> Tensor:
+        """The log-density of each of ``x``, in nats; see ``ScoreModel.log_likelihood``."""
+        return self._score_model.log_likelihood(x, **options)
+
+    # ---- checkpoints ----------------------------------------------------------------------------
+
+    def get_state_dict(self) -> dict[str, Any]:
+        """The whole state, as ``save`` writes it, with copies of the tensors.
+
+        Inside an epoch all ranks have to call it.
+        """
+        with self.session.gathered_from_ranks():
+            return handler_state_dict(self, self.parallel.on_local_tensors(detached_copy))
 
     def save(self, path: str | Path) -> None:
-        """Write the whole state to ``path`` at once; on return the file is whole and durable.
+        """Write the whole state to ``path``: an atomic write, durable on return.
 
-        Of several processes the main one writes. In the middle of an epoch all have to call it; of
-        a sharded model each writes its part, so all have to call it at any time.
+        Rank 0 writes. Inside an epoch all ranks have to call it, and of a sharded model, of which
+        each rank writes its part, at any time.
 
         Raises:
             SaveError: it could not be written; an earlier file of that name is as it was.
         """
         self.wait_for_saves()
-        with self.contributions(), saving.logged(self.logger, path):
-            self.saves.save_now(snapshot.take(self), Path(path))
+        with self.session.gathered_from_ranks(), saving.logged(self.logger, path):
+            self.saves.save_now(handler_state_dict(self), Path(path))
 
     @classmethod
     def load(
@@ -533,54 +595,40 @@ class NNHandler(GenerativeHandler):
         strategy: Strategy | str | None = "auto",
         trust_code: bool = False,
     ) -> NNHandler:
-        """A handler as it was saved; the next ``fit`` goes on from there.
+        """Build a handler from a checkpoint; its next ``fit`` goes on from there.
 
-        Data, and a loss function that is not one of torch's modules, must be set again. Nothing
-        that is stored in the file is executed, unless ``trust_code``.
+        Data, and a loss function that is not one of torch's modules, must be set again. No code in
+        the file is run, unless ``trust_code``.
 
         Args:
             path: a full checkpoint.
-            device: as in the constructor; it need not be the one that was saved.
-            model_class: the class or a ready module, where the one named in the file is not
-                imported or its arguments could not be stored.
+            device: as in the constructor; any, whatever was saved.
+            model_class: the class or a ready module, where the program does not have the class
+                named in the file, or its arguments could not be stored.
             strict_load: whether names of weights must match exactly.
-            skip_optimizer: leave out the optimizer, and with it the scheduler.
+            skip_optimizer: leave out the optimizer and the scheduler.
             skip_scheduler: leave out the scheduler.
             skip_history: leave out the history.
             skip_callbacks: leave out the callbacks' states.
             skip_sampler_sde: leave out sampler and SDE.
             skip_ema: leave out the averaged weights.
-            strategy: as in the constructor; it need not be the one that was saved.
+            strategy: as in the constructor; any, whatever was saved.
             trust_code: run the model's source in the file where the program lacks its class.
 
         Raises:
-            CheckpointError: the file cannot be used; the sentence says why.
+            CheckpointError: the file cannot be used; the message says why.
         """
-        chosen = as_strategy(strategy)
-        world = find_world(None, timeout=timeout_of(chosen))
-        parallel = make_parallel(chosen, world, _device_of(device, world))
-        state = discovery.read_full(Path(path), parallel.empty_piece)
-        model, kwargs = description.model_of(state, path, model_class, trust_code=trust_code)
-        with description.rebuilding("model", "pass model_class=<a ready module>"):
-            kind = state["model_type"]
-            handler = cls(model, device, model_type=kind, strategy=parallel, **kwargs)
-        handler._model_code = state["model_code"]
-        skips = snapshot.Skips(
-            skip_optimizer,
-            skip_scheduler,
-            skip_history,
-            skip_callbacks,
-            skip_sampler_sde,
-            skip_ema,
+        skip = SkipParts(
+            optimizer=skip_optimizer,
+            scheduler=skip_scheduler,
+            history=skip_history,
+            callbacks=skip_callbacks,
+            sampler_sde=skip_sampler_sde,
+            ema=skip_ema,
         )
-        description.rebuild_parts(
-            handler, state, optimizer=not skip_optimizer, scheduler=not skip_scheduler
+        return load_handler(
+            cls, path, device, strategy, model_class, skip, strict_load, trust_code=trust_code
         )
-        if not skip_sampler_sde:
-            rebuild_generative(handler, state)
-        snapshot.restore(handler, state, strict=strict_load, skips=skips, is_undone=True)
-        handler.calls_made = handler.state.call
-        return handler
 
     @classmethod
     def initialize_from_checkpoint(
@@ -594,26 +642,15 @@ class NNHandler(GenerativeHandler):
         strategy: Strategy | str | None = "auto",
         **model_kwargs: Any,
     ) -> NNHandler:
-        """A new handler with only the weights of a checkpoint, or of a bare state dict.
+        """Build a new handler with only the weights of a checkpoint, or of a bare state dict.
 
-        Of a checkpoint with averaged weights (EMA) it takes those, as they were scored.
+        It takes the averaged weights (EMA) if the checkpoint has some. Arguments are those of the
+        constructor and of ``load``.
 
         Raises:
             CheckpointError: the file cannot be used, or its weights do not fit.
         """
         kind = types.ModelType.CLASSIFICATION if model_type is None else model_type
         handler = cls(model_class, device, model_type=kind, strategy=strategy, **model_kwargs)
-        weights = loading.read_weights(checkpoint_path, empty=handler.parallel.empty_piece)
-        snapshot.check_weights(handler.module, weights, strict=strict_load)
-        handler.load_weights(weights, strict=strict_load)
+        load_weights(handler, checkpoint_path, strict=strict_load)
         return handler
-
-
-def _device_of(device: Any, world: World) -> torch.device:
-    resolved = resolve_device(device, world.local_rank if world.size > 1 else None)
-    require_own_device(world, resolved)
-    make_current(resolved)
-    return resolved
-
-
-loading.provide_handler_class(NNHandler)

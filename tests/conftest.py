@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import settings
 
-from fitkit.core import devices
+from fitkit.core import device_capabilities
 
 _WATCHED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _GRACE_SECONDS = 10.0
@@ -79,6 +80,8 @@ _SIM = _load_simulation()
 
 # As many tests run at once as there are cores: threads of one would wait for those of another.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Hundreds of programs are started: the library is compiled for the first of them only.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 torch.set_num_threads(1)
 
 # Trackers: no network, no reports about themselves, no look at the machine.
@@ -150,16 +153,43 @@ def _leaves_nothing_behind():
         assert signal.getsignal(number) is handler, f"the test changed the handler of {number!r}"
 
 
-@pytest.fixture(autouse=True)
-def _uncovered(request):
+@pytest.fixture(autouse=True, scope="module")
+def _old_objects_are_not_collected_again():
+    """What earlier modules left in memory: each of many collections would go through all of it."""
+    gc.collect()
+    gc.freeze()
+
+
+@contextlib.contextmanager
+def _without_coverage(node):
     """Programs that a test starts are no more looked at for coverage than the test itself.
 
     Tests that do the same again and again are marked with it: it doubles the time they take.
     """
-    with pytest.MonkeyPatch.context() as environment:
-        if request.node.get_closest_marker("no_cover"):
-            for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
-                environment.delenv(name)
+    if not node.get_closest_marker("no_cover"):
+        yield
+        return
+    before = _taken_from_environment("COVERAGE_")
+    yield
+    _taken_from_environment("COVERAGE_")  # pytest-cov sets it after each test
+    os.environ.update(before)
+
+
+def _taken_from_environment(prefix):
+    return {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(prefix)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _uncovered_module(request):
+    """For the module's fixtures, which start before those of a test."""
+    with _without_coverage(request.node):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _uncovered(request):
+    """For the test."""
+    with _without_coverage(request.node):
         yield
 
 
@@ -193,7 +223,8 @@ def _fixed_streams():
     """Every test begins with the same random streams."""
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    # torch.manual_seed(0) also asks for every kind of device, which takes longer than most tests
+    torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture
@@ -217,8 +248,8 @@ def _accelerated(sim, *, float64):
         pytest.skip("this machine has a real accelerator: run tests/scripts/on_cuda.py")
     with pytest.MonkeyPatch.context() as patch:
         if float64:
-            patch.setattr(devices, "WITH_FLOAT64", (*devices.WITH_FLOAT64, "sim"))
-        patch.setattr(devices, "WITH_PINNED_COPIES", ("cuda", "xpu", "sim"))
+            patch.setattr(device_capabilities, "WITH_FLOAT64", ("cpu", "cuda", "sim"))
+        patch.setattr(device_capabilities, "WITH_ASYNC_COPIES", ("cuda", "xpu", "sim"))
         with sim.switched_on(float64=float64) as simulation:
             yield simulation
             assert not simulation.overwritten, "memory changed while it was being copied from"
@@ -252,3 +283,47 @@ def draw():
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
     return _draw
+
+
+# ---- process groups of this process alone ---------------------------------------------------
+
+
+@pytest.fixture
+def group():
+    """Makes torch's default group, which ends with the test.
+
+    A group of more ranks than one is torch's own stand-in, in which no other rank ever answers.
+    """
+
+    def make(backend, rank=0, size=1):
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        store = dist.HashStore() if size == 1 else FakeStore()
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        return dist.group.WORLD
+
+    yield make
+    gc.collect()  # what holds a group keeps its threads
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.fixture
+def mesh(group):
+    """A mesh of one process."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    group("gloo")
+    return init_device_mesh("cpu", (1,))
+
+
+@pytest.fixture
+def one_of_three(group):
+    """Makes the mesh of three ranks, as one of them has it."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    def make(kind, rank):
+        group("fake", rank, 3)
+        return init_device_mesh(kind, (3,))
+
+    return make

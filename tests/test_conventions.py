@@ -17,6 +17,7 @@ import fitkit
 from fitkit import Callback, Event
 
 REPOSITORY = Path(__file__).parents[1]
+LIBRARY = REPOSITORY / "fitkit"
 MODULES = sorted(["fitkit", *(m.name for m in pkgutil.walk_packages(fitkit.__path__, "fitkit."))])
 
 
@@ -129,8 +130,11 @@ def test_the_diagram_shows_every_event_of_fit():
 @pytest.mark.no_cover
 @pytest.mark.parametrize(
     "command",
-    [["ruff", "check", "--no-cache"], ["ruff", "format", "--check", "--no-cache"], ["mypy"]],
-    ids=["ruff check", "ruff format", "mypy"],
+    [
+        pytest.param(["ruff", "check", "--no-cache"], id="ruff check"),
+        pytest.param(["ruff", "format", "--check", "--no-cache"], id="ruff format"),
+        pytest.param(["mypy"], id="mypy", marks=pytest.mark.slow),
+    ],
 )
 def test_checkers_find_nothing(command):
     result = subprocess.run(
@@ -165,8 +169,8 @@ def test_importing_costs_little_more_than_torch(tmp_path):
     statement = f"{clock}; import fitkit; print((now() - a) / (b - a))"
     compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
     run_fresh("import fitkit", **compiled)  # what an installed package has compiled already
-    # the least of a few runs is what other work on the machine disturbs least
-    assert min(float(run_fresh(statement, **compiled)) for _ in range(4)) <= 1.15
+    # other work on the machine disturbs some runs
+    assert any(float(run_fresh(statement, **compiled)) <= 1.15 for _ in range(6))
 
 
 def test_importing_changes_nothing_in_the_process():
@@ -175,3 +179,30 @@ def test_importing_changes_nothing_in_the_process():
     plain = run_fresh(f"{before}; print({state}, logging.root.handlers)")
     with_fitkit = run_fresh(f"{before}; import fitkit; print({state}, logging.root.handlers)")
     assert plain == with_fitkit
+
+
+# ---- tests mirror files -------------------------------------------------------------------------
+
+# Files without a test file of their own, and where they are tested.
+TESTED_ELSEWHERE = {
+    "__main__.py": "the command is started in tests/cli and tests/test_packaging.py",
+    "callbacks/saving.py": "an alias; tests/test_seed_documents.py imports it",
+    "checkpointing/checkpoint.py": "an alias of storage/single_or_sharded.py",
+    "checkpointing/save_queue/save_source.py": "a protocol; handler/save_source.py implements it",
+    "checkpointing/savers/save_request.py": "data of tests/checkpointing/save_queue",
+    "cli/all_commands.py": "every test of tests/cli runs it",
+    "distributed/distributed_world.py": "tests/distributed/test_world.py has both worlds",
+    "engine/run.py": "tests/engine/test_loop.py and tests/training/test_rank_sync.py",
+    "version.py": "a constant; tests/test_packaging.py compares it",
+}
+
+
+def test_every_file_has_a_test_file():
+    sources = [path.relative_to(LIBRARY) for path in LIBRARY.rglob("*.py")]
+    missing = {
+        path.as_posix()
+        for path in sources
+        if path.name != "__init__.py"
+        and not (REPOSITORY / "tests" / path.parent / f"test_{path.name}").is_file()
+    }
+    assert missing == TESTED_ELSEWHERE.keys()

@@ -1,4 +1,4 @@
-"""Every page's code runs and prints what the page shows, and every link leads somewhere."""
+"""The code on every page runs and prints the shown output, and every link has a target."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 import fitkit
 from fitkit import Callback, NNHandler
+from fitkit.checkpointing.savers.saver import CHECKPOINT_KEYS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -31,7 +32,7 @@ def name_of(page: Path) -> str:
 
 
 def code_blocks(page: Path) -> list[tuple[str, str, str | None]]:
-    """Each block of Python: where it stands, its code, and the output that the page shows."""
+    """Each Python block: its padding to the right line, its code, and the shown output."""
     text = page.read_text()
     found = list(BLOCK.finditer(text))
     blocks = []
@@ -55,15 +56,15 @@ def without_code(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The fragments that a page's headings can be reached by."""
+    """The fragments of the headings of a page."""
     headings = HEADING.findall(without_code(page))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if code_blocks(p)], ids=name_of)
-def test_code_runs_and_prints_what_the_page_shows(page, tmp_path, monkeypatch, capsys):
+def test_code_runs_and_prints_the_shown_output(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    module = types.ModuleType("page")  # checkpoints name the classes of a page by its module
+    module = types.ModuleType("page")  # checkpoints store the classes of a page with its module
     monkeypatch.setitem(sys.modules, "page", module)
     for padding, code, shown in code_blocks(page):
         capsys.readouterr()
@@ -73,7 +74,7 @@ def test_code_runs_and_prints_what_the_page_shows(page, tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_somewhere(page):
+def test_every_link_has_a_target(page):
     for target in LINK.findall(without_code(page)):
         path, _, fragment = target.partition("#")
         linked = page if not path else page.parent / path
@@ -113,19 +114,31 @@ def test_the_gallery_shows_every_callback_and_what_it_saves():
     assert set(sections) == set(callbacks)
     for name, section in sections.items():
         saved = section.partition("\nIn a checkpoint: ")[2]
-        assert re.findall(r"`(\w+)`", saved) == list(callbacks[name].state_fields), name
+        keys = [CHECKPOINT_KEYS.get(field, field) for field in callbacks[name].state_fields]
+        assert re.findall(r"`(\w+)`", saved) == keys, name
         assert name in re.search(r"```python\n(.*?)```", section, re.DOTALL)[1] or name == "History"
 
 
-def test_the_architecture_page_names_the_files_that_there_are():
+def test_the_architecture_page_names_existing_files():
     text = (ROOT / "docs" / "architecture.md").read_text()
     package = ROOT / "fitkit"
     top = {path.name for path in package.glob("*.py")} - {"__init__.py", "version.py"}
     assert top == set(re.findall(r"^  (\w+\.py) ", text, re.MULTILINE))
-    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
-    assert rooms == set(re.findall(r"^  (\w+)/ ", text, re.MULTILINE))
-    for named in re.findall(r"`(\w+/\w+\.py)`", text):
-        assert (package / named).exists() or (ROOT / named).exists(), named
+    assert {path.parent.name for path in package.glob("*/__init__.py")} == set(
+        re.findall(r"^  (\w+)/ ", text, re.MULTILINE)
+    )
+    assert {path.parent.name for path in package.glob("*/*/__init__.py")} == set(
+        re.findall(r"^    (\w+)/ ", text, re.MULTILINE)
+    )
+    paths = re.findall(r"`((?:\w+/)+\w+\.py)`", text)
+    assert len(paths) > 50
+    for path in paths:
+        assert (package / path).exists() or (ROOT / path).exists(), path
+    steps = re.findall(r"^\| `(\S+\.py)` \| `([\w.]+)` \|", text, re.MULTILINE)
+    assert len(steps) > 20
+    for path, names in steps:
+        defined = re.findall(r"(?:def|class) (\w+)", (package / path).read_text())
+        assert set(names.split(".")) <= set(defined), (path, names)
 
 
 def test_readme_has_two_commands_and_ci_runs_them():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import fitkit
-from fitkit.core.devices import has_float64
+from fitkit.core.device_capabilities import has_float64
 from fitkit.testing import assert_resumes_exactly, differences
 
 pytestmark = [pytest.mark.no_cover, pytest.mark.usefixtures("fast_scratch")]
@@ -65,6 +65,20 @@ class Watcher(fitkit.Callback):
 DEVICE = "cpu"
 
 
+ACCELERATORS = ("accelerator", "accelerator without float64")
+# Some boundaries on the CPU; with -m slow every one, on each device.
+at_boundaries = pytest.mark.parametrize(
+    ("device", "every"),
+    [("cpu", 4), *(pytest.param(one, 1, marks=pytest.mark.slow) for one in ("cpu", *ACCELERATORS))],
+    indirect=["device"],
+)
+on_each_device = pytest.mark.parametrize(
+    "device",
+    ["cpu", *(pytest.param(one, marks=pytest.mark.slow) for one in ACCELERATORS)],
+    indirect=True,
+)
+
+
 @pytest.fixture(autouse=True)
 def _on_each_device(device, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "DEVICE", device)
@@ -107,8 +121,11 @@ OPTIONS = {
 }
 
 
-def test_everything_attached_resumes_exactly_at_every_boundary():
-    tried = assert_resumes_exactly(make_handler, make_callbacks=make_callbacks, **OPTIONS)
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_everything_attached_resumes_exactly_at_every_boundary(every):
+    tried = assert_resumes_exactly(
+        make_handler, make_callbacks=make_callbacks, every=every, **OPTIONS
+    )
     events = {label.split(",")[0] for label in tried}
     assert events == {
         "on_epoch_begin",
@@ -120,6 +137,7 @@ def test_everything_attached_resumes_exactly_at_every_boundary():
     }
 
 
+@on_each_device
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0)])
 def test_the_number_of_workers_may_change_at_a_resume(before, after):
     counts = iter([before])
@@ -169,7 +187,8 @@ def in_memory():
     ids=lambda make: make.__name__,
 )
 @pytest.mark.filterwarnings("ignore:.*cannot seek:UserWarning")
-def test_each_kind_of_data_resumes_exactly(make_data):
+@at_boundaries
+def test_each_kind_of_data_resumes_exactly(make_data, every):
     def make():
         handler = make_handler()
         batch_size = {"batch_size": 3} if make_data is in_memory else {}
@@ -177,10 +196,15 @@ def test_each_kind_of_data_resumes_exactly(make_data):
         return handler
 
     assert_resumes_exactly(
-        make, make_callbacks=lambda: [Watcher()], epochs=2, gradient_accumulation_steps=3
+        make,
+        make_callbacks=lambda: [Watcher()],
+        every=every,
+        epochs=2,
+        gradient_accumulation_steps=3,
     )
 
 
+@on_each_device
 def test_a_plateau_scheduler_resumes_exactly():
     def make():
         handler = make_handler()
@@ -201,6 +225,7 @@ class SavesInItsHook(fitkit.Callback):
         self.handler.save(self.path)
 
 
+@on_each_device
 @pytest.mark.parametrize(
     "event",
     ["on_epoch_begin", "on_train_batch_end", "on_test_begin", "on_test_batch_end", "on_epoch_end"],

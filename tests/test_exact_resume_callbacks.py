@@ -39,10 +39,7 @@ CALLBACKS = {
     "JSONLinesLogger": (lambda: fitkit.JSONLinesLogger("log.jsonl"), ()),
     "LambdaCallback": (lambda: fitkit.LambdaCallback(on_epoch_end=lambda epoch, logs: None), ()),
     "LearningRateMonitor": (fitkit.LearningRateMonitor, ()),
-    "LearningRateScheduler": (
-        lambda: fitkit.LearningRateScheduler(lambda epoch, lr: lr * 0.5),
-        (),
-    ),
+    "LearningRateScheduler": (lambda: fitkit.LearningRateScheduler(lambda epoch, lr: lr * 0.5), ()),
     "MLflowLogger": (lambda: fitkit.MLflowLogger("fitkit", every_n_batches=1), ()),
     "ModelCheckpoint": (
         lambda: fitkit.ModelCheckpoint(
@@ -113,9 +110,19 @@ def test_each_exported_callback_is_tried():
 
 
 ROWS = {}
+# On the CPU each; on an accelerator those that keep or change tensors of it, others with -m slow.
+KEEP_TENSORS = {"EMA", "EarlyStopping", "ModelCheckpoint", "TensorBoardLogger"}
+ACCELERATORS = ("accelerator", "accelerator without float64")
 
 
-@pytest.mark.parametrize("name", sorted(CALLBACKS))
+def cases():
+    for name in sorted(CALLBACKS):
+        yield name, "cpu"
+        marks = () if name in KEEP_TENSORS else pytest.mark.slow
+        yield from (pytest.param(name, device, marks=marks) for device in ACCELERATORS)
+
+
+@pytest.mark.parametrize(("name", "device"), list(cases()), indirect=["device"])
 def test_it_resumes_exactly_at_every_boundary(name, device, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "DEVICE", device)
     make, ignore = CALLBACKS[name]

@@ -96,7 +96,7 @@ def test_prints_what_it_wrote(short_run):
     assert len((where / FOLDER / "log.csv").read_text().splitlines()) == 6
 
 
-@pytest.mark.parametrize("lines_in_log", [2, 4])
+@pytest.mark.parametrize("lines_in_log", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_killed_and_resumed_ends_bit_for_bit_as_uninterrupted(short_run, tmp_path, lines_in_log):
     uninterrupted, expected = short_run
     killed = tmp_path / "run"
@@ -105,6 +105,7 @@ def test_killed_and_resumed_ends_bit_for_bit_as_uninterrupted(short_run, tmp_pat
     assert is_same(killed, uninterrupted)
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_trains_no_more(short_run):
     where, expected = short_run
     before = contents(where)
@@ -112,6 +113,7 @@ def test_resuming_a_finished_run_trains_no_more(short_run):
     assert not list(differences(contents(where), before))
 
 
+@pytest.mark.slow
 def test_resuming_where_nothing_is_starts_afresh(short_run, tmp_path):
     uninterrupted, _ = short_run
     output = run(tmp_path / "run", "--epochs", "1", "--resume", "--output", str(FOLDER))
@@ -123,6 +125,7 @@ def test_resuming_where_nothing_is_starts_afresh(short_run, tmp_path):
 SCORE_EXAMPLE = EXAMPLE.with_name("score_digits.py")
 
 
+@pytest.mark.slow
 def test_the_drawn_digits_are_those_that_were_asked_for(tmp_path):
     """A short run of the other example, judged by a classifier that has seen real digits."""
     options = ["--epochs", "30", "--steps", "20"]
@@ -156,6 +159,7 @@ def test_the_drawn_digits_are_those_that_were_asked_for(tmp_path):
     assert (judged == wanted.numpy()).mean() >= 0.9
 
 
+@pytest.mark.slow
 def test_the_full_run_recognises_98_of_100_digits(tmp_path):
     assert accuracy(run(tmp_path / "run")) >= 0.98
 
@@ -197,7 +201,13 @@ def test_every_example_is_run_by_a_test():
     assert {path.name for path in EXAMPLES.glob("*.py")} <= set(SHORT) | WITH_TESTS_OF_THEIR_OWN
 
 
-@pytest.mark.parametrize("name", SHORT)
+# These start several processes, or compute for a while.
+LONG = {"char_transformer.py", "resume_after_kill.py", "two_processes.py"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in SHORT]
+)
 def test_the_short_form_reaches_something_and_draws_it(name, tmp_path):
     options, (pattern, least, greatest), pictures = SHORT[name]
     where = ["--output", "here"]

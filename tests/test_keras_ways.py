@@ -1,4 +1,4 @@
-"""What somebody who comes from Keras does on the first day."""
+"""What users of Keras expect to work."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_targets_that_would_be_broadcast_are_not_taken_silently():
 
 
 class Carried(Callback):
-    """As it stood in a program for Keras, down to ``logs=None``."""
+    """A callback as written for Keras, with ``logs=None``."""
 
     def __init__(self, target):
         super().__init__()
@@ -136,13 +136,7 @@ def test_early_stopping_brings_the_best_weights_back(handler, arrays):
             self.log("val_score", next(scores))
 
     stopping = EarlyStopping(monitor="val_score", mode="max", patience=2, restore_best_weights=True)
-    fit(
-        handler,
-        (x, y),
-        epochs=10,
-        validation_split=0.2,
-        callbacks=[stopping, Scores()],
-    )
+    fit(handler, (x, y), epochs=10, validation_split=0.2, callbacks=[stopping, Scores()])
     assert handler.history.epoch == [0, 1, 2, 3]
     assert stopping.stopped_epoch == 3
     for name, value in handler.module.state_dict().items():

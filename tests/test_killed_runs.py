@@ -26,9 +26,12 @@ def kill(*arguments):
     return done.stdout
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_killed_again_and_again_it_ends_exactly(workers):
-    assert "all exact" in kill("--kills", "5", "--workers", workers)
+@pytest.mark.parametrize(
+    ("kills", "workers"),
+    [("4", "0"), *(pytest.param("5", count, marks=pytest.mark.slow) for count in ("0", "2"))],
+)
+def test_killed_again_and_again_it_ends_exactly(kills, workers):
+    assert "all exact" in kill("--kills", kills, "--workers", workers)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The facade: parts in any order, isolation, and what is read-only."""
+"""NNHandler: components in any order, isolation of handlers, read-only properties."""
 
 from __future__ import annotations
 

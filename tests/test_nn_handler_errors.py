@@ -1,4 +1,4 @@
-"""Every mistake that fitkit can know is one sentence: what was expected, what came, what to do."""
+"""Error messages: what was expected, what was received, what to do."""
 
 from __future__ import annotations
 
@@ -230,9 +230,7 @@ def test_data_that_cannot_be_used(handler, bad, sentence):
     check(DataError, sentence, lambda: handler.fit(bad(), progress_bar=False))
     check(DataError, sentence, lambda: handler.evaluate(bad()))
     check(
-        DataError,
-        sentence,
-        lambda: handler.fit(data(), validation_data=bad(), progress_bar=False),
+        DataError, sentence, lambda: handler.fit(data(), validation_data=bad(), progress_bar=False)
     )
 
 
@@ -242,16 +240,14 @@ def test_data_that_cannot_be_used(handler, bad, sentence):
         (lambda: DataLoader(TensorDataset(*data())), {"batch_size": 2}, "batch_size cannot be set"),
         (lambda: DataLoader(TensorDataset(*data())), {"shuffle": True}, "shuffle cannot be set"),
         (lambda: [data()], {"batch_size": 2}, "an iterable of batches"),
-        (Stream, {"shuffle": True}, "IterableDataset decides its own order"),
+        (Stream, {"shuffle": True}, "IterableDataset determines its own order"),
         (lambda: [data()], {"validation_split": 0.5}, "split the data yourself"),
         (Stream, {"validation_split": 0.5}, "split the data yourself"),
     ],
 )
 def test_settings_that_the_data_cannot_take(handler, source, options, sentence):
     check(
-        ConfigurationError,
-        sentence,
-        lambda: handler.fit(source(), progress_bar=False, **options),
+        ConfigurationError, sentence, lambda: handler.fit(source(), progress_bar=False, **options)
     )
 
 

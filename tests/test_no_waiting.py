@@ -1,4 +1,4 @@
-"""A step that logs nothing waits for no device: shown on a simulated one that notes each wait."""
+"""A step that logs nothing never synchronizes: a simulated device records each synchronization."""
 
 from __future__ import annotations
 
@@ -113,18 +113,33 @@ def train(make_handler, accelerator, monkeypatch, tmp_path):
 by_targets = pytest.mark.parametrize("targets", [CLASSES, VALUES], ids=["classes", "values"])
 
 
+WAYS = {
+    "in memory": (lambda x, y: (x, y), {"batch_size": 2}),
+    "windows": (lambda x, y: (x, y), {"batch_size": 2, "gradient_accumulation_steps": 4}),
+    "bf16": (lambda x, y: (x, y), {"batch_size": 2, "precision": "bf16"}),
+    "on the device, shuffled": (
+        lambda x, y: (x.to("sim"), y.to("sim")),
+        {"batch_size": 2, "shuffle": True},
+    ),
+    "on the device": (lambda x, y: (x.to("sim"), y.to("sim")), {"batch_size": 2, "shuffle": False}),
+    "own loader": (
+        lambda x, y: DataLoader(TensorDataset(x, y), 2, shuffle=True, pin_memory=True),
+        {},
+    ),
+}
+
+
+def ways_by_accelerator():
+    """Each way on each kind of accelerator; what repeats with -m slow."""
+    for way, (make_data, options) in WAYS.items():
+        for kind in ("float64", "no float64"):
+            marks = () if kind == "float64" or way == "in memory" else pytest.mark.slow
+            yield pytest.param(kind, make_data, options, marks=marks, id=f"{kind}-{way}")
+
+
 @by_targets
 @pytest.mark.parametrize(
-    ("make_data", "options"),
-    [
-        (lambda x, y: (x, y), {"batch_size": 2}),
-        (lambda x, y: (x, y), {"batch_size": 2, "gradient_accumulation_steps": 4}),
-        (lambda x, y: (x, y), {"batch_size": 2, "precision": "bf16"}),
-        (lambda x, y: (x.to("sim"), y.to("sim")), {"batch_size": 2, "shuffle": True}),
-        (lambda x, y: (x.to("sim"), y.to("sim")), {"batch_size": 2, "shuffle": False}),
-        (lambda x, y: DataLoader(TensorDataset(x, y), 2, shuffle=True, pin_memory=True), {}),
-    ],
-    ids=["in memory", "windows", "bf16", "on the device, shuffled", "on the device", "own loader"],
+    ("accelerator", "make_data", "options"), list(ways_by_accelerator()), indirect=["accelerator"]
 )
 def test_steps_that_log_nothing_wait_for_nothing(targets, make_data, options, train):
     assert train(targets, make_data(X, targets), **options) == []

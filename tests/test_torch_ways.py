@@ -1,4 +1,4 @@
-"""What somebody who writes plain torch expects to keep."""
+"""What users of plain torch expect to work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def samples(size=24):
 
 
 class Seen(nn.Module):
-    """A linear classifier that writes down which samples it was trained on."""
+    """A linear classifier that records the samples it was trained on."""
 
     def __init__(self):
         super().__init__()
@@ -324,10 +324,7 @@ def test_a_step_of_one_s_own_with_several_losses():
         main = nn.functional.cross_entropy(outputs, targets)
         penalty = outputs.square().mean()
         return StepOutput(
-            main + 0.1 * penalty,
-            outputs,
-            targets,
-            logs={"main": main, "penalty": penalty},
+            main + 0.1 * penalty, outputs, targets, logs={"main": main, "penalty": penalty}
         )
 
     handler.set_train_step(step)

@@ -1,4 +1,4 @@
-"""Doctests in docstrings are code on the site, too."""
+"""Shows doctests in docstrings as code blocks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ DOCTEST = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
 
 
 class Doctests(griffe.Extension):
-    """Puts a fence around each doctest, without which it would be read as Markdown."""
+    """Puts a fence around each doctest, so that it is not read as Markdown."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """A module, class, function or attribute was read."""
+        """Called for each module, class, function and attribute."""
         if obj.docstring is not None:
             text = obj.docstring.value
             obj.docstring.value = DOCTEST.sub(lambda found: f"```pycon\n{found[0]}\n```", text)

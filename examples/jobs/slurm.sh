@@ -4,8 +4,7 @@
 #     sbatch examples/jobs/slurm.sh
 #
 # srun starts the processes; no other launcher is needed. Slurm sends SIGTERM two minutes before the
-# time is up, and when it takes the machines away: the run then saves and ends, and the job, put into
-# the queue again, goes on where it was.
+# time limit and on preemption. The run then saves and ends, and the requeued job resumes it.
 #SBATCH --job-name=digits
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
@@ -18,8 +17,8 @@ set -euo pipefail
 
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
 
-# The folder must be one that all machines see. Where nothing was saved yet, --resume starts afresh.
-# SIGTERM gives the exit code 143; one process that fails ends the step at once.
+# The folder must be visible to all machines. Without a checkpoint, --resume starts from the beginning.
+# SIGTERM leads to exit code 143. If one process fails, srun ends the step at once.
 code=0
 srun --kill-on-bad-exit=1 \
     python examples/digits.py --resume --output "${OUTPUT:-runs/digits}" || code=$?

@@ -1,1 +1,1 @@
-"""The callbacks that come with fitkit, one idea a file."""
+"""The built-in callbacks, one per file."""

@@ -8,24 +8,26 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from fitkit.callbacks.row_logger import Row, RowLogger
+from fitkit.callbacks.support.epoch_file_logger import EpochFileLogger, EpochRow
 from fitkit.core.errors import ConfigurationError
 
 
-class CSVLogger(RowLogger):
+class CSVLogger(EpochFileLogger):
     """Writes ``epoch`` (from 0) and the values of each epoch as a row of a CSV file.
 
-    Numbers are written so that reading them gives the same number. What an epoch did not log is an
-    empty cell; NaN is ``nan``. What resumes and new columns do to the file, ``RowLogger`` says.
+    Numbers keep all their digits. A value that an epoch did not log is an empty cell; NaN is
+    ``nan``. See ``EpochFileLogger`` for what a resume and new columns do to the file.
 
     Args:
-        filename: the file; its folder is made when the file is.
+        filename: the file; its folder is created with it.
         separator: one character between the cells.
-        append: keep what a file of that name holds at the beginning of a run.
+        append: at the beginning of a run, keep the content of an existing file.
 
     Raises:
         ConfigurationError: an argument cannot be used; when training begins, if an existing file
             has other columns.
+
+    >>> callback = CSVLogger("runs/log.csv", separator=";")
     """
 
     def __init__(
@@ -39,15 +41,15 @@ class CSVLogger(RowLogger):
         self.separator = separator
 
     def render_header(self, columns: Sequence[str]) -> str:
-        """The names."""
+        """The names of the columns."""
         return self._line(columns)
 
-    def render_row(self, columns: Sequence[str], row: Row) -> str:
+    def render_row(self, columns: Sequence[str], row: EpochRow) -> str:
         """The values in the order of the columns."""
         return self._line([_cell(row.get(name, "")) for name in columns])
 
-    def parse(self, text: str) -> tuple[list[str], list[Row]]:
-        """Cells stay strings, so that they are written again as they are."""
+    def parse(self, text: str) -> tuple[list[str], list[EpochRow]]:
+        """Cells stay strings, so that they are written back unchanged."""
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=self.separator))
         columns = lines[0] if lines else []
         return columns, [dict(zip(columns, cells, strict=False)) for cells in lines[1:] if cells]

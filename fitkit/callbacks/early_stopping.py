@@ -1,33 +1,34 @@
-"""EarlyStopping: stop when a value no longer gets better."""
+"""EarlyStopping: stops training when a monitored value has stopped improving."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
-from fitkit.callbacks.formatting import format_value
-from fitkit.core.callback import Callback
-from fitkit.core.checks import require_count, require_number
+from fitkit.core.argument_checks import require_count, require_number
+from fitkit.core.callback import BuiltinCallback
+from fitkit.core.early_stopping_identity import EarlyStoppingConfig
+from fitkit.core.formatting import format_value
 from fitkit.core.logs import Logs
 from fitkit.core.monitor import Monitor
 
 
-class EarlyStopping(Callback):
+class EarlyStopping(BuiltinCallback):
     """Stops training when a monitored value has not improved for ``patience`` checks.
 
-    A check is an epoch that brings a fresh value: with ``validate_every=5`` five epochs make one.
+    A check is an epoch that logs a new value: with ``validate_every=5`` it is every fifth epoch.
 
     Args:
         monitor: a name in the epoch logs.
-        min_delta: how much a value must beat the best one by to count as an improvement, at least
-            0, in the value's units.
+        min_delta: least difference to the best value that counts as an improvement, at least 0, in
+            the units of the value.
         patience: checks without improvement after which training stops, at least 0; 0 and 1 stop
             at the first one.
         mode: ``"min"``, ``"max"``, or ``"auto"`` by the name.
-        baseline: a value that must be beaten as well for an improvement to reset the count.
-        restore_best_weights: at the end of training, however it ends, put back the weights that
-            were scored best (with EMA, the averaged ones).
-        start_from_epoch: epochs (from 0) before this one are not judged.
+        baseline: an improvement resets ``wait`` only if it is better than this value.
+        restore_best_weights: when training ends, also by an error, load the weights of the best
+            value (with EMA, the averaged ones).
+        start_from_epoch: the first epoch (from 0) that is checked.
         stopping_threshold: stop as soon as the value is better than this.
         divergence_threshold: stop as soon as the value is worse than this.
         check_finite: stop as soon as the value is NaN or infinite, in any epoch.
@@ -37,20 +38,17 @@ class EarlyStopping(Callback):
         best_epoch: its epoch, from 0, or ``None``.
         wait: checks since the last improvement.
         stopped_epoch: the epoch (from 0) in which this callback stopped training, or ``None``.
-        best_weights: the weights of the best value where they are to be restored, or ``None``.
+        best_weights: the weights of the best value if they are to be restored, or ``None``.
 
     Raises:
         ConfigurationError: an argument is out of range, or the mode of the name is not known.
+
+    >>> callback = EarlyStopping("val_accuracy", patience=3, restore_best_weights=True)
     """
 
+    has_fixed_state_types = True
     order = 50
-    state_fields: ClassVar[tuple[str, ...]] = (
-        "best",
-        "best_epoch",
-        "wait",
-        "stopped_epoch",
-        "best_weights",
-    )
+    state_fields = ("best", "best_epoch", "wait", "stopped_epoch", "best_weights")
 
     def __init__(
         self,
@@ -67,16 +65,11 @@ class EarlyStopping(Callback):
     ) -> None:
         require_count("patience", patience, minimum=0)
         require_count("start_from_epoch", start_from_epoch, minimum=0)
-        thresholds = {
-            "baseline": baseline,
-            "stopping_threshold": stopping_threshold,
-            "divergence_threshold": divergence_threshold,
-        }
-        for name, value in thresholds.items():
-            if value is not None:
-                require_number(name, value)
         self._monitor = Monitor(monitor, mode, min_delta)
-        self._exact = Monitor(monitor, self._monitor.mode)
+        self._without_delta = Monitor(monitor, self._monitor.mode)
+        self.monitor = monitor
+        self.mode = self._monitor.mode
+        self.min_delta = self._monitor.min_delta
         self.patience = patience
         self.baseline = baseline
         self.restore_best_weights = bool(restore_best_weights)
@@ -84,64 +77,59 @@ class EarlyStopping(Callback):
         self.stopping_threshold = stopping_threshold
         self.divergence_threshold = divergence_threshold
         self.check_finite = bool(check_finite)
+        for name in ("baseline", "stopping_threshold", "divergence_threshold"):
+            if getattr(self, name) is not None:
+                require_number(name, getattr(self, name))
         self.best: float | None = None
         self.best_epoch: int | None = None
         self.wait = 0
         self.stopped_epoch: int | None = None
         self.best_weights: dict[str, Any] | None = None
 
-    @property
-    def monitor(self) -> str:
-        """The monitored name."""
-        return self._monitor.name
-
     def identity(self) -> str:
         """The configuration, so that each of several gets its own state back."""
-        return (
-            f"{self.monitor} {self._monitor.mode} {self._monitor.min_delta} {self.patience} "
-            f"{self.baseline} {self.start_from_epoch} {self.stopping_threshold} "
-            f"{self.divergence_threshold} {self.restore_best_weights} {self.check_finite}"
-        )
+        values = (getattr(self, name) for name in EarlyStoppingConfig._fields)
+        return EarlyStoppingConfig(*values).to_identity()
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Fail now where the value can never appear."""
+        """Raise ``MonitorError`` if the value cannot be logged in this ``fit``."""
         self._monitor.check_possible(self.params, self.name)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """Judge a fresh value."""
+        """Check a new value."""
         value = self._monitor.read(logs, self.params, self.name)
         if value is None:
             return
         if self.check_finite and not math.isfinite(value):
             self._stop(epoch, f"{self.monitor!r} is {value}", non_finite=True)
         elif epoch >= self.start_from_epoch:
-            self._judge(epoch, value)
+            self._check(epoch, value)
 
-    def _judge(self, epoch: int, value: float) -> None:
+    def _check(self, epoch: int, value: float) -> None:
         is_improvement = self._monitor.is_better(value, than=self.best)
         self.wait += 1
         if is_improvement:
             self.best, self.best_epoch = value, epoch
             if self.restore_best_weights:
-                self.best_weights = self.handler.scored_weights()
+                self.best_weights = self.handler.weights.evaluated()
             if self.baseline is None or self._monitor.is_better(value, than=self.baseline):
                 self.wait = 0
         crossed = self._crossed_threshold(value)
         if crossed is not None:
             self._stop(epoch, crossed)
         elif not is_improvement and self.wait >= self.patience:
-            self._stop(epoch, self._why_impatient())
+            self._stop(epoch, self._no_improvement())
 
     def _crossed_threshold(self, value: float) -> str | None:
         reached, diverged = self.stopping_threshold, self.divergence_threshold
-        described = f"{self.monitor!r} is {format_value(value)}"
-        if reached is not None and self._exact.is_better(value, than=reached):
-            return f"{described}, better than the stopping threshold {reached:g}"
-        if diverged is not None and self._exact.is_better(diverged, than=value):
-            return f"{described}, worse than the divergence threshold {diverged:g}"
+        current = f"{self.monitor!r} is {format_value(value)}"
+        if reached is not None and self._without_delta.is_better(value, than=reached):
+            return f"{current}, better than the stopping threshold {reached:g}"
+        if diverged is not None and self._without_delta.is_better(diverged, than=value):
+            return f"{current}, worse than the divergence threshold {diverged:g}"
         return None
 
-    def _why_impatient(self) -> str:
+    def _no_improvement(self) -> str:
         checks = f"{self.wait} check{'' if self.wait == 1 else 's'}"
         if self.best is None or self.best_epoch is None:
             return f"{self.monitor!r} was not a finite number in {checks}"
@@ -150,11 +138,11 @@ class EarlyStopping(Callback):
             goal = f"the baseline {self.baseline:g}"
         return f"{self.monitor!r} did not improve on {goal} in {checks}"
 
-    def _stop(self, epoch: int, why: str, *, non_finite: bool = False) -> None:
+    def _stop(self, epoch: int, reason: str, *, non_finite: bool = False) -> None:
         self.stopped_epoch = epoch
-        self.handler.state.stop(f"{self.name}: {why}", non_finite=non_finite)
+        self.handler.state.stop(f"{self.name}: {reason}", non_finite=non_finite)
 
     def on_train_end(self, logs: Logs) -> None:
-        """Put the best weights back."""
+        """Restore the best weights."""
         if self.restore_best_weights and self.best_weights is not None:
-            self.handler.restore_weights(self.best_weights)
+            self.handler.weights.restore(self.best_weights)

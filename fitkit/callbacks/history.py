@@ -1,27 +1,26 @@
-"""History: every value of every epoch of a run."""
+"""History: the values of every epoch of a run."""
 
 from __future__ import annotations
 
 import math
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from fitkit.callbacks.formatting import format_logs, format_value
-from fitkit.callbacks.history_plot import draw_history
-from fitkit.core.callback import Callback
+from fitkit.callbacks.support.plots import plot_history
+from fitkit.core.callback import BuiltinCallback
 from fitkit.core.errors import CheckpointError
+from fitkit.core.formatting import format_logs, format_value
 from fitkit.core.html import Html, curve, table
 from fitkit.core.logs import Logs
+from fitkit.reporting.curve_data import is_history
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NOT_A_METRIC = ("loss", "lr")
 
-
-class History(Callback):
-    """The epoch logs of the whole run, those before a restart included.
+class History(BuiltinCallback):
+    """Records the epoch logs of the whole run, including those before a restart.
 
     Every handler has one; ``fit`` returns it.
 
@@ -32,9 +31,10 @@ class History(Callback):
         interrupted: whether Ctrl-C ended the last ``fit``.
     """
 
+    has_fixed_state_types = True
     order = 100
     spans_fits = True
-    state_fields: ClassVar[tuple[str, ...]] = ("epoch", "history")
+    state_fields = ("epoch", "history")
 
     def __init__(self) -> None:
         self.epoch: list[int] = []
@@ -49,13 +49,13 @@ class History(Callback):
         return f"<History of {epochs}{ended}{values}>"
 
     def _repr_html_(self) -> str:
-        """A line per value for a notebook: its curve, and its first, least, greatest and last."""
+        """A table for a notebook: one row per value, with its curve."""
         rows = []
         for name in dict.fromkeys(name.removeprefix("val_") for name in self.history):
-            lines = {one: self.history[one] for one in (name, f"val_{name}") if one in self.history}
-            drawn = curve(lines)
-            for one, values in lines.items():
-                rows.append([one, drawn, *_ends(values)])
+            keys = [key for key in (name, f"val_{name}") if key in self.history]
+            drawn = curve({key: self.history[key] for key in keys})
+            for key in keys:
+                rows.append([key, drawn, *_summary(self.history[key])])
                 drawn = Html("")
         title = f"<div>{escape(repr(self).partition(':')[0].strip('<>'))}</div>"
         if not rows:
@@ -63,26 +63,26 @@ class History(Callback):
         return title + table(rows, ("value", "curve", "first", "least", "greatest", "last"))
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """Take the epoch's values."""
-        nothing = [math.nan] * len(self.epoch)
+        """Record the values of the epoch."""
+        missing = [math.nan] * len(self.epoch)
         names = [*self.history, *(name for name in logs if name not in self.history)]
         # new containers: a snapshot that is still being written may hold the old ones
         self.history = {
-            name: [*self.history.get(name, nothing), logs.get(name, math.nan)] for name in names
+            name: [*self.history.get(name, missing), logs.get(name, math.nan)] for name in names
         }
         self.epoch = [*self.epoch, epoch]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the epochs of a checkpoint.
+        """Restore the epochs of a checkpoint.
 
         Raises:
-            CheckpointError: columns are missing, or are no lists of numbers of one length.
+            CheckpointError: columns are missing, or are not lists of numbers of one length.
         """
-        is_whole = set(self.state_fields) <= set(state_dict)
-        if is_whole and not _is_table(state_dict["epoch"], state_dict["history"]):
+        has_fields = set(self.state_fields) <= set(state_dict)
+        if has_fields and not is_history(state_dict["epoch"], state_dict["history"]):
             raise CheckpointError(
-                "the history in the checkpoint is no set of columns of numbers, one for each "
-                "epoch: use another checkpoint, or pass skip_history=True to NNHandler.load."
+                "the history in the checkpoint must be columns of numbers, one number per epoch, "
+                "and is not: use another checkpoint, or pass skip_history=True to NNHandler.load."
             )
         super().load_state_dict(state_dict)
 
@@ -93,10 +93,10 @@ class History(Callback):
 
     @property
     def val_losses(self) -> list[float]:
-        """The validation loss of each epoch that was validated.
+        """The validation loss of each epoch with validation.
 
-        An epoch counts as validated if any ``val_`` value of it is a number, so that lists stay
-        aligned with each other.
+        These are the epochs that have any number among their ``val_`` values, so that all lists of
+        validation values have one length.
         """
         return self._validated("val_loss")
 
@@ -106,7 +106,7 @@ class History(Callback):
         return {
             name: list(values)
             for name, values in self.history.items()
-            if name not in NOT_A_METRIC and not name.startswith("val_")
+            if name not in ("loss", "lr") and not name.startswith("val_")
         }
 
     @property
@@ -120,40 +120,26 @@ class History(Callback):
 
     def _validated(self, name: str) -> list[float]:
         columns = [values for key, values in self.history.items() if key.startswith("val_")]
-        rows = zip(*columns, strict=True)
-        counts = [any(not math.isnan(value) for value in row) for row in rows]
-        return [
-            value
-            for value, is_validated in zip(self.history.get(name, ()), counts, strict=False)
-            if is_validated
-        ]
+        rows = zip(self.history.get(name, ()), *columns, strict=False)
+        return [value for value, *row in rows if not all(map(math.isnan, row))]
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """Draw the curves: the loss and each other value in a panel, training and validation.
+        """Plot the loss and each other value in a panel, training and validation together.
 
         Args:
-            path: also write the figure there; the suffix (``.png``, ``.svg``, ``.pdf``) decides on
-                the format, the folder is made.
+            path: also write the figure there, in the format of the suffix (``.png``, ``.svg``,
+                ``.pdf``); the folder is created.
 
         Returns:
             the figure, which belongs to no window.
 
         Raises:
-            ConfigurationError: there is nothing to draw yet, or matplotlib is not installed.
+            ConfigurationError: no epoch is done, or matplotlib is not installed.
         """
-        return draw_history(self.history, self.epoch, path)
+        return plot_history(self.history, self.epoch, path)
 
 
-def _ends(values: list[float]) -> list[str]:
-    """What a line of the table says of a column."""
-    finite = [value for value in values if math.isfinite(value)]
-    least, greatest = (min(finite), max(finite)) if finite else (math.nan, math.nan)
-    return [format_value(value) for value in (values[0], least, greatest, values[-1])]
-
-
-def _is_table(epochs: Any, columns: Any) -> bool:
-    if not isinstance(epochs, list) or not isinstance(columns, dict):
-        return False
-    lists = [epochs, *columns.values()]
-    same_length = all(isinstance(one, list) and len(one) == len(epochs) for one in lists)
-    return same_length and all(type(value) in (int, float) for one in lists for value in one)
+def _summary(values: list[float]) -> list[str]:
+    """The first, least, greatest and last value as text."""
+    finite = [value for value in values if math.isfinite(value)] or [math.nan]
+    return [format_value(value) for value in (values[0], min(finite), max(finite), values[-1])]

@@ -1,21 +1,21 @@
-"""LambdaCallback: plain functions as hooks."""
+"""LambdaCallback: functions as hooks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from fitkit.core.callback import Callback
+from fitkit.core.callback import BuiltinCallback
 from fitkit.core.errors import ConfigurationError, did_you_mean, listed
 from fitkit.core.event import Event
 
 
-class LambdaCallback(Callback):
-    """Calls functions at events.
+class LambdaCallback(BuiltinCallback):
+    """Calls functions at events of the run, without a class of your own.
 
     Args:
-        **hooks: functions by the name of a hook, with the hook's arguments, for instance
-            ``on_epoch_end=lambda epoch, logs: ...``. What they return is not used.
+        **hooks: functions by the name of a hook, with the hook's arguments; return values are
+            ignored.
 
     Raises:
         ConfigurationError: a name is no hook, or a value no function.

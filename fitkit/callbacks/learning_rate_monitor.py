@@ -1,16 +1,16 @@
-"""LearningRateMonitor: the learning rate of every parameter group in the logs."""
+"""LearningRateMonitor: logs the learning rate of every parameter group."""
 
 from __future__ import annotations
 
-from fitkit.callbacks.learning_rate import require_optimizer, value_now
-from fitkit.core.callback import Callback
+from fitkit.callbacks.support.learning_rate import current_value, require_optimizer
+from fitkit.core.callback import BuiltinCallback
 from fitkit.core.logs import Logs
 
 
-class LearningRateMonitor(Callback):
+class LearningRateMonitor(BuiltinCallback):
     """Logs the learning rate of each parameter group as ``lr_0``, ``lr_1`` and so on.
 
-    The value of an epoch is the one that its last batch was trained with.
+    The value of an epoch is the learning rate of its last batch.
 
     Args:
         log_momentum: also log the momentum, or the first beta, as ``momentum_0`` and so on, for
@@ -21,13 +21,13 @@ class LearningRateMonitor(Callback):
         self.log_momentum = bool(log_momentum)
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Fail now where it can never work."""
-        require_optimizer(self.handler.optimizer, self.name)
+        """Raise ``ConfigurationError`` if there is no optimizer."""
+        require_optimizer(self)
 
     def on_train_batch_begin(self, batch: int, logs: Logs) -> None:
-        """Log what this batch is trained with."""
+        """Log the learning rates of this batch."""
         for index, group in enumerate(self.handler.optimizer.param_groups):
-            self.log(f"lr_{index}", value_now(group["lr"]))
+            self.log(f"lr_{index}", current_value(group["lr"]))
             momentum = group.get("momentum", group.get("betas", (None,))[0])
             if self.log_momentum and momentum is not None:
-                self.log(f"momentum_{index}", value_now(momentum))
+                self.log(f"momentum_{index}", current_value(momentum))

@@ -7,24 +7,19 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from fitkit.callbacks.learning_rate import (
-    get_learning_rate,
-    require_optimizer,
-    set_learning_rate,
-)
-from fitkit.core.callback import Callback
+from fitkit.callbacks.support.learning_rate import require_optimizer, set_learning_rate
+from fitkit.core.callback import BuiltinCallback
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.logs import Logs, as_float
 
 
-class LearningRateScheduler(Callback):
+class LearningRateScheduler(BuiltinCallback):
     """Sets the learning rate at the beginning of each epoch.
 
     Args:
         schedule: ``schedule(epoch)`` or ``schedule(epoch, lr)`` returns the learning rate of epoch
-            ``epoch`` (from 0), at least 0. ``lr`` is the one in use; with several parameter groups
-            it is called once for each, with the group's own. Which of the two it is, its signature
-            decides.
+            ``epoch`` (from 0), at least 0; which of the two is called depends on its signature.
+            ``lr`` is the current learning rate. It is called for each parameter group.
         verbose: above 0: log each learning rate.
 
     Raises:
@@ -39,14 +34,14 @@ class LearningRateScheduler(Callback):
         self.verbose = verbose
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Fail now where it can never work."""
-        require_optimizer(self.handler.optimizer, self.name)
+        """Raise ``ConfigurationError`` if there is no optimizer."""
+        require_optimizer(self)
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         """Set the learning rate of every parameter group."""
         rates = []
-        for group in require_optimizer(self.handler.optimizer, self.name).param_groups:
-            rate = self._rate(epoch, get_learning_rate(group))
+        for group in self.handler.optimizer.param_groups:
+            rate = self._scheduled_rate(epoch, float(group["lr"]))
             set_learning_rate(group, rate)
             rates.append(f"{rate:g}")
         if self.verbose > 0:
@@ -54,7 +49,7 @@ class LearningRateScheduler(Callback):
                 "epoch %d: %s sets the learning rate to %s", epoch + 1, self.name, ", ".join(rates)
             )
 
-    def _rate(self, epoch: int, current: float) -> float:
+    def _scheduled_rate(self, epoch: int, current: float) -> float:
         returned: Any = self.schedule(epoch, current) if self._takes_lr else self.schedule(epoch)
         rate = as_float("learning rate returned by the schedule", returned)
         if not (math.isfinite(rate) and rate >= 0):
@@ -66,11 +61,7 @@ class LearningRateScheduler(Callback):
 
 
 def _takes_lr(schedule: Any) -> bool:
-    """Whether ``schedule`` takes an epoch and a learning rate, not an epoch alone.
-
-    Raises:
-        ConfigurationError: it takes neither.
-    """
+    """Whether ``schedule`` takes an epoch and a learning rate, or only an epoch."""
     try:
         signature = inspect.signature(schedule)
     except (TypeError, ValueError) as error:
@@ -85,6 +76,6 @@ def _takes_lr(schedule: Any) -> bool:
             continue
         return len(arguments) == 2
     raise ConfigurationError(
-        f"schedule must take (epoch) or (epoch, lr), received a function of {signature}: bind its "
-        f"other arguments, for instance with functools.partial."
+        f"schedule must take (epoch) or (epoch, lr), received a function with the signature "
+        f"{signature}: bind its other arguments, for instance with functools.partial."
     )

@@ -1,15 +1,15 @@
-"""Profiler: where the time of a few steps goes."""
+"""Profiler: records where the time of a few training batches goes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch.profiler
 from torch.profiler import ProfilerAction
 
-from fitkit.core.callback import Callback
-from fitkit.core.checks import require_count
+from fitkit.core.argument_checks import require_count
+from fitkit.core.callback import BuiltinCallback
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.logs import Logs
 from fitkit.core.state import Phase
@@ -17,37 +17,38 @@ from fitkit.core.state import Phase
 _SUFFIXES = (".json", ".json.gz")
 
 
-class Profiler(Callback):
+class Profiler(BuiltinCallback):
     """Records some training batches with ``torch.profiler``, once per call of ``fit``.
 
-    From the first batch of ``epoch`` on, ``wait`` batches are left alone, ``warmup`` are recorded
-    and thrown away, and ``active`` are recorded, or those that are left in the epoch. What lies
-    between them, such as loading, is recorded too. Then the trace is written, for
-    ``chrome://tracing`` or https://ui.perfetto.dev, and the profiler is gone; what stays is one
-    comparison per batch. Only the main process records.
+    From the first batch of ``epoch`` on, ``wait`` batches are skipped, ``warmup`` are recorded and
+    discarded, and ``active`` are recorded, or as many as are left in the epoch; data loading
+    between them is recorded too. Then the trace is written, for ``chrome://tracing`` or
+    https://ui.perfetto.dev, and the profiler is removed. Only rank 0 records.
 
-    A resume goes on in the count: a run that is cut among the active batches records those that
-    are left.
+    A resume continues the count: if a run ends among the active batches, the rest is recorded.
 
     Args:
-        path: the trace, ``.json`` or ``.json.gz``; the folder is made.
-        wait: batches to leave alone, at least 0.
-        warmup: batches to record and throw away, at least 0; the first is slower than others.
+        path: the trace, ``.json`` or ``.json.gz``; the folder is created.
+        wait: batches to skip, at least 0.
+        warmup: batches to record and discard, at least 0; the first is slower than others.
         active: batches to record, at least 1. They are held in memory, some megabytes each for a
             large model.
         epoch: the epoch to begin in, from 0, counted over the whole run.
-        rows: ops in ``table``; 0: none is made.
-        record_shapes: tell ops apart by the shapes of their inputs.
+        rows: ops in ``table``; 0: no table.
+        record_shapes: separate ops by the shapes of their inputs.
         profile_memory: record allocations.
         with_stack: record where in the source each op was called; slow.
         verbose: above 0: also log the table.
 
     Raises:
         ConfigurationError: an argument is out of range.
+
+    >>> callback = Profiler("runs/trace.json.gz", wait=5, active=10)
     """
 
+    has_fixed_state_types = True
     writes_files = True
-    state_fields: ClassVar[tuple[str, ...]] = ("num_batches",)
+    state_fields = ("num_batches",)
 
     def __init__(
         self,
@@ -63,24 +64,19 @@ class Profiler(Callback):
         with_stack: bool = False,
         verbose: int = 0,
     ) -> None:
-        for name, count, minimum in (
-            ("wait", wait, 0),
-            ("warmup", warmup, 0),
-            ("active", active, 1),
-            ("epoch", epoch, 0),
-            ("rows", rows, 0),
-        ):
-            require_count(name, count, minimum=minimum)
+        counts = {"wait": wait, "warmup": warmup, "active": active, "epoch": epoch, "rows": rows}
+        for name, count in counts.items():
+            require_count(name, count, minimum=1 if name == "active" else 0)
         self.path = Path(path)
         if not self.path.name.endswith(_SUFFIXES):
             raise ConfigurationError(
-                f"a trace is written as .json or .json.gz, received {str(path)!r}."
+                f"path must end with .json or .json.gz, received {str(path)!r}."
             )
         self.wait, self.warmup, self.active = wait, warmup, active
         self.epoch = epoch
         self.rows = rows
         self.verbose = verbose
-        self._recorded: dict[str, Any] = {
+        self._options: dict[str, Any] = {
             "record_shapes": record_shapes,
             "profile_memory": profile_memory,
             "with_stack": with_stack,
@@ -88,40 +84,41 @@ class Profiler(Callback):
         self.num_batches = 0
         self._table = ""
         self._profile: Any = None
-        self._kept_from = 0
+        self._first_kept = 0
 
     def identity(self) -> str:
-        """The trace."""
+        """The path of the trace."""
         return str(self.path)
 
     @property
     def table(self) -> str:
-        """The costliest ops, to be printed; empty before they were recorded."""
+        """The most expensive ops as text; empty before they were recorded."""
         return self._table
 
     @property
-    def _first(self) -> int:
-        """Batches before the first that is kept."""
+    def _first_active(self) -> int:
         return self.wait + self.warmup
 
+    @property
+    def _end(self) -> int:
+        return self._first_active + self.active
+
     def on_train_begin(self, logs: Logs) -> None:
-        """A resume may land inside an epoch, whose beginning is not heard again."""
+        """Start also after a resume inside an epoch, without ``on_epoch_begin``."""
         if self.handler.state.phase is Phase.TRAIN:
             self._start_if_due(self.handler.state.epoch)
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
-        """Recording may begin with the first batch."""
+        """Start the profiler if it is due with the first batch."""
         self._start_if_due(epoch)
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        """Count, and begin or end where it is time."""
-        if self.num_batches >= self._first + self.active:
-            return
+        """Count the batch, and start or stop the profiler if that is due."""
         epoch = self.handler.state.epoch
-        if epoch < self.epoch:
+        if self.num_batches >= self._end or epoch < self.epoch:
             return
         self.num_batches += 1
-        if self.num_batches == self._first + self.active:
+        if self.num_batches == self._end:
             self._stop()
         elif self._profile is not None:
             self._profile.step()
@@ -129,33 +126,33 @@ class Profiler(Callback):
             self._start_if_due(epoch)
 
     def on_test_begin(self, logs: Logs) -> None:
-        """Of a long validation nothing is held in memory."""
+        """Stop before validation, whose batches would fill the memory."""
         if self.handler.state.phase is Phase.TEST:
-            self._end_pass()
+            self._end_of_epoch()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """What was recorded is all there will be."""
-        self._end_pass()
+        """Stop, with the batches that were recorded."""
+        self._end_of_epoch()
 
     def on_train_end(self, logs: Logs) -> None:
-        """However training ended, what was recorded is written."""
+        """Write what was recorded, also after an error."""
         self._stop()
 
-    def _end_pass(self) -> None:
-        if self._first < self.num_batches < self._first + self.active:
-            self.num_batches = self._first + self.active
+    def _end_of_epoch(self) -> None:
+        if self._first_active < self.num_batches:
+            self.num_batches = self._end
         self._stop()
 
     def _start_if_due(self, epoch: int) -> None:
         done = self.num_batches
-        is_due = epoch >= self.epoch and self.wait <= done < self._first + self.active
+        is_due = epoch >= self.epoch and self.wait <= done < self._end
         if self._profile is not None or not is_due or not self.handler.world.is_main:
             return
-        warmup = max(self._first - done, 0)
-        self._kept_from = max(self._first, done)
+        warmup = max(self._first_active - done, 0)
+        self._first_kept = max(self._first_active, done)
         self._profile = torch.profiler.profile(
             schedule=lambda step: ProfilerAction.WARMUP if step < warmup else ProfilerAction.RECORD,
-            **self._recorded,
+            **self._options,
         )
         self._profile.start()
 
@@ -164,7 +161,7 @@ class Profiler(Callback):
         if profile is None:
             return
         profile.stop()
-        if self.num_batches > self._kept_from:
+        if self.num_batches > self._first_kept:
             self._write(profile)
 
     def _write(self, profile: Any) -> None:
@@ -173,7 +170,7 @@ class Profiler(Callback):
         profile.export_chrome_trace(str(unfinished))
         unfinished.replace(self.path)
         if self.rows:
-            averages = profile.key_averages(group_by_input_shape=self._recorded["record_shapes"])
+            averages = profile.key_averages(group_by_input_shape=self._options["record_shapes"])
             where = "cpu" if self.handler.device.type == "cpu" else "device"
             self._table = averages.table(sort_by=f"self_{where}_time_total", row_limit=self.rows)
         if self.verbose > 0:

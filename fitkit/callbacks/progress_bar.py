@@ -1,4 +1,4 @@
-"""ProgressBar: where training is, for people who watch."""
+"""ProgressBar: a tqdm bar for the current epoch and a line for each finished one."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", TqdmWarning)
     from tqdm import auto
 
-from fitkit.callbacks.formatting import format_epoch, format_logs, format_rate, format_seconds
-from fitkit.callbacks.loader_advice import LoaderAdvice
-from fitkit.callbacks.pace import Pace
-from fitkit.core.callback import Callback
-from fitkit.core.checks import require_number
-from fitkit.core.devices import reads_pinned_memory
-from fitkit.core.errors import ConfigurationError
-from fitkit.core.fetch_clock import FetchClock
+from fitkit.callbacks.support.data_bottleneck import DataBottleneck
+from fitkit.callbacks.support.epoch_throughput import EpochThroughput
+from fitkit.core.argument_checks import require_number
+from fitkit.core.callback import BuiltinCallback
+from fitkit.core.data_timer import DataTimer
+from fitkit.core.device_capabilities import has_async_copies
+from fitkit.core.formatting import format_epoch, format_logs, format_rate, format_seconds
 from fitkit.core.logs import Logs
 from fitkit.core.state import Phase
 
@@ -32,56 +31,50 @@ _IN_NOTEBOOK = auto.notebook_tqdm is not terminal_tqdm
 
 
 class _Bar(auto.tqdm):  # type: ignore[misc]  # tqdm has no types
-    monitor_interval = 0  # no watching thread: bars here are redrawn by their owner
+    monitor_interval = 0  # no monitor thread: the callback redraws its bars itself
 
 
-class ProgressBar(Callback):
-    """A bar for the epoch in progress, and a line for each that is done.
+class ProgressBar(BuiltinCallback):
+    """Shows a bar for the current epoch, and a line for each finished one.
 
-    Both show samples per second of training, and the share of its time that was spent waiting for
-    data; the bar the time that is left in the epoch, the line that of the epochs to come. One
-    warning is given where the loader takes most of the time for long.
-
-    It draws by time and reads metrics only when it draws, so it costs next to nothing. Where
-    standard error is no terminal (a log file) only the lines of finished epochs are written. It
-    shows evaluations and predictions too, where it is attached to them.
+    Both show samples per second of training and the share of its time spent waiting for data. The
+    bar also shows the time left in the epoch, the line the time left for the remaining epochs. If
+    data loading takes most of the time, one warning says how to make it faster. The bar is redrawn
+    by time and reads metrics only then. If standard error is not a terminal (a log file), only the
+    lines are written. Attached to ``evaluate`` or ``predict``, it shows their progress too.
 
     Args:
-        refresh_seconds: least time between two drawings, in seconds, at least 0.
+        refresh_seconds: least time between two redraws, in seconds, at least 0.
 
     Raises:
-        ConfigurationError: the time is negative or no number.
+        ConfigurationError: ``refresh_seconds`` is negative or not a number.
     """
 
     order = 110
 
     def __init__(self, refresh_seconds: float = 0.1) -> None:
-        require_number("refresh_seconds", refresh_seconds)
-        if refresh_seconds < 0:
-            raise ConfigurationError(
-                f"refresh_seconds must be at least 0, received {refresh_seconds!r}."
-            )
+        require_number("refresh_seconds", refresh_seconds, minimum=0)
         self.refresh_seconds = float(refresh_seconds)
         self._is_training = False
         self._epoch_bar: Any = None
         self._pass_bar: Any = None
-        self._started = 0.0
-        self._drawn = 0.0
-        self._batches = 0
-        self._clock = FetchClock()
-        self._advice = LoaderAdvice(self._clock, None)
-        self._pace = Pace(self._clock, 0, None)
+        self._start_time = 0.0
+        self._last_draw = 0.0
+        self._num_batches = 0
+        self._timer = DataTimer()
+        self._bottleneck = DataBottleneck(self._timer, None)
+        self._throughput = EpochThroughput(self._timer, 0, None)
 
     # ---- training -------------------------------------------------------------------------------
 
     def on_train_begin(self, logs: Logs) -> None:
-        """A resumed run goes on inside its epoch, whose beginning is not heard again."""
+        """Show the bars of a run that is resumed inside an epoch, without ``on_epoch_begin``."""
         self._close()
         self._is_training = True
         if self._is_main:
-            pins = reads_pinned_memory(self.handler.device)
-            self._clock = self.handler.time_fetching()
-            self._advice = LoaderAdvice(self._clock, self.params.get("loader"), pins=pins)
+            self._timer = self.handler.session.time_data_loading()
+            helps, loader = has_async_copies(self.handler.device), self.params.get("loader")
+            self._bottleneck = DataBottleneck(self._timer, loader, pinning_helps=helps)
         state = self.handler.state
         if state.phase is Phase.TRAIN:
             self._open_epoch(state.epoch, state.batch)
@@ -96,54 +89,53 @@ class ProgressBar(Callback):
 
     def _open_epoch(self, epoch: int, batch: int) -> None:
         self._close()
-        self._started = time.monotonic()
-        self._batches = batch
+        self._start_time = time.monotonic()
+        self._num_batches = batch
         last_epoch = self.params.get("last_epoch")
         left = None if batch or last_epoch is None else last_epoch - epoch - 1
-        self._pace = Pace(self._clock, self.handler.state.samples_seen, left)
+        self._throughput = EpochThroughput(self._timer, self.handler.state.samples_seen, left)
         title = format_epoch(epoch, last_epoch)
         self._epoch_bar = self._open(title, self.params.get("steps"), batch)
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        """Draw, if it is time."""
-        self._batches = batch + 1
+        """Redraw if it is time."""
+        self._num_batches = batch + 1
         bar = self._epoch_bar
-        if bar is not None and self._batches == bar.total:
-            # leaves a clean line for what other callbacks print at the epoch's end
+        if bar is not None and self._num_batches == bar.total:
+            # leaves a clean line for what other callbacks print at the end of the epoch
             bar.clear()
-        elif self._is_time():
-            self._advise()
+        elif self._is_redraw_due():
+            self._warn_of_bottleneck()
             if bar is not None:
-                seconds = self._drawn - self._started
-                pace = self._pace.speed(self.handler.state.samples_seen, seconds)
+                seconds = self._last_draw - self._start_time
+                speed = self._throughput.speed(self.handler.state.samples_seen, seconds)
                 values = format_logs(self.handler.running_logs())
-                bar.set_postfix_str(", ".join(filter(None, [*pace, values])), refresh=False)
-                bar.update(self._batches - bar.n)
+                bar.set_postfix_str(", ".join(filter(None, [*speed, values])), refresh=False)
+                bar.update(self._num_batches - bar.n)
 
-    def _advise(self) -> None:
-        sentence = self._advice.look()
-        if sentence is not None:
+    def _warn_of_bottleneck(self) -> None:
+        message = self._bottleneck.check()
+        if message is not None:
             if self._epoch_bar is not None:
                 self._epoch_bar.clear()
-            warnings.warn(sentence, stacklevel=2)
+            warnings.warn(message, stacklevel=2)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """A line with all values takes the bar's place."""
+        """Replace the bar by a line with all values."""
         if not self._is_main:
             return
-        self._advise()
+        self._warn_of_bottleneck()
         title = format_epoch(epoch, self.params.get("last_epoch"))
-        costs = self.handler.saves.describe(self.handler.state.global_step)
-        line = "  ".join(part for part in (self._summary(title, logs), costs) if part)
-        self._finish(self._epoch_bar, line, logs)
+        saving = self.handler.saves.describe(self.handler.state.global_step)
+        self._replace_by_line(self._epoch_bar, title, logs, saving)
         self._epoch_bar = None
 
     def on_exception(self, error: BaseException) -> None:
-        """The bar stays where it was."""
+        """Leave the bar as it is."""
         self._close()
 
     def on_train_end(self, logs: Logs) -> None:
-        """No bar outlives training."""
+        """Close the bars."""
         self._close()
         self._is_training = False
 
@@ -156,6 +148,11 @@ class ProgressBar(Callback):
         elif self.handler.state.phase is Phase.TEST:
             self._open_validation(0)
 
+    def on_predict_begin(self, logs: Logs) -> None:
+        """Show a bar for this pass."""
+        if not self._is_training:
+            self._open_pass("Predict")
+
     def _open_validation(self, batch: int) -> None:
         if self._epoch_bar is not None:
             self._epoch_bar.clear()
@@ -163,38 +160,30 @@ class ProgressBar(Callback):
 
     def _open_pass(self, title: str) -> None:
         self._close()
-        self._started = time.monotonic()
-        self._batches = 0
+        self._start_time = time.monotonic()
+        self._num_batches = 0
         self._pass_bar = self._open(title, None, 0)
 
-    def _advance_pass(self, batch: int) -> None:
+    def on_test_batch_end(self, batch: int, logs: Logs) -> None:
+        """Redraw if it is time."""
         if not self._is_training:
-            self._batches = batch + 1
-        if self._pass_bar is not None and self._is_time():
+            self._num_batches = batch + 1
+        if self._pass_bar is not None and self._is_redraw_due():
             self._pass_bar.update(batch + 1 - self._pass_bar.n)
 
-    def on_test_batch_end(self, batch: int, logs: Logs) -> None:
-        """Draw, if it is time."""
-        self._advance_pass(batch)
+    def on_predict_batch_end(self, batch: int, logs: Logs) -> None:
+        """Redraw if it is time."""
+        self.on_test_batch_end(batch, logs)
 
     def on_test_end(self, logs: Logs) -> None:
-        """Outside training a line with all values takes the bar's place."""
+        """Outside of training, replace the bar by a line with all values."""
         if self._is_training:
             self._discard_pass()
         else:
             self._finish_pass("Evaluate", logs)
 
-    def on_predict_begin(self, logs: Logs) -> None:
-        """Show a bar for this pass."""
-        if not self._is_training:
-            self._open_pass("Predict")
-
-    def on_predict_batch_end(self, batch: int, logs: Logs) -> None:
-        """Draw, if it is time."""
-        self._advance_pass(batch)
-
     def on_predict_end(self, logs: Logs) -> None:
-        """A line takes the bar's place."""
+        """Replace the bar by a line."""
         if not self._is_training:
             self._finish_pass("Predict", logs)
 
@@ -204,18 +193,18 @@ class ProgressBar(Callback):
     def _is_main(self) -> bool:
         return bool(self.handler.world.is_main)
 
-    def _is_time(self) -> bool:
+    def _is_redraw_due(self) -> bool:
         now = time.monotonic()
-        if now - self._drawn < self.refresh_seconds:
+        if now - self._last_draw < self.refresh_seconds:
             return False
-        self._drawn = now
+        self._last_draw = now
         return True
 
     def _open(self, title: str, total: int | None, batch: int) -> Any:
-        """A bar, or ``None`` where none is shown."""
+        """A bar; ``None`` on other ranks and where standard error is not a terminal."""
         if not self._is_main or not (_IN_NOTEBOOK or sys.stderr.isatty()):
             return None
-        self._drawn = time.monotonic()
+        self._last_draw = time.monotonic()
         return _Bar(
             desc=title,
             total=total,
@@ -223,40 +212,41 @@ class ProgressBar(Callback):
             unit=" batches",
             file=sys.stderr,
             dynamic_ncols=True,
-            leave=True,
             mininterval=0,
             miniters=1,
             bar_format=None if total is None else _KNOWN_LENGTH,
             position=None if self._epoch_bar is None else abs(self._epoch_bar.pos),
         )
 
-    def _summary(self, title: str, logs: Mapping[str, float]) -> str:
-        seconds = time.monotonic() - self._started
-        batches = f"{self._batches} batch{'' if self._batches == 1 else 'es'}"
-        if self._is_training:
-            pace = [*self._pace.speed(self.handler.state.samples_seen), *self._pace.left(seconds)]
-        else:
-            has_rate = seconds > 0 and self._batches
-            pace = [f"{format_rate(self._batches / seconds)} batches/s"] if has_rate else []
-        told = f" ({', '.join(pace)})" if pace else ""
-        parts = [f"{title}:", f"{batches} in {format_seconds(seconds)}{told}", format_logs(logs)]
-        return "  ".join(part for part in parts if part)
-
-    def _finish(self, bar: Any, line: str, logs: Mapping[str, float]) -> None:
-        """Put a line in the bar's place; a terminal would cut a bar at its width."""
+    def _replace_by_line(
+        self, bar: Any, title: str, logs: Mapping[str, float], saving: str = ""
+    ) -> None:
+        """Close the bar and print a line; in a notebook the bar stays, with the values."""
         if bar is not None and _IN_NOTEBOOK:
             bar.set_postfix_str(format_logs(logs), refresh=False)
-            bar.update(self._batches - bar.n)
+            bar.update(self._num_batches - bar.n)
             bar.close()
             return
         if bar is not None:
             bar.leave = False
             bar.close()
-        terminal_tqdm.write(line, file=sys.stderr)
+        parts = [f"{title}:", self._duration(), format_logs(logs), saving]
+        terminal_tqdm.write("  ".join(filter(None, parts)), file=sys.stderr)
+
+    def _duration(self) -> str:
+        seconds, number = time.monotonic() - self._start_time, self._num_batches
+        if self._is_training:
+            speed = self._throughput.speed(self.handler.state.samples_seen)
+            speed += self._throughput.time_left(seconds)
+        else:
+            speed = [f"{format_rate(number / seconds)} batches/s"] if seconds > 0 and number else []
+        in_brackets = f" ({', '.join(speed)})" if speed else ""
+        batches = f"{number} batch{'' if number == 1 else 'es'}"
+        return f"{batches} in {format_seconds(seconds)}{in_brackets}"
 
     def _finish_pass(self, title: str, logs: Mapping[str, float]) -> None:
         if self._is_main:
-            self._finish(self._pass_bar, self._summary(title, logs), logs)
+            self._replace_by_line(self._pass_bar, title, logs)
         self._pass_bar = None
 
     def _discard_pass(self) -> None:
@@ -268,6 +258,6 @@ class ProgressBar(Callback):
     def _close(self) -> None:
         self._discard_pass()
         if self._epoch_bar is not None:
-            self._epoch_bar.update(self._batches - self._epoch_bar.n)
+            self._epoch_bar.update(self._num_batches - self._epoch_bar.n)
             self._epoch_bar.close()
             self._epoch_bar = None

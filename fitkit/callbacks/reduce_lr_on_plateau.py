@@ -1,37 +1,32 @@
-"""ReduceLROnPlateau: a smaller learning rate when a value no longer gets better."""
+"""ReduceLROnPlateau: reduces the learning rate when a monitored value has stopped improving."""
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from fitkit.callbacks.learning_rate import (
-    get_learning_rate,
-    require_optimizer,
-    set_learning_rate,
-)
-from fitkit.core.callback import Callback
-from fitkit.core.checks import require_count, require_number
+from fitkit.callbacks.support.learning_rate import require_optimizer, set_learning_rate
+from fitkit.core.argument_checks import require_count, require_number
+from fitkit.core.callback import BuiltinCallback
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.logs import Logs
 from fitkit.core.monitor import Monitor
 
 
-class ReduceLROnPlateau(Callback):
-    """Multiplies the learning rate when a monitored value has not improved for a while.
+class ReduceLROnPlateau(BuiltinCallback):
+    """Multiplies the learning rate by ``factor`` when a monitored value has stopped improving.
 
-    Every parameter group is reduced, each from its own learning rate. Only epochs that bring a
-    fresh value count.
+    Every parameter group is reduced from its own learning rate. A check is an epoch that logs a
+    new value.
 
     Args:
         monitor: a name in the epoch logs.
         factor: in ``(0, 1)``; the new learning rate is the old one times ``factor``.
-        patience: checks without improvement after which it is reduced, at least 0; 0 and 1 reduce
-            at the first one.
+        patience: checks without improvement after which the learning rate is reduced, at least 0;
+            0 and 1 reduce at the first one.
         verbose: above 0: log each reduction.
         mode: ``"min"``, ``"max"``, or ``"auto"`` by the name.
-        min_delta: how much a value must beat the best one by, at least 0, in the value's units.
+        min_delta: least difference to the best value that counts as an improvement, at least 0, in
+            the units of the value.
         cooldown: checks after a reduction that do not count, at least 0.
-        min_lr: the least learning rate, at least 0.
+        min_lr: the lowest learning rate, at least 0.
 
     Attributes:
         best: the best value so far, or ``None``.
@@ -40,10 +35,13 @@ class ReduceLROnPlateau(Callback):
 
     Raises:
         ConfigurationError: an argument is out of range, or the mode of the name is not known.
+
+    >>> callback = ReduceLROnPlateau("val_loss", factor=0.5, patience=3, min_lr=1e-5)
     """
 
+    has_fixed_state_types = True
     order = 50
-    state_fields: ClassVar[tuple[str, ...]] = ("best", "wait", "cooldown_counter")
+    state_fields = ("best", "wait", "cooldown_counter")
 
     def __init__(
         self,
@@ -57,14 +55,13 @@ class ReduceLROnPlateau(Callback):
         min_lr: float = 0.0,
     ) -> None:
         require_number("factor", factor)
-        require_number("min_lr", min_lr)
+        require_number("min_lr", min_lr, minimum=0)
         require_count("patience", patience, minimum=0)
         require_count("cooldown", cooldown, minimum=0)
         if not 0.0 < factor < 1.0:
             raise ConfigurationError(f"factor must lie in (0, 1), received {factor!r}.")
-        if min_lr < 0:
-            raise ConfigurationError(f"min_lr must be at least 0, received {min_lr!r}.")
         self._monitor = Monitor(monitor, mode, min_delta)
+        self.monitor = monitor
         self.factor = float(factor)
         self.patience = patience
         self.verbose = verbose
@@ -74,11 +71,6 @@ class ReduceLROnPlateau(Callback):
         self.wait = 0
         self.cooldown_counter = 0
 
-    @property
-    def monitor(self) -> str:
-        """The monitored name."""
-        return self._monitor.name
-
     def identity(self) -> str:
         """The configuration, so that each of several gets its own state back."""
         return (
@@ -87,12 +79,12 @@ class ReduceLROnPlateau(Callback):
         )
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Fail now where it can never work."""
-        require_optimizer(self.handler.optimizer, self.name)
+        """Raise an error if there is no optimizer, or if this ``fit`` cannot log the value."""
+        require_optimizer(self)
         self._monitor.check_possible(self.params, self.name)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """Judge a fresh value."""
+        """Check a new value."""
         value = self._monitor.read(logs, self.params, self.name)
         if value is None:
             return
@@ -108,10 +100,10 @@ class ReduceLROnPlateau(Callback):
                 self.wait = 0
 
     def _reduce(self, epoch: int) -> bool:
-        """Reduce each group that is above the least learning rate; whether any was."""
+        """Reduce the groups above the lowest learning rate; returns whether there were any."""
         changes = []
-        for group in require_optimizer(self.handler.optimizer, self.name).param_groups:
-            old = get_learning_rate(group)
+        for group in self.handler.optimizer.param_groups:
+            old = float(group["lr"])
             if old > self.min_lr:
                 new = max(old * self.factor, self.min_lr)
                 set_learning_rate(group, new)

@@ -1,21 +1,20 @@
-"""ThroughputMonitor: how fast training is, and how much of it is waiting."""
+"""ThroughputMonitor: logs the speed of training and the share of waiting."""
 
 from __future__ import annotations
 
 import time
-from typing import ClassVar
 
-from fitkit.core.callback import Callback
+from fitkit.core.callback import BuiltinCallback
 from fitkit.core.logs import Logs
 
 
-class ThroughputMonitor(Callback):
-    """Logs the speed of each epoch's training batches; validation is not counted.
+class ThroughputMonitor(BuiltinCallback):
+    """Logs the speed of each epoch's training batches, without validation.
 
-    It logs ``samples_per_second`` and ``batches_per_second`` of this process, and
-    ``waiting_share``, the share (0 to 1) of the time between the end of a batch and the beginning
-    of the next: fetching data, other callbacks, and saving. On an accelerator, which works behind
-    the program's back, only the two speeds are exact.
+    It logs ``samples_per_second`` and ``batches_per_second`` of this rank, and ``waiting_share``,
+    the share (0 to 1) of time between the end of a batch and the beginning of the next: data
+    loading, other callbacks, and saving. On an accelerator, which works asynchronously, only the
+    two speeds are exact.
 
     Attributes:
         seconds: training time of the epoch so far, in seconds.
@@ -24,13 +23,8 @@ class ThroughputMonitor(Callback):
         num_samples: samples in it.
     """
 
-    state_fields: ClassVar[tuple[str, ...]] = (
-        "seconds",
-        "waiting_seconds",
-        "num_batches",
-        "num_samples",
-        "samples_before",
-    )
+    has_fixed_state_types = True
+    state_fields = ("seconds", "waiting_seconds", "num_batches", "num_samples", "samples_before")
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -38,32 +32,32 @@ class ThroughputMonitor(Callback):
         self.num_batches = 0
         self.num_samples = 0
         self.samples_before = 0
-        self._counted_until = 0.0
+        self._last_lap = 0.0
 
     def on_train_begin(self, logs: Logs) -> None:
-        """A resume may land inside an epoch, whose beginning is not heard again."""
-        self._counted_until = time.perf_counter()
+        """Start the clock also after a resume inside an epoch, without ``on_epoch_begin``."""
+        self._last_lap = time.perf_counter()
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
-        """Begin to count."""
+        """Reset the counters."""
         self.seconds = self.waiting_seconds = 0.0
         self.num_batches = self.num_samples = 0
         self.samples_before = self.handler.state.samples_seen
-        self._counted_until = time.perf_counter()
+        self._last_lap = time.perf_counter()
 
     def _lap(self) -> float:
         now = time.perf_counter()
-        seconds = now - self._counted_until
-        self._counted_until = now
+        seconds = now - self._last_lap
+        self._last_lap = now
         self.seconds += seconds
         return seconds
 
     def on_train_batch_begin(self, batch: int, logs: Logs) -> None:
-        """Waiting ends."""
+        """Count the time since the last batch as waiting."""
         self.waiting_seconds += self._lap()
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        """A batch is done."""
+        """Count the batch."""
         self._lap()
         self.num_batches += 1
         self.num_samples = self.handler.state.samples_seen - self.samples_before

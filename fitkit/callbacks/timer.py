@@ -1,4 +1,4 @@
-"""Timer: how long a run has trained, and when that is enough."""
+"""Timer: measures the wall time of a run and can limit it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import datetime
 import math
 import re
 import time
-from typing import Any, ClassVar
+from typing import Any
 
-from fitkit.core.callback import Callback
+from fitkit.core.callback import BuiltinCallback
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.logs import Logs
 
-_CLOCK = re.compile(r"(\d+):(\d{1,2}):(\d{1,2}):(\d{1,2})")
+_FORMAT = re.compile(r"(\d+):(\d{1,2}):(\d{1,2}):(\d{1,2})")
 _SECONDS_PER_UNIT = (86400, 3600, 60, 1)
 
 
@@ -31,7 +31,7 @@ def as_seconds(duration: Any) -> float:
     seconds = math.nan
     if isinstance(duration, datetime.timedelta):
         seconds = duration.total_seconds()
-    elif isinstance(duration, str) and (match := _CLOCK.fullmatch(duration.strip())):
+    elif isinstance(duration, str) and (match := _FORMAT.fullmatch(duration.strip())):
         units = zip(match.groups(), _SECONDS_PER_UNIT, strict=True)
         seconds = float(sum(int(count) * size for count, size in units))
     elif isinstance(duration, (int, float)) and not isinstance(duration, bool):
@@ -44,21 +44,24 @@ def as_seconds(duration: Any) -> float:
     return seconds
 
 
-class Timer(Callback):
-    """Measures the wall time of a run, and stops it when a duration is used up.
+class Timer(BuiltinCallback):
+    """Measures the wall time of a run, and stops training after a maximum duration.
 
-    Time spent before a restart counts; time between the two does not. The run stops after the
-    batch in which the time is used up; a resume with a longer duration goes on.
+    Training time before a restart counts; the time between the two does not. The run stops after
+    the batch in which the duration is reached; a resume with a longer duration continues it.
 
     Args:
-        duration: wall time of the run at most: seconds, a ``timedelta`` or ``"DD:HH:MM:SS"``;
-            ``None``: only measure.
+        duration: maximum wall time of the run: seconds above 0, a ``timedelta`` or
+            ``"DD:HH:MM:SS"``; ``None``: only measure.
 
     Raises:
         ConfigurationError: the duration is none of these, or not above 0.
+
+    >>> callback = Timer("00:12:00:00")
     """
 
-    state_fields: ClassVar[tuple[str, ...]] = ("elapsed_seconds",)
+    has_fixed_state_types = True
+    state_fields = ("elapsed_seconds",)
 
     def __init__(self, duration: float | str | datetime.timedelta | None = None) -> None:
         self.duration_seconds = None if duration is None else as_seconds(duration)
@@ -70,26 +73,26 @@ class Timer(Callback):
         return str(self.duration_seconds)
 
     def time_elapsed(self) -> float:
-        """Seconds that the run has trained, those before a restart included."""
+        """Seconds that the run has trained, including those before a restart."""
         if self._counted_until is None:
             return self.elapsed_seconds
         return self.elapsed_seconds + time.monotonic() - self._counted_until
 
     def time_remaining(self) -> float | None:
-        """Seconds until the run is stopped, at least 0; ``None`` without a duration."""
+        """Seconds until the run stops, at least 0; ``None`` without a duration."""
         if self.duration_seconds is None:
             return None
         return max(self.duration_seconds - self.time_elapsed(), 0.0)
 
     def _count(self) -> None:
-        """Bring the saved field up to date."""
+        """Add the time since the last count to ``elapsed_seconds``, which checkpoints hold."""
         if self._counted_until is None:
             return
         now = time.monotonic()
         self.elapsed_seconds += now - self._counted_until
         self._counted_until = now
 
-    def _count_and_judge(self) -> None:
+    def _count_and_stop(self) -> None:
         self._count()
         if self.duration_seconds is None or self.elapsed_seconds < self.duration_seconds:
             return
@@ -99,27 +102,27 @@ class Timer(Callback):
             )
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Count from now on; a resumed run may have used its time up already."""
+        """Start counting, and stop at once if the resumed run has reached its duration."""
         self._counted_until = time.monotonic()
-        self._count_and_judge()
+        self._count_and_stop()
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        """Judge."""
-        self._count_and_judge()
+        """Stop if the duration is reached."""
+        self._count_and_stop()
 
     def on_test_batch_end(self, batch: int, logs: Logs) -> None:
-        """Keep what is saved here up to date; validation is always brought to its end."""
+        """Count; validation is never stopped in its middle."""
         self._count()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """Judge."""
-        self._count_and_judge()
+        """Stop if the duration is reached."""
+        self._count_and_stop()
 
     def on_exception(self, error: BaseException) -> None:
-        """Keep what is saved here up to date."""
+        """Count, for a checkpoint that is saved now."""
         self._count()
 
     def on_train_end(self, logs: Logs) -> None:
-        """Count no further."""
+        """Stop counting."""
         self._count()
         self._counted_until = None

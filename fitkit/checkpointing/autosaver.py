@@ -1,4 +1,4 @@
-"""AutoSaver: the whole state of the handler, every n epochs."""
+"""AutoSaver: saves the whole state of the handler every n epochs."""
 
 from __future__ import annotations
 
@@ -7,29 +7,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fitkit.checkpointing import naming
-from fitkit.checkpointing.retention import Retention, decide
-from fitkit.checkpointing.saver import Saver
+from fitkit.checkpointing.savers import filenames
+from fitkit.checkpointing.savers.retention import Retention, resolve_retention
+from fitkit.checkpointing.savers.saver import Saver
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.logs import Logs
+
+DEFAULT_NAME = "model_epoch{epoch:02d}"
 
 
 class AutoSaver(Saver):
     """Saves the whole handler every ``save_interval`` epochs.
 
     Args:
-        save_interval: epochs between saves, from 1; ``-1``: only at the end of the last epoch, also
-            when something stopped the run early; ``None`` or ``0``: off.
-        save_path: the folder, made when the first file is written.
+        save_interval: epochs between saves, from 1; ``-1``: only after the last epoch, also if the
+            run was stopped early; ``None`` or ``0``: off.
+        save_path: the folder; it is created with the first file.
         save_model_name: file name with placeholders: ``epoch`` (from 1), ``global_step`` and
             everything in the epoch's logs; ``.pth`` is appended if it is missing.
-        overwrite_last_saved: remove the previous file of this saver once the new one is durable.
-        save_on_last_epoch: save the last epoch as well, whatever the interval.
+        overwrite_last_saved: delete the previous file of this saver once the new one is durable.
+        save_on_last_epoch: also save after the last epoch, whatever the interval.
         retention: which files are kept, as in ``Saver``; instead of ``overwrite_last_saved``.
         on_error: ``"raise"`` or ``"warn"`` when a save fails, as in ``Saver``.
-        background: write behind training, as in ``Saver``.
-        max_overhead: leave out saves that would cost more than this share of wall time; the last
-            epoch is always saved.
+        background: write behind training, which waits only until the state is copied in memory. One
+            save is in flight at a time; the next one waits for it.
+        max_overhead: skip saves that would cost more than this share of wall time; the last epoch
+            is always saved.
 
     Raises:
         ConfigurationError: an argument cannot be used.
@@ -39,7 +42,7 @@ class AutoSaver(Saver):
         self,
         save_interval: int | None,
         save_path: str | Path = ".",
-        save_model_name: str = "model_epoch{epoch:02d}",
+        save_model_name: str = DEFAULT_NAME,
         overwrite_last_saved: bool = False,
         save_on_last_epoch: bool = True,
         *,
@@ -49,42 +52,41 @@ class AutoSaver(Saver):
         max_overhead: float | None = None,
     ) -> None:
         super().__init__(on_error=on_error, background=background, max_overhead=max_overhead)
-        self.retention = decide(retention, 1 if overwrite_last_saved else None, None, "auto")
+        self.retention = resolve_retention(retention, 1 if overwrite_last_saved else None)
         self.save_interval = _checked_interval(save_interval)
         self.save_path = Path(save_path)
         self.save_model_name = str(save_model_name)
         self.overwrite_last_saved = overwrite_last_saved
         self.save_on_last_epoch = save_on_last_epoch
-        naming.placeholders(self.save_model_name)
+        filenames.placeholders(self.save_model_name)
 
     @property
     def folder(self) -> Path:
-        """Where the files go."""
+        """The folder of the files."""
         return self.save_path
 
     @property
     def folders(self) -> list[Path]:
         """The folder, and those below it that hold files of this saver."""
-        return naming.folders_below(self.save_path, self.save_model_name)
+        return filenames.folders_below(self.save_path, self.save_model_name)
 
     def identity(self) -> str:
-        """The name of its files."""
+        """The name of the files."""
         return self.save_model_name
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Costs are counted from here."""
+        """Start to measure what saves cost."""
         self.begin_measuring()
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Measure what saves cost."""
-        if self._cadence is not None:
-            self._cadence.count_batch(self.handler.saves)
+        self.measure_batch()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """Save if this epoch is due."""
-        self.handler.saves.meet()
-        if self._cadence is not None:
-            self._cadence.pause()
+        """Request a save if this epoch is due."""
+        self.handler.saves.sync_point()
+        if self._overhead_budget is not None:
+            self._overhead_budget.pause()
         last_epoch = self.params["last_epoch"]
         is_last = self.handler.state.stopping or epoch + 1 >= last_epoch
         if self.save_interval != -1 and not self.params.get("save_on_last_epoch", True):
@@ -92,27 +94,27 @@ class AutoSaver(Saver):
         self.save_if_due(epoch, is_last=is_last, logs=logs)
 
     def on_train_end(self, logs: Logs) -> None:
-        """Save the last epoch if it was only known to be the last after its end."""
-        self.handler.saves.meet()
+        """Request a save of the last epoch if the run was stopped only after the end of it."""
+        self.handler.saves.sync_point()
         state = self.handler.state
         if self.save_interval == -1 and state.stopping and state.epoch > self.params["first_epoch"]:
             self.save_if_due(state.epoch - 1, is_last=True, logs=logs)
 
     def save_if_due(self, epoch: int, *, is_last: bool, logs: Mapping[str, float]) -> None:
-        """Ask for a save after ``epoch`` (from 0), if the interval or the last epoch says so."""
+        """Request a save after ``epoch`` (from 0), if the interval or the last epoch says so."""
         interval = self.save_interval
         if not interval or self.handler.state.stopped_non_finite:
             return
         due = interval > 0 and (epoch + 1) % interval == 0 and self.fits_into_overhead()
         if due or (is_last and (interval == -1 or self.save_on_last_epoch)):
-            self.ask(self.file_for(epoch, logs), logs=logs, epochs_done=epoch + 1)
+            self.request_save(self.file_for(epoch, logs), logs=logs, epochs_done=epoch + 1)
 
     def file_for(self, epoch: int, logs: Mapping[str, float]) -> Path:
         """The file of ``epoch`` (from 0)."""
         counters = {"epoch": epoch + 1, "global_step": self.handler.state.global_step}
         values: Mapping[str, Any] = ChainMap(counters, logs)  # type: ignore[arg-type]
-        name = naming.format_name(self.save_model_name, values, f"_epoch{epoch + 1}")
-        return self.save_path / naming.with_extension(naming.clean_name(name))
+        name = filenames.format_name(self.save_model_name, values, f"_epoch{epoch + 1}")
+        return self.save_path / filenames.with_extension(filenames.clean_name(name))
 
 
 def _checked_interval(interval: Any) -> int | None:

@@ -1,1 +1,1 @@
-"""The command line: looking at checkpoints and runs, and handling their files."""
+"""The command line: one file per command."""

@@ -1,4 +1,4 @@
-"""``fitkit convert``: one file, or a file with its tensors in shards."""
+"""``fitkit convert``: a checkpoint as a single file or as a sharded checkpoint."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from fitkit.checkpointing import checkpoint
-from fitkit.cli.group import main
+from fitkit.checkpointing.storage import single_or_sharded
+from fitkit.cli.command_group import main
 from fitkit.cli.printing import force_option, json_option, print_json, require_free
 
 
@@ -19,18 +19,18 @@ from fitkit.cli.printing import force_option, json_option, print_json, require_f
 @click.option(
     "--sharded",
     is_flag=True,
-    help="Put the tensors into a folder beside TARGET, for several processes to read their part.",
+    help="Write the tensors to a folder next to TARGET, from which each rank reads its part.",
 )
 @force_option
 @json_option
 def convert(source: Path, target: Path, sharded: bool, force: bool, as_json: bool) -> None:
-    """Write a checkpoint in one file, or sharded.
+    """Write a checkpoint as a single file or sharded.
 
-    SOURCE stays as it is; it may have either form.
+    SOURCE may have either form; it is not changed.
     """
     require_free([target], force)
-    checkpoint.convert(source, target, sharded=sharded)
+    single_or_sharded.convert(source, target, sharded=sharded)
     if as_json:
-        print_json({"written": target, "size_bytes": checkpoint.size_bytes(target)})
+        print_json({"written": target, "size_bytes": single_or_sharded.size_bytes(target)})
     else:
         click.echo(f"wrote {target}")

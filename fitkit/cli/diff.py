@@ -1,4 +1,4 @@
-"""``fitkit diff``: what two files hold differently."""
+"""``fitkit diff``: the differences between two files."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import click
 from torch import Tensor
 
-from fitkit.checkpointing import checkpoint
-from fitkit.checkpointing.comparing import MISSING, Difference, compare
-from fitkit.checkpointing.loading import read_weights
-from fitkit.cli.group import NO, main
-from fitkit.cli.printing import count_text, dtype_text, json_option, print_json, shape_text, to_json
+from fitkit.checkpointing.read_weights import read_weights
+from fitkit.checkpointing.storage import single_or_sharded
+from fitkit.cli.command_group import EXIT_NEGATIVE, main
+from fitkit.cli.printing import format_count, format_tensor, json_option, print_json, to_json
+from fitkit.core.tree_diff import MISSING, Difference, compare
 
-_LONGEST = 60
+_MOST_CHARACTERS = 60
 
 
 @main.command(
@@ -24,7 +24,7 @@ _LONGEST = 60
         "diff a.pth b.pth --ignore rng --ignore 'callback_states/*/state'",
         "diff checkpoint.pth weights.pth --weights && echo the same weights",
     ],
-    no="they differ",
+    exit_1="the files differ",
 )
 @click.argument("first", metavar="A", type=click.Path(path_type=Path))
 @click.argument("second", metavar="B", type=click.Path(path_type=Path))
@@ -32,7 +32,7 @@ _LONGEST = 60
     "--ignore",
     multiple=True,
     metavar="KEY",
-    help="A path to leave out, with all below it; * and ? stand for any text. Repeatable.",
+    help="A path to leave out with everything below it; * and ? match any text. Repeatable.",
 )
 @click.option("--weights", is_flag=True, help="Compare only the weights, of files of any kind.")
 @json_option
@@ -45,54 +45,55 @@ def diff(
     weights: bool,
     as_json: bool,
 ) -> None:
-    """Say what differs between two files.
+    """Show the differences between two files.
 
-    They are compared leaf by leaf, bit for bit. A leaf is named by the keys that lead to it, such
-    as history/history/loss/3. With --weights the averaged weights are compared where a file has
-    them.
+    The files are compared leaf by leaf, bit for bit. A leaf is named by its path of keys, such as
+    history/history/loss/3. With --weights, EMA weights are compared where a file has them.
     """
     if weights:
-        sides: list[Any] = [read_weights(path) for path in (first, second)]
+        contents: list[Any] = [read_weights(path) for path in (first, second)]
     else:
-        sides = [checkpoint.read(path, mmap=True) for path in (first, second)]
-    found = compare(sides[0], sides[1], ignore)
-    if as_json:
-        documents = [_as_json(one) for one in found]
-        print_json({"equal": not documents, "differences": documents})
-        ctx.exit(NO if documents else 0)
+        contents = [single_or_sharded.read(path, mmap=True) for path in (first, second)]
+    differences = compare(contents[0], contents[1], ignore)
     number = 0
-    for one in found:
-        click.echo(_line(one))
-        number += 1
-    total = count_text(number, "place")
-    click.echo(f"They differ in {total}." if number else "They are equal.")
-    ctx.exit(NO if number else 0)
+    if as_json:
+        documents = [_as_json(difference) for difference in differences]
+        number = len(documents)
+        print_json({"equal": not documents, "differences": documents})
+    else:
+        for difference in differences:  # printed one by one, as they may be many
+            click.echo(_line(difference))
+            number += 1
+        places = format_count(number, "place")
+        click.echo(f"They differ in {places}." if number else "They are equal.")
+    ctx.exit(EXIT_NEGATIVE if number else 0)
 
 
-def _line(one: Difference) -> str:
-    if one.second is MISSING:
-        return f"{one.path}: only in A: {_shown(one.first)}"
-    if one.first is MISSING:
-        return f"{one.path}: only in B: {_shown(one.second)}"
-    if one.num_different is not None:
-        elements = f"{one.num_different:,} of {count_text(one.first.numel(), 'element')}"
-        return f"{one.path}: in {elements}, by at most {one.largest:.5g}"
-    return f"{one.path}: {_shown(one.first)} | {_shown(one.second)}"
+def _line(difference: Difference) -> str:
+    path, first, second = difference.path, difference.first, difference.second
+    if second is MISSING:
+        return f"{path}: only in A: {_short_text(first)}"
+    if first is MISSING:
+        return f"{path}: only in B: {_short_text(second)}"
+    if difference.num_different is not None:
+        elements = f"{difference.num_different:,} of {format_count(first.numel(), 'element')}"
+        return f"{path}: in {elements}, by at most {difference.largest:.5g}"
+    return f"{path}: {_short_text(first)} | {_short_text(second)}"
 
 
-def _shown(value: Any) -> str:
+def _short_text(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"<{shape_text(value.shape)} {dtype_text(value)}>"
+        return format_tensor(value)
     if isinstance(value, Mapping):
-        return f"<{count_text(len(value), 'key')}>"
+        return f"<{format_count(len(value), 'key')}>"
     text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
 
 
-def _as_json(one: Difference) -> dict[str, Any]:
-    sides = {"first": one.first, "second": one.second}
-    found: dict[str, Any] = {"path": one.path}
-    found |= {name: to_json(value) for name, value in sides.items() if value is not MISSING}
-    if one.num_different is not None:
-        found |= {"num_different": one.num_different, "largest": one.largest}
-    return found
+def _as_json(difference: Difference) -> dict[str, Any]:
+    sides = {"first": difference.first, "second": difference.second}
+    document: dict[str, Any] = {"path": difference.path}
+    document |= {name: to_json(value) for name, value in sides.items() if value is not MISSING}
+    if difference.num_different is not None:
+        document |= {"num_different": difference.num_different, "largest": difference.largest}
+    return document

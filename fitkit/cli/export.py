@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
-from fitkit.checkpointing.exporting import export_safetensors, export_state_dict, tied_names
-from fitkit.checkpointing.loading import read_weights
-from fitkit.checkpointing.overview import overview
-from fitkit.cli.group import main
-from fitkit.cli.printing import force_option, json_option, print_json, require_free, size_text
+from fitkit.checkpointing.catalog.file_overview import overview
+from fitkit.checkpointing.read_weights import read_weights
+from fitkit.cli.command_group import main
+from fitkit.cli.printing import force_option, json_option, print_json, require_free
 from fitkit.core.errors import CheckpointError
-from fitkit.onnx_export import InputSpec, build_model, export_onnx, import_model
+from fitkit.core.formatting import format_bytes
+from fitkit.export.onnx import InputSpec, build_model, export_onnx, import_model
+from fitkit.export.weight_files import export_safetensors, export_state_dict, tied_names
 
 
 @main.command(
@@ -29,21 +30,21 @@ from fitkit.onnx_export import InputSpec, build_model, export_onnx, import_model
     "kind",
     required=True,
     type=click.Choice(["safetensors", "state-dict", "onnx"]),
-    help="What to write.",
+    help="The format of the file.",
 )
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file.")
 @click.option(
     "--ema/--no-ema",
     default=None,
-    help="The averaged weights, or those that training goes on with. Default: averaged, if any.",
+    help="The EMA weights, or the trained ones. Default: EMA weights, if there are any.",
 )
-@click.option("--model", metavar="MODULE:CLASS", help="ONNX: the model, imported from here.")
+@click.option("--model", metavar="MODULE:CLASS", help="ONNX: where to import the model from.")
 @click.option(
     "--input-shape",
     "shapes",
     multiple=True,
     metavar="SIZES",
-    help="ONNX: an input, as 1,1,28,28 or batch,128:int64; a name stands for any size. Repeatable.",
+    help="ONNX: an input, as 1,1,28,28 or batch,128:int64; a name is any size. Repeatable.",
 )
 @force_option
 @json_option
@@ -57,17 +58,17 @@ def export(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write the weights of a checkpoint for other programs.
+    """Export the weights of a checkpoint for other programs.
 
-    PATH may also be a file of weights alone. Tied weights are written once as safetensors, whose
-    header names them. For ONNX the model's code is imported because you name it, never because the
-    file does; its arguments come from the file.
+    PATH may also be a file with only weights. A safetensors file holds one of several tied weights,
+    and its header names the others. For ONNX, only the model that you name is imported, and its
+    arguments come from the checkpoint.
     """
     if (bool(model), bool(shapes)) != (kind == "onnx", kind == "onnx"):
         raise click.UsageError("--format onnx needs --model and --input-shape; others take none.")
     require_free([output], force)
     if ema and not overview(path).get("ema"):
-        raise CheckpointError(f"{str(path)!r} holds no averaged weights: leave out --ema.")
+        raise CheckpointError(f"{str(path)!r} holds no EMA weights: leave out --ema.")
     weights = read_weights(path, averaged=ema is not False)
     left_out: list[str] = []
     tied: dict[str, str] = {}
@@ -87,4 +88,4 @@ def export(
         click.echo(f"{name} is tied to {kept}")
     for name in left_out:
         click.echo(f"left out {name}: not a tensor")
-    click.echo(f"wrote {output} ({size_text(size)})")
+    click.echo(f"wrote {output} ({format_bytes(size)})")

@@ -1,4 +1,4 @@
-"""``fitkit inspect``: a checkpoint at a glance."""
+"""``fitkit inspect``: the content of a checkpoint at a glance."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from typing import Any
 import click
 from torch import Tensor
 
-from fitkit.checkpointing.overview import overview, told_as_damage
-from fitkit.checkpointing.weight_tree import Branch, branches, fitting
-from fitkit.cli.group import main
+from fitkit.checkpointing.catalog.file_overview import overview
+from fitkit.checkpointing.catalog.metadata import as_damaged_error
+from fitkit.checkpointing.catalog.weight_tree import WeightNode, weight_tree, weight_tree_within
+from fitkit.cli.command_group import main
 from fitkit.cli.printing import (
-    count_text,
+    format_count,
+    format_number,
+    format_shape,
+    format_tensor,
     json_option,
     json_text,
-    number_text,
-    shape_text,
-    size_text,
     table,
 )
+from fitkit.core.formatting import format_bytes
 from fitkit.core.tree import iterate_tensors
 
 _MOST_LINES = 40  # of weights, unless --depth says otherwise
@@ -40,85 +42,88 @@ _MOST_LINES_OF_A_CALLBACK = 3
 @click.option(
     "--depth",
     type=click.IntRange(min=0),
-    help="Levels of modules to show; default: as many as some forty lines allow.",
+    help="Levels of modules to show. Default: as many as fit into about forty lines.",
 )
-@click.option("--code", is_flag=True, help="Also show the source of the model's class, if stored.")
+@click.option(
+    "--code", is_flag=True, help="Also show the source of the model's class, if it was stored."
+)
 @json_option
 def inspect(path: Path, depth: int | None, code: bool, as_json: bool) -> None:
-    """Say what a checkpoint holds.
+    """Show what a checkpoint holds.
 
-    Place in the run, scores, callbacks, weights by module. PATH may also be a file of weights, or
-    any other file that torch.save wrote. Tensors are not read, so this takes no longer for large
-    files; see verify for their checksums.
+    Position in the run, scores, callbacks, weights by module. PATH may also be a file with only
+    weights, or any other file that torch.save wrote. Tensors are not read, so large files take no
+    longer; verify checks them.
     """
-    found = overview(path)
-    weights = found.pop("weights", {})
-    with told_as_damage(path):  # a file decides what is in its parts
+    content = overview(path)
+    weights = content.pop("weights", {})
+    with as_damaged_error(path):  # parts of the content are not validated
         if as_json:
-            shown = branches(weights) if depth is None else branches(weights, depth)
-            text = json_text({**found, "weights": [_as_json(one) for one in shown]})
+            tree = weight_tree(weights) if depth is None else weight_tree(weights, depth)
+            rows = [{**vars(branch), "dtypes": sorted(branch.dtypes)} for branch in tree]
+            text = json_text({**content, "weights": rows})
         else:
-            shown = fitting(weights, _MOST_LINES) if depth is None else branches(weights, depth)
-            text = _text(found, shown, code)
+            tree = (
+                weight_tree_within(weights, _MOST_LINES)
+                if depth is None
+                else weight_tree(weights, depth)
+            )
+            text = _as_text(content, tree, code)
     click.echo(text)
 
 
-def _text(found: Mapping[str, Any], shown: list[Branch], code: bool) -> str:
-    parts = [_head(found), _scores(found), _callbacks(found), _content(found), _tree(shown)]
-    if code and found["kind"] == "checkpoint":
-        parts.append(iter([found["model"]["code"] or "The model's code is not stored."]))
+def _as_text(content: Mapping[str, Any], tree: list[WeightNode], code: bool) -> str:
+    parts = [_head(content), _scores(content), _callbacks(content), _other(content), _tree(tree)]
+    if code and content["kind"] == "checkpoint":
+        parts.append(iter([content["model"]["code"] or "The model's code is not stored."]))
     return "\n\n".join("\n".join(lines) for part in parts if (lines := list(part)))
 
 
-def _as_json(branch: Branch) -> dict[str, Any]:
-    return {**vars(branch), "dtypes": sorted(branch.dtypes)}
-
-
-def _head(found: Mapping[str, Any]) -> Iterator[str]:
+def _head(content: Mapping[str, Any]) -> Iterator[str]:
     kinds = {"checkpoint": "checkpoint", "weights": "weights only", "other": "no checkpoint"}
-    yield f"{found['path']}: {kinds[found['kind']]}, {size_text(found['size_bytes'])}"
-    if found["kind"] != "checkpoint":
+    yield f"{content['path']}: {kinds[content['kind']]}, {format_bytes(content['size_bytes'])}"
+    if content["kind"] != "checkpoint":
         return
     yield (
-        f"format {found['format_version']}, written by fitkit {found['fitkit_version']} with torch "
-        f"{found['pytorch_version']}"
+        f"format {content['format_version']}, written by fitkit {content['fitkit_version']} with "
+        f"torch {content['pytorch_version']}"
     )
     yield ""
+    model, scheduler, ema = content["model"], content["scheduler"], content["ema"]
     rows = {
-        "place": _place(found["progress"]),
-        "stopped": found["progress"]["stop_reason"],
-        "model": f"{_call(found['model'])}, {found['model']['type']}",
-        "code": found["model"]["code"] and "stored: --code shows it",
-        "loss": _call(found["loss"]),
-        "optimizer": _optimizer(found["optimizer"]),
-        "scheduler": found["scheduler"]
-        and f"{_call(found['scheduler'])}, every {found['scheduler']['interval']}",
-        "averaging": found["ema"]
-        and f"decay {found['ema']['decay']}, {count_text(found['ema']['num_averaged'], 'step')}",
-        "seed": None if found["seed"] is None else str(found["seed"]),
+        "place": _position(content["progress"]),
+        "stopped": content["progress"]["stop_reason"],
+        "model": f"{_call(model)}, {model['type']}",
+        "code": model["code"] and "stored: --code shows it",
+        "loss": _call(content["loss"]),
+        "optimizer": _optimizer(content["optimizer"]),
+        "scheduler": scheduler and f"{_call(scheduler)}, every {scheduler['interval']}",
+        "averaging": ema and f"decay {ema['decay']}, {format_count(ema['num_averaged'], 'step')}",
+        "seed": None if content["seed"] is None else str(content["seed"]),
     }
     for name, text in rows.items():
         if text:
             yield from _wrapped(f"{name:<11}{text}", indent=11)
 
 
-def _place(progress: Mapping[str, Any]) -> str:
-    batches = count_text(progress["batch"], "batch", "es")
-    next_one = {
+def _position(progress: Mapping[str, Any]) -> str:
+    batches = format_count(progress["batch"], "batch", "es")
+    next_epoch = {
         "train": f", then {batches} of the next",
         "validate": ", the next trained but not validated",
         "test": f", the next trained and {batches} of its validation done",
         "end": ", the next trained but not ended",
-    }
+    }.get(progress["phase"], "")
+    optimizer_steps = format_count(progress["optimizer_steps"], "optimizer step")
+    samples = format_count(progress["samples_seen"], "sample")
     return (
-        f"{count_text(progress['epoch'], 'epoch')} done{next_one.get(progress['phase'], '')}; step "
-        f"{progress['global_step']} ({count_text(progress['optimizer_steps'], 'optimizer step')}, "
-        f"{count_text(progress['samples_seen'], 'sample')})"
+        f"{format_count(progress['epoch'], 'epoch')} done{next_epoch}; step "
+        f"{progress['global_step']} ({optimizer_steps}, {samples})"
     )
 
 
 def _call(part: Mapping[str, Any] | None) -> str:
-    """A part as the call that makes it."""
+    """A component as the call that creates it."""
     if not part:
         return ""
     if part["class"] is None:
@@ -131,24 +136,20 @@ def _call(part: Mapping[str, Any] | None) -> str:
 def _optimizer(part: Mapping[str, Any]) -> str:
     if "lr" not in part:
         return _call(part)
-    rates = ", ".join(dict.fromkeys(map(number_text, part["lr"])))
-    tensors = count_text(part["num_tensors"], "tensor")
-    return f"{_call(part)}, lr now {rates}; state of {tensors}, {size_text(part['size_bytes'])}"
+    rates = ", ".join(dict.fromkeys(map(format_number, part["lr"])))
+    tensors = format_count(part["num_tensors"], "tensor")
+    return f"{_call(part)}, lr now {rates}; state of {tensors}, {format_bytes(part['size_bytes'])}"
 
 
 def _value(value: Any) -> str:
-    """A value on one line; of tensors only what they are."""
+    """A value on one line; tensors by shape and dtype, or by number and size."""
     if isinstance(value, Tensor):
-        return f"<{shape_text(value.shape)} {str(value.dtype).removeprefix('torch.')}>"
+        return format_tensor(value)
     tensors = list(iterate_tensors(value))
     if tensors:
-        size = sum(one.numel() * one.element_size() for one in tensors)
-        return f"<{count_text(len(tensors), 'tensor')}, {size_text(size)}>"
-    return number_text(value) if isinstance(value, float) else repr(value)
-
-
-def _is_nothing(value: Any) -> bool:
-    return value is None or (isinstance(value, (list, tuple, dict, str)) and not value)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return f"<{format_count(len(tensors), 'tensor')}, {format_bytes(size)}>"
+    return format_number(value) if isinstance(value, float) else repr(value)
 
 
 def _wrapped(text: str, indent: int, most_lines: int | None = None) -> list[str]:
@@ -162,46 +163,51 @@ def _wrapped(text: str, indent: int, most_lines: int | None = None) -> list[str]
     )
 
 
-def _scores(found: Mapping[str, Any]) -> Iterator[str]:
-    if found.get("scores"):
+def _scores(content: Mapping[str, Any]) -> Iterator[str]:
+    if content.get("scores"):
         rows: list[tuple[str, ...]] = [("scores", "last", "best", "in epoch")]
-        for name, one in found["scores"].items():
-            values = (one["last"], one["best"], one["best_epoch"])
-            rows.append((f"  {name}", *map(number_text, values)))
+        for name, score in content["scores"].items():
+            values = (score["last"], score["best"], score["best_epoch"])
+            rows.append((f"  {name}", *map(format_number, values)))
         yield from table(rows, right=(1, 2, 3))
 
 
-def _callbacks(found: Mapping[str, Any]) -> Iterator[str]:
-    callbacks = found.get("callbacks")
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, (list, tuple, dict, str)) and not value)
+
+
+def _callbacks(content: Mapping[str, Any]) -> Iterator[str]:
+    callbacks = content.get("callbacks")
     if callbacks:
         yield "callbacks"
         width = max(map(len, callbacks)) + 4
         for name, state in callbacks.items():
-            told = {field: value for field, value in state.items() if not _is_nothing(value)}
-            fields = "  ".join(f"{field}={_value(value)}" for field, value in told.items())
-            line = f"{'  ' + name:<{width}}{fields}"
+            fields = [
+                f"{key}={_value(value)}" for key, value in state.items() if not _is_empty(value)
+            ]
+            line = f"{'  ' + name:<{width}}{'  '.join(fields)}"
             yield from _wrapped(line, width, _MOST_LINES_OF_A_CALLBACK)
 
 
-def _content(found: Mapping[str, Any]) -> Iterator[str]:
-    """What a file of another kind holds, as far as a line for each key tells it."""
-    if "content" in found:
-        content = found["content"]
-        yield f"a {type(content).__name__}"
-        if isinstance(content, Mapping):
-            rows = [(f"  {key}", f"{type(v).__name__} {_value(v)}") for key, v in content.items()]
+def _other(content: Mapping[str, Any]) -> Iterator[str]:
+    """The content of a file of another program, with one line for each key."""
+    if "content" in content:
+        value = content["content"]
+        yield f"a {type(value).__name__}"
+        if isinstance(value, Mapping):
+            rows = [(f"  {key}", f"{type(v).__name__} {_value(v)}") for key, v in value.items()]
             yield from (line[:_WIDTH] for line in table(rows))
 
 
-def _tree(shown: list[Branch]) -> Iterator[str]:
-    if not shown or not shown[0].num_tensors:
+def _tree(tree: list[WeightNode]) -> Iterator[str]:
+    if not tree or not tree[0].num_tensors:
         return
     rows = [("weights", "shape", "dtype", "values", "size")]
-    for one in shown:
-        label = "  " * one.level + (one.name.rpartition(".")[2] if one.level else "all")
-        shape = (
-            count_text(one.num_tensors, "tensor") if one.shape is None else shape_text(one.shape)
-        )
-        dtype = next(iter(one.dtypes)) if len(one.dtypes) == 1 else "mixed"
-        rows.append((f"  {label}", shape, dtype, f"{one.num_values:,}", size_text(one.size_bytes)))
+    for branch in tree:
+        name = branch.name.rpartition(".")[2] if branch.level else "all"
+        tensors = format_count(branch.num_tensors, "tensor")
+        shape = tensors if branch.shape is None else format_shape(branch.shape)
+        dtype = next(iter(branch.dtypes)) if len(branch.dtypes) == 1 else "mixed"
+        values, size = f"{branch.num_values:,}", format_bytes(branch.size_bytes)
+        rows.append((f"  {'  ' * branch.level}{name}", shape, dtype, values, size))
     yield from table(rows, right=(3, 4))

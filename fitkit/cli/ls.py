@@ -10,17 +10,10 @@ from typing import Any
 
 import click
 
-from fitkit.checkpointing.catalogue import Entry, Run, catalogue, runs_of
-from fitkit.cli.group import main
-from fitkit.cli.printing import (
-    age_text,
-    json_option,
-    number_text,
-    painted,
-    print_json,
-    size_text,
-    table,
-)
+from fitkit.checkpointing.catalog.scan import CheckpointFile, RunFiles, group_runs, scan_folder
+from fitkit.cli.command_group import main
+from fitkit.cli.printing import colored, format_number, json_option, print_json, table
+from fitkit.core.formatting import format_age, format_bytes
 
 
 @main.command(
@@ -31,62 +24,68 @@ from fitkit.cli.printing import (
     ]
 )
 @click.argument("folder", type=click.Path(path_type=Path), default=".")
-@click.option("--verify", is_flag=True, help="Check the checksums of all tensors as well.")
-@click.option("--score", metavar="NAME", help="Which logged value to show.")
+@click.option("--verify", is_flag=True, help="Also verify the checksums of all tensors.")
+@click.option("--score", metavar="NAME", help="The logged value to show.")
 @json_option
 def ls(folder: Path, verify: bool, score: str | None, as_json: bool) -> None:
     """List the checkpoints below FOLDER.
 
-    The furthest in its run comes first. "last" marks the furthest in its run, "best" what a saver
-    of that run calls its best, "=" a further name of the file above. Damaged files are named with
-    the reason; exit code 0 says only that the folder could be listed: see verify.
+    The checkpoint furthest in its run comes first and is marked "last". "best" marks the file that
+    a saver of that run recorded as its best, "=" a further name of the file above. For damaged
+    files the reason is shown; the exit code is 0 nevertheless: see verify.
     """
-    entries = catalogue(folder, verify=verify)
-    runs, _ = runs_of(entries)
+    entries = scan_folder(folder, verify=verify)
+    runs, _ = group_runs(entries)
     rows = _rows(entries, runs, folder)
     if as_json:
         print_json([_as_json(row) for row in rows])
     elif rows:
-        _print(rows, score or _usual_score(entries))
+        _print(rows, score or _default_score(entries))
     else:
         click.echo(f"There are no checkpoints below {folder}.")
 
 
 @dataclass(frozen=True)
-class Row:
-    """A file as it is listed."""
+class ListedFile:
+    """A file in the list."""
 
-    entry: Entry
+    entry: CheckpointFile
     name: str
     run: int | None
     is_best: bool
     is_last: bool
 
 
-def _rows(entries: list[Entry], runs: list[Run], folder: Path) -> list[Row]:
-    """Run by run and by place in it, names of one file together; then what has no place."""
-    runs_by_path = {one.path: number for number, run in enumerate(runs) for one in run.entries}
+def _rows(entries: list[CheckpointFile], runs: list[RunFiles], folder: Path) -> list[ListedFile]:
+    """Sorted by run and by position in it, names of one file together; then files without one."""
+    runs_by_path = {file.path: number for number, run in enumerate(runs) for file in run.files}
     rows = []
-    for one in entries:
-        run = runs_by_path.get(one.path)
-        is_best = any(one.file_id in other.best for other in runs)
-        is_last = run is not None and one.place == runs[run].last.place
-        rows.append(Row(one, one.path.relative_to(folder).as_posix(), run, is_best, is_last))
+    for file in entries:
+        run = runs_by_path.get(file.path)
+        is_best = any(file.file_id in other.best for other in runs)
+        is_last = run is not None and file.position == runs[run].last.position
+        rows.append(
+            ListedFile(file, file.path.relative_to(folder).as_posix(), run, is_best, is_last)
+        )
+    last = len(runs)  # files of no run come after all runs
+    return sorted(
+        rows,
+        key=lambda row: (
+            last if row.run is None else row.run,
+            [-number for number in row.entry.position],
+            row.entry.file_id,
+            row.name,
+        ),
+    )
 
-    def key(row: Row) -> tuple[Any, ...]:
-        run = len(runs) if row.run is None else row.run
-        return run, [-n for n in row.entry.place], row.entry.file_id, row.name
 
-    return sorted(rows, key=key)
-
-
-def _usual_score(entries: list[Entry]) -> str:
-    names = {name for one in entries if one.metadata for name in one.metadata.metrics}
+def _default_score(entries: list[CheckpointFile]) -> str:
+    names = {name for file in entries if file.metadata for name in file.metadata.metrics}
     return "val_loss" if "val_loss" in names else "loss"
 
 
-def _as_json(row: Row) -> dict[str, Any]:
-    entry, found = row.entry, row.entry.metadata
+def _as_json(row: ListedFile) -> dict[str, Any]:
+    entry, metadata = row.entry, row.entry.metadata
     return {
         "path": entry.path,
         "name": row.name,
@@ -96,27 +95,27 @@ def _as_json(row: Row) -> dict[str, Any]:
         "modified": datetime.fromtimestamp(entry.modified, timezone.utc).isoformat(),
         "file_id": f"{entry.file_id[0]}:{entry.file_id[1]}",
         "run": row.run,
-        "epoch": found and found.epoch,
-        "batch": found and found.batch,
-        "global_step": found and found.global_step,
-        "scores": found and found.metrics,
+        "epoch": metadata and metadata.epoch,
+        "batch": metadata and metadata.batch,
+        "global_step": metadata and metadata.global_step,
+        "scores": metadata and metadata.metrics,
         "is_best": row.is_best,
         "is_last": row.is_last,
     }
 
 
-def _print(rows: list[Row], score: str) -> None:
+def _print(rows: list[ListedFile], score: str) -> None:
     cells: list[tuple[str, ...]] = [("name", "epoch", "step", score, "size", "age", "")]
     for number, row in enumerate(rows):
         entry = row.entry
-        is_again = number > 0 and entry.file_id == rows[number - 1].entry.file_id
+        is_same_file = number > 0 and entry.file_id == rows[number - 1].entry.file_id
         marks = {entry.kind: entry.kind != "checkpoint", "best": row.is_best, "last": row.is_last}
         cells.append(
             (
                 row.name,
-                *_place(entry, score),
-                "=" if is_again else size_text(entry.size_bytes),
-                age_text(time.time() - entry.modified),
+                *_position(entry, score),
+                "=" if is_same_file else format_bytes(entry.size_bytes),
+                format_age(time.time() - entry.modified),
                 " ".join(mark for mark, is_so in marks.items() if is_so),
             )
         )
@@ -125,15 +124,15 @@ def _print(rows: list[Row], score: str) -> None:
     for number, (line, row) in enumerate(zip(lines, rows, strict=True)):
         if number and row.run != rows[number - 1].run:
             click.echo()
-        click.echo(painted(line, fg="red") if row.entry.kind == "damaged" else line)
+        click.echo(colored(line, "red") if row.entry.kind == "damaged" else line)
     for row in rows:
         if row.entry.problem is not None:
             click.echo(row.entry.problem, err=True)
 
 
-def _place(entry: Entry, score: str) -> tuple[str, str, str]:
-    found = entry.metadata
-    if found is None:
+def _position(entry: CheckpointFile, score: str) -> tuple[str, str, str]:
+    metadata = entry.metadata
+    if metadata is None:
         return "", "", ""
-    epoch = f"{found.epoch}+{found.batch}" if found.batch else str(found.epoch)
-    return epoch, str(found.global_step), number_text(found.metrics.get(score))
+    epoch = f"{metadata.epoch}+{metadata.batch}" if metadata.batch else str(metadata.epoch)
+    return epoch, str(metadata.global_step), format_number(metadata.metrics.get(score))

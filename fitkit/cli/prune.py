@@ -1,4 +1,4 @@
-"""``fitkit prune``: old checkpoints removed by the rules of retention."""
+"""``fitkit prune``: deletes old checkpoints by retention rules."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from fitkit.checkpointing.catalogue import catalogue
-from fitkit.checkpointing.pruning import plan_pruning
-from fitkit.checkpointing.retention import Retention
-from fitkit.cli.group import Failure, main
-from fitkit.cli.printing import count_text, json_option, print_json, size_text
+from fitkit.checkpointing.catalog.pruning import plan_pruning
+from fitkit.checkpointing.catalog.scan import scan_folder
+from fitkit.checkpointing.savers.retention import Retention
+from fitkit.cli.command_group import CommandFailed, main
+from fitkit.cli.printing import format_count, json_option, print_json
+from fitkit.core.formatting import format_bytes
 
 _COUNT = click.IntRange(min=1)
 
@@ -26,15 +27,15 @@ _COUNT = click.IntRange(min=1)
 @click.option("--keep-last", type=_COUNT, metavar="N", help="Keep the N furthest in the run.")
 @click.option("--keep-best", type=_COUNT, metavar="N", help="Keep the N best by --monitor.")
 @click.option("--keep-every", type=_COUNT, metavar="N", help="Keep the end of every N-th epoch.")
-@click.option("--monitor", metavar="NAME", help="The logged value that decides what is best.")
+@click.option("--monitor", metavar="NAME", help="The logged value that defines the best.")
 @click.option(
     "--mode",
     type=click.Choice(["auto", "min", "max"]),
     default="auto",
     show_default=True,
-    help="Whether less or more of it is better; auto: known from the name.",
+    help="Whether a lower or a higher value is better; auto: by the name.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @json_option
 def prune(
     folder: Path,
@@ -48,22 +49,22 @@ def prune(
 ) -> None:
     """Remove the checkpoints below FOLDER that no rule keeps.
 
-    Each run is taken by itself, by places in it, not by times of files. The furthest whole
-    checkpoint of a run always stays, and so does what its savers call their best. Weights alone,
-    damaged files and files of others are never touched.
+    Each run is pruned separately, by position in the run, not by file times. The valid checkpoint
+    furthest in a run is always kept, and so are the files that its savers recorded as their best.
+    Files with only weights, damaged files and files of other programs are never touched.
     """
     if keep_last is None and keep_best is None and keep_every is None:
-        raise click.UsageError("Say what to keep: --keep-last, --keep-best or --keep-every.")
+        raise click.UsageError("Pass what to keep: --keep-last, --keep-best or --keep-every.")
     retention = Retention(keep_last, keep_best, monitor, mode, keep_every)
-    plan = plan_pruning(catalogue(folder, verify=True), retention)
+    plan = plan_pruning(scan_folder(folder, verify=True), retention)
     freed = plan.freed_bytes
     problems = [] if dry_run else plan.remove()
     if as_json:
         print_json(
             {
-                "removed": [one.path for one in plan.obsolete],
-                "kept": [one.path for one in plan.kept],
-                "untouched": [{"path": one.path, "why": why} for one, why in plan.untouched],
+                "removed": [file.path for file in plan.obsolete],
+                "kept": [file.path for file in plan.kept],
+                "untouched": [{"path": file.path, "why": why} for file, why in plan.untouched],
                 "freed_bytes": freed,
                 "dry_run": dry_run,
                 "problems": problems,
@@ -71,11 +72,11 @@ def prune(
         )
     else:
         verb = "would remove" if dry_run else "removed"
-        for one in plan.obsolete:
-            click.echo(f"{verb} {one.path}")
-        for one, why in plan.untouched:
-            click.echo(f"left alone {one.path}: {why}")
-        number = count_text(len(plan.obsolete), "file")
-        click.echo(f"{verb} {number} ({size_text(freed)}), kept {len(plan.kept)}")
+        for file in plan.obsolete:
+            click.echo(f"{verb} {file.path}")
+        for file, why in plan.untouched:
+            click.echo(f"left alone {file.path}: {why}")
+        number = format_count(len(plan.obsolete), "file")
+        click.echo(f"{verb} {number} ({format_bytes(freed)}), kept {len(plan.kept)}")
     if problems:
-        raise Failure(" ".join(problems))
+        raise CommandFailed(" ".join(problems))

@@ -1,1 +1,1 @@
-"""The words that every other package uses; it imports nothing of ours."""
+"""Types and helpers that all other packages use; imports no other package of fitkit."""

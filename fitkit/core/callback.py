@@ -1,43 +1,44 @@
-"""Callback: what users subclass."""
+"""Callback: the base class of all callbacks."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+from torch import nn
 
 from fitkit.core.errors import CheckpointError, ConfigurationError, listed
-from fitkit.core.likeness import require_like
+from fitkit.core.handler import Handler
 from fitkit.core.logs import Logs
-
-if TYPE_CHECKING:
-    from torch import nn
+from fitkit.core.same_structure import require_same_structure
 
 _NO_PARAMS: Mapping[str, Any] = MappingProxyType({})
+_NO_HANDLER: Any = None  # before training begins
 
 
 class Callback:
-    """Something that listens to a run. Override the hooks you need; the others cost nothing.
+    """Base class of callbacks. Override the hooks you need; the others cost nothing.
 
-    A subclass needs no ``__init__`` and no call of ``super().__init__()``. What it must remember
-    across a restart it names in ``state_fields``; everything else is configuration, which the
-    constructor of the resuming script decides.
+    A subclass needs no ``__init__`` and no call of ``super().__init__()``. Attributes that must
+    survive a restart are named in ``state_fields``; all others are configuration, which comes from
+    the constructor in the resuming script.
 
-    Life cycle: ``__init__``; then ``reset`` for a fresh call of ``fit`` **or** ``load_state_dict``
-    for a resumed one; then hooks. No hook may touch a saved field merely because training begins.
+    Life cycle: ``__init__``; then ``reset`` for a fresh ``fit`` **or** ``load_state_dict`` for a
+    resumed one; then hooks. A hook must not change a saved field only because training begins.
 
     Attributes:
-        state_fields: names of the attributes that are this callback's progress; those of the
-            parent classes are always among them.
-        order: callbacks run by ascending ``order``, then as they stand in the list. Ordinary
-            callbacks are 0, those that judge a logged value 50, loggers 100.
-        spans_fits: ``True`` if the progress belongs to the whole run, so that a second ``fit`` of
-            the same handler goes on with it instead of resetting it.
+        state_fields: names of the attributes that are saved in checkpoints, in addition to those
+            of the parent classes.
+        order: callbacks run by ascending ``order``, then by their position in the list. The default
+            is 0; callbacks that monitor a logged value use 50, loggers 100.
+        spans_fits: ``True`` if the state belongs to the whole run, so that a second ``fit`` of the
+            same handler continues it instead of resetting it.
         writes_files: ``True`` for savers and loggers, which a trial run leaves out.
         name: key of the state in a checkpoint; the class name unless set.
-        handler: the handler that runs it, from the beginning of training on.
-        run: the run that the progress belongs to, set when a ``fit`` begins.
+        handler: the handler that runs the callback, set when training begins.
+        run: the run that the state belongs to, set when ``fit`` begins.
         params: facts about the call: ``epochs``, ``first_epoch``, ``steps``, ``validation``,
             ``validate_every``, ``metrics``, ``resumed``.
 
@@ -52,11 +53,15 @@ class Callback:
     """
 
     state_fields: ClassVar[tuple[str, ...]] = ()
+    # Whether the fields that this class declares keep the types that __init__ gives them, so that a
+    # checkpoint with others is refused. Fields of a user's class may change their types.
+    has_fixed_state_types: ClassVar[bool] = False
+    _fixed_fields: ClassVar[tuple[str, ...]] = ()
     order: int = 0
     spans_fits: bool = False
     writes_files: bool = False
     name: str = "Callback"
-    handler: Any = None
+    handler: Handler = _NO_HANDLER
     run: object = None
     params: Mapping[str, Any] = _NO_PARAMS
     _initial_state: dict[str, Any] | None = None
@@ -65,37 +70,38 @@ class Callback:
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
-        own: object = cls.__dict__.get("state_fields", ())
-        if isinstance(own, str):
+        declared: Any = cls.__dict__.get("state_fields", ())
+        if isinstance(declared, str):
             raise ConfigurationError(
                 f"{cls.__name__}.state_fields must be a tuple of attribute names, received the "
-                f"string {own!r}: write ({own!r},)."
+                f"string {declared!r}: write ({declared!r},)."
             )
-        lineage = [vars(base).get("state_fields", ()) for base in reversed(cls.__mro__)]
-        cls.state_fields = tuple(dict.fromkeys(name for fields in lineage for name in fields))
+        inherited = [vars(base).get("state_fields", ()) for base in reversed(cls.__mro__)]
+        if cls.__dict__.get("has_fixed_state_types", False):
+            cls._fixed_fields = (*cls._fixed_fields, *declared)
+        cls.state_fields = tuple(dict.fromkeys(name for fields in inherited for name in fields))
 
     @property
     def model(self) -> nn.Module:
-        """The model that is trained, without any wrapper."""
-        module: nn.Module = self.handler.module
-        return module
+        """The trained model, without wrappers."""
+        return self.handler.module
 
     def identity(self) -> str:
-        """What tells two callbacks of one name apart when their states are given back."""
+        """A string that distinguishes callbacks of the same name when states are restored."""
         return ""
 
     def log(self, name: str, value: Any) -> None:
-        """Contribute ``value`` (one number) to the logs of this epoch; every logger gets it."""
+        """Add ``value`` (one number) to the logs of this epoch, which every logger receives."""
         self.handler.log(name, value)
 
-    # ---- progress -------------------------------------------------------------------------------
+    # ---- state ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """This callback's progress: the attributes named in ``state_fields``."""
+        """The attributes named in ``state_fields``."""
         return {name: getattr(self, name) for name in self.state_fields}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over progress from a checkpoint.
+        """Restore the state from a checkpoint.
 
         Raises:
             CheckpointError: keys are missing or unknown; nothing was changed.
@@ -108,14 +114,14 @@ class Callback:
                 f"missing {listed(missing)}, unknown {listed(unknown)}. Resume with the class that "
                 f"wrote it, or pass skip_callbacks=True to NNHandler.load."
             )
-        if type(self).__module__.startswith("fitkit."):  # others may let a field become anything
-            for name, own in (self._initial_state or {}).items():
-                require_like(state_dict[name], own, f"{name} of callback {self.name!r}")
+        for name, value in (self._initial_state or {}).items():
+            if name in self._fixed_fields:
+                require_same_structure(state_dict[name], value, f"{name} of callback {self.name!r}")
         for name in self.state_fields:
             setattr(self, name, copy.deepcopy(state_dict[name]))
 
     def remember_initial_state(self) -> None:
-        """Keep the progress as the constructor left it, once, for ``reset``."""
+        """Store the state that the constructor made, once, for ``reset``."""
         if self._initial_state is None:
             try:
                 fields = {name: getattr(self, name) for name in self.state_fields}
@@ -127,38 +133,38 @@ class Callback:
             self._initial_state = copy.deepcopy(fields)
 
     def reset(self) -> None:
-        """Progress as the constructor left it, for a ``fit`` that does not resume."""
+        """Return to the state that the constructor made, for a ``fit`` that does not resume."""
         for name, value in (self._initial_state or {}).items():
             setattr(self, name, copy.deepcopy(value))
 
     # ---- training -------------------------------------------------------------------------------
 
     def on_train_begin(self, logs: Logs) -> None:
-        """``fit`` begins, also when it resumes."""
+        """``fit`` begins; also called when it resumes."""
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
-        """Epoch ``epoch`` (from 0) begins; not called again when a resume lands inside it."""
+        """Epoch ``epoch`` (from 0) begins; not called again by a resume in the middle of it."""
 
     def on_train_batch_begin(self, batch: int, logs: Logs) -> None:
-        """Batch ``batch`` (from 0 in this epoch) is about to be trained on."""
+        """Before training on batch ``batch`` (from 0 in this epoch)."""
 
     def on_optimizer_step_begin(self, step: int, logs: Logs) -> None:
-        """Gradients are whole and unscaled, not yet clipped by ``fit``: look, clip, log."""
+        """Gradients are complete and unscaled, and not yet clipped by ``fit``."""
 
     def on_optimizer_step_end(self, step: int, logs: Logs) -> None:
-        """Optimizer step ``step`` (from 0 over the run) was taken; gradients are still there.
+        """After optimizer step ``step`` (from 0 over the run); gradients are not yet cleared.
 
         Not called for a step that a loss scaler skipped.
         """
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        """Batch ``batch`` is done; ``logs`` holds its own loss and metrics, read lazily."""
+        """After training on batch ``batch``; ``logs`` holds its loss and metrics, read lazily."""
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """Epoch ``epoch`` is done; ``logs`` holds its reduced values."""
+        """Epoch ``epoch`` has ended; ``logs`` holds the values over the whole epoch."""
 
     def on_train_end(self, logs: Logs) -> None:
-        """``fit`` ends, however it ends; ``logs`` holds the last epoch's values."""
+        """``fit`` ends, also after an error; ``logs`` holds the last epoch's values."""
 
     # ---- validation, evaluation, prediction -----------------------------------------------------
 
@@ -166,30 +172,36 @@ class Callback:
         """An evaluation begins, in ``fit`` or in ``evaluate``."""
 
     def on_test_batch_begin(self, batch: int, logs: Logs) -> None:
-        """Batch ``batch`` is about to be evaluated."""
+        """Before evaluating batch ``batch``."""
 
     def on_test_batch_end(self, batch: int, logs: Logs) -> None:
-        """Batch ``batch`` was evaluated."""
+        """After evaluating batch ``batch``."""
 
     def on_test_end(self, logs: Logs) -> None:
-        """The evaluation is done; ``logs`` holds its values without ``val_``."""
+        """An evaluation has ended; ``logs`` holds its values without ``val_``."""
 
     def on_predict_begin(self, logs: Logs) -> None:
         """A prediction begins."""
 
     def on_predict_batch_begin(self, batch: int, logs: Logs) -> None:
-        """Batch ``batch`` is about to be predicted."""
+        """Before predicting batch ``batch``."""
 
     def on_predict_batch_end(self, batch: int, logs: Logs) -> None:
-        """Batch ``batch`` was predicted."""
+        """After predicting batch ``batch``."""
 
     def on_predict_end(self, logs: Logs) -> None:
-        """The prediction is done."""
+        """A prediction has ended."""
 
-    # ---- saving and failing ---------------------------------------------------------------------
+    # ---- checkpoints and errors -----------------------------------------------------------------
 
     def on_checkpoint_saved(self, path: str, logs: Logs) -> None:
-        """A saver's checkpoint is on disk at ``path``, whole and durable."""
+        """A checkpoint was completely written to ``path`` and flushed to disk."""
 
     def on_exception(self, error: BaseException) -> None:
-        """``error`` (an interrupt included) ends training; ``on_train_end`` follows."""
+        """``error`` (or an interrupt) ends training; ``on_train_end`` follows."""
+
+
+class BuiltinCallback(Callback):
+    """A built-in callback: it may use internals of the handler, such as the save queue."""
+
+    handler: Any = None

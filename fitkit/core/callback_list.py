@@ -1,4 +1,4 @@
-"""CallbackList: who hears what, in which order, and whose state is whose."""
+"""CallbackList: calls the hooks of callbacks in order, and keeps their states."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from fitkit.core.errors import ConfigurationError, add_note, listed
 from fitkit.core.event import Event
 from fitkit.core.logs import Logs
 
-__all__ = ["CallbackList", "Event"]
-
 Hook = Callable[..., None]
 Listener = tuple[Callback, Hook]
 
-# Events before which the run's position has moved on, so that a resume does not repeat them.
-_AFTER_PROGRESS = (
+# The run's position moves on before these events, so a resume does not fire them again.
+_NOT_REPEATED_BY_RESUME = (
     Event.EPOCH_BEGIN,
     Event.TRAIN_BATCH_END,
     Event.TEST_BEGIN,
@@ -29,17 +27,17 @@ _AFTER_PROGRESS = (
 
 
 class CallbackList(CallbackStates):
-    """Callbacks in the order in which they hear events.
+    """Callbacks in the order in which their hooks are called.
 
-    A table of the hooks that are really overridden is built once, so an event that nobody listens
-    to costs one lookup.
+    A table holds only the hooks that are overridden, so an event without listeners costs one
+    lookup.
     """
 
     def __init__(self, callbacks: Iterable[Callback] = ()) -> None:
         super().__init__()
-        self._after_event: Callable[[], None] | None = None
-        # the event that is heard now, with its arguments and those who have yet to hear it
-        self._under_way: tuple[Event, tuple[Any, ...], Iterator[Listener]] | None = None
+        self._flush_saves: Callable[[], None] | None = None
+        # the event that is being fired, its arguments and the listeners that are still to be called
+        self._current_event: tuple[Event, tuple[Any, ...], Iterator[Listener]] | None = None
         self._table: dict[Event, tuple[Listener, ...]] = {}
         self._rebuild()
         for callback in callbacks:
@@ -52,16 +50,16 @@ class CallbackList(CallbackStates):
         return len(self._callbacks)
 
     def __contains__(self, callback: object) -> bool:
-        return any(callback is known for known in self._callbacks)
+        return any(callback is other for other in self._callbacks)
 
     def __getitem__(self, index: int) -> Callback:
         return self._callbacks[index]
 
     def add(self, callback: Callback) -> None:
-        """Add a callback; a state in a loaded checkpoint that is plainly its own is given to it.
+        """Add a callback; if a loaded checkpoint has its state, that is restored.
 
         Raises:
-            ConfigurationError: it is not a ``Callback`` instance, or is already here.
+            ConfigurationError: it is not a ``Callback`` instance, or was already added.
         """
         if isinstance(callback, type) and issubclass(callback, Callback):
             name = callback.__name__
@@ -87,34 +85,34 @@ class CallbackList(CallbackStates):
         """Remove a callback.
 
         Raises:
-            ConfigurationError: it is not here.
+            ConfigurationError: it was not added.
         """
         if callback not in self:
             raise ConfigurationError(
                 f"callback {getattr(callback, 'name', callback)!r} is not attached; attached are "
-                f"{listed(known.name for known in self._callbacks)}."
+                f"{listed(other.name for other in self._callbacks)}."
             )
-        self._callbacks = [known for known in self._callbacks if known is not callback]
+        self._callbacks = [other for other in self._callbacks if other is not callback]
         self._restored.discard(id(callback))
         self._rebuild()
 
-    def depart(self, callbacks: Iterable[Callback]) -> None:
-        """Remove the callbacks of one call of ``fit``; what they knew stays part of the state."""
+    def detach(self, callbacks: Iterable[Callback]) -> None:
+        """Remove the callbacks of one call of ``fit``; checkpoints still contain their states."""
         for callback in callbacks:
             self.remove(callback)
             if entry := entry_of(callback):
-                self.departed.append(entry)
+                self.detached_states.append(entry)
 
-    def remember(self, *, heard: bool = False) -> Callable[[], None]:
-        """As that of the states; what hears which event is as it was too."""
-        undo, after_event = super().remember(heard=heard), self._after_event
+    def make_undo(self, *, undo_hooks: bool = False) -> Callable[[], None]:
+        """Return a function that restores states, the list, and the table of hooks."""
+        restore_states, flush_saves = super().make_undo(undo_hooks=undo_hooks), self._flush_saves
 
-        def put_back() -> None:
-            undo()
-            self._after_event = after_event
+        def undo() -> None:
+            restore_states()
+            self._flush_saves = flush_saves
             self._rebuild()
 
-        return put_back
+        return undo
 
     def _rebuild(self) -> None:
         self._callbacks.sort(key=lambda callback: callback.order)
@@ -128,19 +126,13 @@ class CallbackList(CallbackStates):
         }
 
     def bind(
-        self, handler: Any, params: Mapping[str, Any], after_event: Callable[[], None] | None
+        self, handler: Any, params: Mapping[str, Any], flush_saves: Callable[[], None] | None
     ) -> None:
-        """Introduce the callbacks to the handler that runs them.
-
-        Args:
-            handler: what ``callback.handler`` will be.
-            params: what ``callback.params`` will be.
-            after_event: called each time all callbacks have heard an event.
-        """
+        """Set ``handler`` and ``params`` of all callbacks, and what is called after each event."""
         for callback in self._callbacks:
             callback.handler = handler
             callback.params = params
-        self._after_event = after_event
+        self._flush_saves = flush_saves
         self._rebuild()
 
     def listens(self, event: Event) -> bool:
@@ -148,62 +140,62 @@ class CallbackList(CallbackStates):
         return bool(self._table[event])
 
     def fire(self, event: Event, *args: Any) -> None:
-        """Let every callback that overrides the hook hear ``event``, in order."""
+        """Call the hook of ``event`` of every callback that overrides it, then ``flush_saves``."""
         hooks = self._table[event]
         if not hooks:
             return
-        outer, waiting = self._under_way, iter(hooks)
-        self._under_way = (event, args, waiting)
+        outer, remaining = self._current_event, iter(hooks)
+        self._current_event = (event, args, remaining)
         try:
-            for callback, hook in waiting:  # noqa: B007  the error says whose hook it was
+            for callback, hook in remaining:  # noqa: B007  the error names the callback
                 hook(*args)
         except BaseException as error:
             add_note(error, f"raised by callback {callback.name!r} in {event.value}")
             raise
         finally:
-            self._under_way = outer
-        if self._after_event is not None:
-            self._after_event()
+            self._current_event = outer
+        if self._flush_saves is not None:
+            self._flush_saves()
 
     def fire_to_all(self, event: Event, *args: Any) -> list[BaseException]:
-        """As ``fire``, but an error in one hook keeps no other callback from hearing the event."""
+        """As ``fire``, but call every hook even if others raise; return the errors."""
         errors: list[BaseException] = []
         for callback, hook in self._table[event]:
             try:
                 hook(*args)
-            except BaseException as error:  # noqa: BLE001  all must hear it; the caller raises
+            except BaseException as error:  # noqa: BLE001  returned to the caller
                 add_note(error, f"raised by callback {callback.name!r} in {event.value}")
                 errors.append(error)
-        if self._after_event is not None:
+        if self._flush_saves is not None:
             try:
-                self._after_event()
+                self._flush_saves()
             except BaseException as error:  # noqa: BLE001  as above
                 errors.append(error)
         return errors
 
-    def unheard(self) -> dict[str, Any] | None:
-        """The event in whose middle we are, and the callbacks that have yet to hear it.
+    def pending_event(self) -> dict[str, Any] | None:
+        """The event that is being fired, and the callbacks whose hooks are still to be called.
 
-        A callback may save the handler from inside a hook: who resumes from that file lets the
-        others hear the event first (``finish_event``).
+        A callback may save the handler inside a hook. A resume from that file calls the remaining
+        hooks first (``replay_event``).
         """
-        if self._under_way is None or self._under_way[0] not in _AFTER_PROGRESS:
+        if self._current_event is None or self._current_event[0] not in _NOT_REPEATED_BY_RESUME:
             return None
-        event, args, listeners = self._under_way
-        waiting = [[c.name, c.identity()] for c, _ in copy(listeners)]
-        plain = [dict(arg) if isinstance(arg, Logs) else arg for arg in args]
-        return {"event": event.value, "args": plain, "waiting": waiting} if waiting else None
+        event, args, remaining = self._current_event
+        waiting = [[c.name, c.identity()] for c, _ in copy(remaining)]
+        plain_args = [dict(arg) if isinstance(arg, Logs) else arg for arg in args]
+        return {"event": event.value, "args": plain_args, "waiting": waiting} if waiting else None
 
-    def finish_event(self, unheard: Mapping[str, Any]) -> None:
-        """Let those hear an event who had not yet when a checkpoint was made in its middle."""
-        event = Event(unheard["event"])
-        args = [Logs(arg) if isinstance(arg, dict) else arg for arg in unheard["args"]]
+    def replay_event(self, pending_event: Mapping[str, Any]) -> None:
+        """Call the hooks that ``pending_event`` of a checkpoint names."""
+        event = Event(pending_event["event"])
+        args = [Logs(arg) if isinstance(arg, dict) else arg for arg in pending_event["args"]]
         for callback, hook in self._table[event]:
-            if [callback.name, callback.identity()] in unheard["waiting"]:
+            if [callback.name, callback.identity()] in pending_event["waiting"]:
                 hook(*args)
 
 
 def _overrides(callback: Callback, event: Event) -> bool:
-    """Whether the hook is more than the no-op of the base class, on the class or the instance."""
+    """Whether the class or the instance overrides the empty hook of ``Callback``."""
     hook = getattr(callback, event.value)
     return getattr(hook, "__func__", hook) is not getattr(Callback, event.value)

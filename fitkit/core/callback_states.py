@@ -1,4 +1,4 @@
-"""CallbackStates: whose state is whose, in a run and in a checkpoint."""
+"""CallbackStates: the states of callbacks, saved to and restored from checkpoints."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 import torch
 
 from fitkit.core.callback import Callback
-from fitkit.core.devices import moved, on_host, paths_off_host, placed_like
 from fitkit.core.errors import CheckpointError, add_note, listed
+from fitkit.core.state_placement import copy_to_host, device_tensor_paths, move_paths, place_like
 from fitkit.core.tree import map_tensors
 
 _HOST = torch.device("cpu")
 
 
 class CallbackStates:
-    """The states of callbacks, and their way to the callbacks that own them.
+    """Saves the states of callbacks and gives restored states to the callbacks they belong to.
 
-    A state is given to the callback of its name and identity; if the configuration has changed, to
-    those of its name in order. States that nobody owns wait, and are saved again.
+    A state goes to the callback with its name and identity; if the configuration has changed, to
+    the callbacks with its name, in order. States without a callback are kept and saved again.
 
     Attributes:
-        departed: states of the callbacks of the last call of ``fit``, which are here no more.
-        unclaimed: states of a checkpoint whose callbacks are not here yet.
+        detached_states: states of the callbacks of the last call of ``fit``, which were removed.
+        unclaimed: states of a checkpoint for which no callback was added so far.
     """
 
     def __init__(self) -> None:
@@ -33,18 +33,18 @@ class CallbackStates:
         self._restored: set[int] = set()
         self._run = object()
         self._device = _HOST
-        self.departed: list[dict[str, Any]] = []
+        self.detached_states: list[dict[str, Any]] = []
         self.unclaimed: dict[str, dict[str, Any]] = {}
 
     def adopt(self, callback: Callback) -> None:
-        """Take a callback's progress for that of this run, so that ``begin`` does not reset it."""
+        """Treat a callback's state as that of this run, so that ``begin`` does not reset it."""
         callback.remember_initial_state()
         callback.run = self._run
 
     def begin(self) -> None:
-        """Before the first hook of a ``fit``: give waiting states to their owners, reset the rest.
+        """Before the first hook of a ``fit``: hand out restored states, reset the other callbacks.
 
-        States for which no owner is attached are named in one warning and kept.
+        One warning names the states for which no callback is attached; they are kept.
         """
         for callback in self._callbacks:
             callback.remember_initial_state()
@@ -54,7 +54,7 @@ class CallbackStates:
             if id(callback) not in self._restored and not goes_on:
                 callback.reset()
             callback.run = self._run
-        self.departed = []
+        self.detached_states = []
         self._restored.clear()
         if self.unclaimed:
             warnings.warn(
@@ -64,62 +64,63 @@ class CallbackStates:
                 stacklevel=2,
             )
 
-    def state_dict(self) -> dict[str, dict[str, Any]]:
-        """The states of the callbacks, of those that departed, and of those that nobody claimed."""
+    def state_dict(self, without: Callback | None = None) -> dict[str, dict[str, Any]]:
+        """The states of attached callbacks, with detached and unclaimed ones, by key."""
         states: dict[str, dict[str, Any]] = {}
         for callback in self._callbacks:
-            if entry := entry_of(callback):
-                states[_free_key(callback.name, states)] = entry
-        for kept in (*self.departed, *self.unclaimed.values()):
-            states[_free_key(kept["name"], states)] = kept
+            if callback is not without and (entry := entry_of(callback)):
+                states[_unused_key(callback.name, states)] = entry
+        for entry in (*self.detached_states, *self.unclaimed.values()):
+            states[_unused_key(entry["name"], states)] = entry
         return states
 
     def key_of(self, callback: Callback) -> str:
-        """The key under which ``state_dict`` holds the state of a callback that is here."""
+        """The key of an attached callback's state in ``state_dict``."""
         keys: dict[str, Callback] = {}
-        for one in self._callbacks:
-            if one is callback or entry_of(one):
-                keys[_free_key(one.name, keys)] = one
-        return next(key for key, one in keys.items() if one is callback)
+        for other in self._callbacks:
+            if other is callback or entry_of(other):
+                keys[_unused_key(other.name, keys)] = other
+        return next(key for key, other in keys.items() if other is callback)
 
     def load_state_dict(
         self, states: Mapping[str, dict[str, Any]], device: torch.device = _HOST
     ) -> None:
-        """Keep states until their owners are known; those attached already are looked at now.
+        """Give states to the attached callbacks and keep the others for callbacks added later.
 
-        Args:
-            states: as a checkpoint holds them.
-            device: the handler's, where tensors go that were on the handler's device.
+        Tensors that were on the device of the saved handler go to ``device``.
         """
         for key, entry in states.items():
             kinds = {"name": str, "identity": str, "state": dict}
             if not all(isinstance(entry.get(part), kind) for part, kind in kinds.items()):
-                raise CheckpointError(f"the state of callback {key!r} in the checkpoint is none.")
+                raise CheckpointError(
+                    f"the state of callback {key!r} in the checkpoint must be a dict with name, "
+                    f"identity and state: the file was altered, use another."
+                )
         self._device = device
         self.unclaimed = {key: dict(entry) for key, entry in states.items()}
         self._restored.clear()
         for callback in self._callbacks:
             self._claim_exact(callback)
 
-    def remember(self, *, heard: bool = False) -> Callable[[], None]:
-        """A function that undoes whatever ``load_state_dict`` does from now on.
+    def make_undo(self, *, undo_hooks: bool = False) -> Callable[[], None]:
+        """Return a function that undoes any ``load_state_dict`` that follows.
 
         Args:
-            heard: also what callbacks are told, and which are here.
+            undo_hooks: also undo what hooks change, and added or removed callbacks.
         """
-        here, run, departed = list(self._callbacks), self._run, self.departed
+        callbacks, run, detached_states = list(self._callbacks), self._run, self.detached_states
         unclaimed, restored = dict(self.unclaimed), set(self._restored)
-        held = [(callback, dict(vars(callback)), _kept(callback, heard=heard)) for callback in here]
+        backups = [(c, dict(vars(c)), _backup(c, undo_hooks=undo_hooks)) for c in callbacks]
 
         def undo() -> None:
-            for callback, attributes, kept in held:
+            for callback, attributes, backup in backups:
                 vars(callback).clear()
                 vars(callback).update(attributes)
-                # one with a way of its own; if it refused its state, it has changed nothing
-                has_own_way = not callback.state_fields and id(callback) in self._restored
-                if kept is not None and (heard or has_own_way):
-                    callback.load_state_dict(placed_like(*kept))
-            self._callbacks, self._run, self.departed = here, run, departed
+                # a load_state_dict of its own; if it refused the state, it has changed nothing
+                was_custom_loaded = not callback.state_fields and id(callback) in self._restored
+                if backup is not None and (undo_hooks or was_custom_loaded):
+                    callback.load_state_dict(place_like(*backup))
+            self._callbacks, self._run, self.detached_states = callbacks, run, detached_states
             self.unclaimed, self._restored = unclaimed, restored
 
         return undo
@@ -131,7 +132,7 @@ class CallbackStates:
                 return
 
     def _claim_by_name(self) -> None:
-        """States whose configuration has changed go to the callbacks of their name, in order."""
+        """Hand out the remaining states by name, for callbacks whose configuration has changed."""
         for callback in self._callbacks:
             if id(callback) not in self._restored:
                 self._claim_exact(callback)
@@ -145,7 +146,7 @@ class CallbackStates:
         callback.remember_initial_state()
         entry = self.unclaimed[key]
         try:
-            state = moved(entry["state"], entry.get("on_device", ()), self._device)
+            state = move_paths(entry["state"], entry.get("on_device", ()), self._device)
             callback.load_state_dict(state)
         except BaseException as error:
             add_note(error, f"raised while the state of callback {callback.name!r} was restored")
@@ -154,19 +155,17 @@ class CallbackStates:
         self._restored.add(id(callback))
 
 
-def _kept(callback: Callback, *, heard: bool) -> tuple[Any, Any] | None:
-    """A copy of a callback's state in memory of the host, with the state itself.
-
-    ``None`` where there is none, or where putting back the attributes puts back the state.
-    """
-    entry = entry_of(callback) if heard or not callback.state_fields else None
+def _backup(callback: Callback, *, undo_hooks: bool) -> tuple[Any, Any] | None:
+    """A copy of a callback's state, and the state; ``None`` where its attributes are enough."""
+    entry = entry_of(callback) if undo_hooks or not callback.state_fields else None
     if entry is None:
         return None
-    return copy.deepcopy(map_tensors(on_host, entry["state"])), entry["state"]
+    # on the host: the device may have no room for a second copy, such as of the best weights
+    return copy.deepcopy(map_tensors(copy_to_host, entry["state"])), entry["state"]
 
 
 def entry_of(callback: Callback) -> dict[str, Any] | None:
-    """A callback's state with whose it is; ``None`` if it keeps none."""
+    """A callback's entry in a checkpoint: name, identity and state; ``None`` without a state."""
     state: object = callback.state_dict()
     if not isinstance(state, dict):
         raise CheckpointError(
@@ -176,11 +175,11 @@ def entry_of(callback: Callback) -> dict[str, Any] | None:
     if not state:
         return None
     entry = {"name": callback.name, "identity": callback.identity(), "state": state}
-    on_device = paths_off_host(state)  # a checkpoint is read into memory of the host
+    on_device = device_tensor_paths(state)  # a checkpoint is read to the host
     return {**entry, "on_device": on_device} if on_device else entry
 
 
-def _free_key(name: str, taken: Mapping[str, Any]) -> str:
+def _unused_key(name: str, taken: Mapping[str, Any]) -> str:
     key, number = name, 2
     while key in taken:
         key, number = f"{name}_{number}", number + 1

@@ -1,56 +1,60 @@
-"""The few kinds of error that fitkit raises, and how their sentences are made.
+"""The exceptions of fitkit, and helpers for their messages.
 
-Every message says what was expected, what was received, and what to do.
+Each message says what was expected, what was received, and what to do.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 
 class FitkitError(Exception):
-    """The parent of every error that fitkit raises on purpose."""
+    """Base class of fitkit's exceptions."""
 
 
 class ConfigurationError(FitkitError, ValueError):
-    """An argument, a missing part, or a combination of them that cannot work."""
+    """An argument is invalid, a part is missing, or a combination is not supported."""
 
 
 class DataError(FitkitError, ValueError):
-    """Data that cannot be turned into batches, or a batch that cannot be used."""
+    """Data cannot be turned into batches, or a batch cannot be used."""
 
 
 class SamplingError(FitkitError, ArithmeticError):
-    """Samples or likelihoods that became NaN or infinite, or an ODE that cannot be solved."""
+    """Samples or likelihoods became NaN or infinite, or an ODE cannot be solved."""
 
 
 class MonitorError(ConfigurationError):
-    """A monitored name or mode that cannot be resolved against the logs."""
+    """A monitored name is not in the logs, or its mode cannot be resolved."""
 
 
 class CheckpointError(FitkitError, RuntimeError):
-    """A checkpoint that cannot be used as asked."""
+    """A checkpoint cannot be used as requested."""
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """A checkpoint path that does not exist."""
+    """A checkpoint path does not exist."""
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A file that is truncated, altered, or no checkpoint at all."""
+    """A file is truncated, altered, or not a checkpoint."""
 
 
 class UnsafeCheckpointError(DamagedCheckpointError):
-    """A file that holds something other than tensors and plain types."""
+    """A file holds something other than tensors and plain types."""
 
 
 class SaveError(CheckpointError, OSError):
-    """A checkpoint that could not be written; every earlier file is as it was.
+    """A checkpoint could not be written; earlier files are unchanged.
 
     Attributes:
-        path: the file, if it is known.
+        path: the file, if known.
     """
 
     def __init__(self, message: str, path: Path | None = None) -> None:
@@ -59,11 +63,11 @@ class SaveError(CheckpointError, OSError):
 
 
 class RankError(FitkitError, RuntimeError):
-    """Another process of the run failed, so this one cannot go on.
+    """Another rank of the run failed, so this one cannot continue.
 
     Attributes:
-        rank: the process that failed first.
-        told: what it raised, as text.
+        rank: the rank that failed first.
+        told: the exception that it raised, as text.
     """
 
     def __init__(self, rank: int, told: str) -> None:
@@ -76,7 +80,7 @@ class RankError(FitkitError, RuntimeError):
 
 
 class Preempted(SystemExit):
-    """The process was asked to end (SIGTERM); its exit code is 128 plus the signal's number."""
+    """The process received SIGTERM or a similar signal; the exit code is 128 plus its number."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(128 + signal_number)
@@ -84,29 +88,25 @@ class Preempted(SystemExit):
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Attach a line to an error, as ``BaseException.add_note`` does from Python 3.11 on."""
+    """Add a note to an exception once, as ``BaseException.add_note`` does from Python 3.11 on."""
     notes = list(getattr(error, "__notes__", ()))
     if note not in notes:
         error.__notes__ = [*notes, note]  # type: ignore[attr-defined]
 
 
-def missing_package(user: str, *packages: str) -> ConfigurationError:
-    """The error for an optional package that cannot be imported.
-
-    Args:
-        user: what needs it, as the sentence names it.
-        *packages: their names on the package index.
+def missing_package(feature: str, *packages: str) -> ConfigurationError:
+    """The exception for an optional package that is not installed.
 
     >>> print(missing_package("History.plot", "matplotlib"))
     History.plot needs a package that is not installed: pip install matplotlib
     """
     return ConfigurationError(
-        f"{user} needs a package that is not installed: pip install {' '.join(packages)}"
+        f"{feature} needs a package that is not installed: pip install {' '.join(packages)}"
     )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence that offers the closest known name, or an empty string.
+    """A sentence that suggests the closest known name, or an empty string.
 
     >>> did_you_mean("val_los", ["loss", "val_loss"])
     " Did you mean 'val_loss'?"
@@ -116,9 +116,49 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names as they stand in a sentence: sorted, quoted, ``none`` if there are none.
+    """Names for a message: sorted and quoted, or ``none``.
 
     >>> listed({"b", "a"})
     "'a', 'b'"
     """
     return ", ".join(repr(name) for name in sorted(names)) or "none"
+
+
+def describe(value: Any) -> str:
+    """A short description of a value, for a message.
+
+    >>> describe([1, 2]), describe(int), describe(None)
+    ('a list of 2 elements', 'the class int', 'a NoneType')
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a mapping with the keys {listed(map(str, value))}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)} elements"
+    return f"a {type(value).__name__}"
+
+
+@contextmanager
+def as_checkpoint_error(
+    problem: str = "the checkpoint does not fit this handler",
+    advice: str = "",
+    *,
+    kind: type[CheckpointError] = CheckpointError,
+) -> Iterator[None]:
+    """Inside ``with``, raise other exceptions as ``kind``, with their notes.
+
+    The message is ``problem``, the exception, and ``advice``.
+    """
+    try:
+        yield
+    except FitkitError:
+        raise
+    except Exception as error:
+        reason = f"{str(error).rstrip('.')} ({type(error).__name__})"
+        raised = kind(f"{problem}: {reason}. {advice}".rstrip())
+        for note in getattr(error, "__notes__", ()):
+            add_note(raised, note)
+        raise raised from error

@@ -1,4 +1,4 @@
-"""Event: everything that callbacks can hear."""
+"""Event: the moments at which hooks of callbacks are called."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Event(str, Enum):
-    """Everything a callback can hear. Each value is the name of the hook.
+    """The moments at which hooks are called. Each value is the name of the hook.
 
     ::
 
@@ -24,8 +24,8 @@ class Event(str, Enum):
         │  │  │  └─ on_test_batch_end
         │  │  ├─ on_test_end
         │  ├─ on_epoch_end
-        │  └─ on_checkpoint_saved                 after any event in which a saver asked
-        ├─ on_exception                           only if something was raised
+        │  └─ on_checkpoint_saved                 after any event that requested a save
+        ├─ on_exception                           only if an exception was raised
         └─ on_train_end
     """
 

@@ -1,24 +1,25 @@
-"""What a notebook shows: small tables and curves as HTML, with everything from outside escaped."""
+"""Tables and curves as HTML for notebooks; text is escaped."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import cycle
 from typing import Any
 
 _COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd")
-_MOST_POINTS = 400  # of a curve; it is a few hundred pixels wide
+_MAX_POINTS = 400  # a curve is a few hundred pixels wide
 
 
 class Html(str):
-    """Text that is HTML already; any other is escaped."""
+    """Text that is already HTML and is not escaped."""
 
     __slots__ = ()
 
 
 def table(rows: Iterable[Sequence[Any]], header: Sequence[Any] = ()) -> Html:
-    """A table; cells that are no ``Html`` are shown as text.
+    """A table; cells are escaped unless they are ``Html``.
 
     >>> table([["a<b"]])
     '<table><tr><td style="text-align:left">a&lt;b</td></tr></table>'
@@ -34,13 +35,7 @@ def _cell(kind: str, value: Any) -> str:
 
 
 def curve(lines: Mapping[str, Sequence[float]], width: int = 220, height: int = 44) -> Html:
-    """Lines over a common scale as inline SVG; what is not finite is left out.
-
-    Args:
-        lines: values in order by name; the names are shown on hovering.
-        width: in pixels.
-        height: in pixels.
-    """
+    """Named lines over a common scale as inline SVG; values that are not finite are left out."""
     points = {name: _finite(values) for name, values in lines.items()}
     ys = [y for line in points.values() for _, y in line]
     if not ys:
@@ -48,24 +43,18 @@ def curve(lines: Mapping[str, Sequence[float]], width: int = 220, height: int = 
     low, high = min(ys), max(ys)
     last = max(max(len(values) for values in lines.values()) - 1, 1)
     span = (high - low) or 1.0
-    drawn = [
-        _line(
-            name,
-            [
-                (3 + x / last * (width - 6), height - 3 - (y - low) / span * (height - 6))
-                for x, y in line
-            ],
-            _COLORS[number % len(_COLORS)],
-        )
-        for number, (name, line) in enumerate(points.items())
-        if line
-    ]
+    drawn = ""
+    for (name, line), color in zip(points.items(), cycle(_COLORS), strict=False):
+        if line:
+            xs = [3 + x / last * (width - 6) for x, _ in line]
+            ys = [height - 3 - (y - low) / span * (height - 6) for _, y in line]
+            drawn += _line(name, list(zip(xs, ys, strict=True)), color)
     size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-    return Html(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(drawn)}</svg>')
+    return Html(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{drawn}</svg>')
 
 
 def _finite(values: Sequence[float]) -> list[tuple[int, float]]:
-    step = math.ceil(len(values) / _MOST_POINTS) or 1
+    step = math.ceil(len(values) / _MAX_POINTS) or 1
     chosen = {*range(0, len(values), step), len(values) - 1} if values else set()
     return [(x, values[x]) for x in sorted(chosen) if math.isfinite(values[x])]
 

@@ -1,8 +1,9 @@
-"""Logs: what a hook is told, read-only, converted to floats only when somebody reads."""
+"""Logs: the values that hooks receive, read-only, converted to floats when they are read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -11,9 +12,9 @@ from fitkit.core.errors import ConfigurationError, did_you_mean, listed
 
 
 def as_float(name: str, value: Any) -> float:
-    """``value`` (a number or a tensor of one element) as a plain float.
+    """``value`` (a number or a tensor of one element) as a float.
 
-    Reading a tensor on an accelerator waits for it.
+    Only here do logged tensors become floats, which synchronizes with their device.
     """
     if isinstance(value, Tensor):
         value = value.detach()
@@ -29,11 +30,10 @@ def as_float(name: str, value: Any) -> float:
 
 
 class Logs(Mapping[str, float]):
-    """A read-only view of named values.
+    """A read-only mapping of named values.
 
-    Values may be tensors that still live on a device, or functions that compute them; each is
-    turned into a float the first time it is read, so a hook that reads nothing costs no
-    synchronisation.
+    Values may be tensors on a device, or functions that compute them; each becomes a float when it
+    is first read, so a hook that reads nothing does not synchronize with the device.
 
     >>> logs = Logs({"loss": 0.5})
     >>> logs["loss"], dict(logs)
@@ -74,30 +74,17 @@ class Logs(Mapping[str, float]):
         return f"Logs({dict(self)!r})"
 
     def raw(self, name: str) -> Any:
-        """The value as it was logged: a tensor stays on its device, so reading it does not wait.
-
-        Raises:
-            KeyError: the name is not in the logs.
-        """
+        """The value as it was logged; a tensor stays on its device, without synchronization."""
         value = self._values[name]
         return value() if isinstance(value, Deferred) else value
 
     def copy(self) -> dict[str, float]:
-        """A plain dict of the values, which may be changed."""
+        """The values as a new dict."""
         return dict(self)
 
 
-class Deferred:
-    """A value that is computed when it is read."""
-
-    __slots__ = ("_compute",)
-
-    def __init__(self, compute: Callable[[], Any]) -> None:
-        self._compute = compute
-
-    def __call__(self) -> Any:
-        """The value, computed now."""
-        return self._compute()
+class Deferred(partial[Any]):
+    """A value that is computed when it is read, by calling it."""
 
 
 EMPTY_LOGS = Logs()

@@ -1,4 +1,4 @@
-"""Monitor: which of two values is better. The only place that decides it."""
+"""Monitor: decides which of two logged values is better; nothing else in fitkit compares them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fitkit.core.checks import require_number
+from fitkit.core.argument_checks import require_number
 from fitkit.core.errors import MonitorError, did_you_mean, listed
 
 # fmt: off
@@ -28,15 +28,13 @@ _HIGHER_IS_BETTER = frozenset(
     )
 )
 # fmt: on
-_PREFIXES = ("val_", "train_", "test_")
 
 
 def resolve_mode(name: str, mode: str) -> str:
     """``"min"`` or ``"max"`` for a monitored name.
 
-    ``"auto"`` knows loss-like names and error measures (min) and accuracy-like scores (max), with
-    or without ``val_``; the last word of the name that is known decides, and a ``neg`` or
-    ``negative`` in it turns the decision around.
+    ``"auto"`` recognizes losses and errors (min) and accuracies and scores (max), with or without
+    ``val_``. The last known word of the name decides; ``neg`` or ``negative`` inverts it.
 
     Raises:
         MonitorError: the mode is unknown, or ``"auto"`` does not know the name.
@@ -63,12 +61,12 @@ def resolve_mode(name: str, mode: str) -> str:
 
 
 class Monitor:
-    """A monitored name with its comparison.
+    """A monitored name, and the comparison of its values.
 
     Args:
         name: name in the epoch logs, e.g. ``"val_loss"``.
         mode: ``"min"``, ``"max"`` or ``"auto"`` (by name).
-        min_delta: how much a value must exceed the best one by, at least 0, in the value's units.
+        min_delta: the least improvement that counts, at least 0, in the units of the value.
 
     >>> Monitor("val_loss").is_better(0.4, than=0.5), Monitor("accuracy").is_better(0.4, than=0.5)
     (True, False)
@@ -85,7 +83,7 @@ class Monitor:
         self.min_delta = abs(float(min_delta))
 
     def is_better(self, value: float, than: float | None) -> bool:
-        """Whether ``value`` strictly beats ``than`` (``None``: there is no best yet).
+        """Whether ``value`` is better than ``than`` (``None``: no best value yet).
 
         A value that is not finite is never better.
         """
@@ -98,13 +96,13 @@ class Monitor:
         return value > than + self.min_delta
 
     def sort_key(self, value: float) -> float:
-        """A key that sorts values from best to worst."""
+        """A key for sorting values from best to worst."""
         return value if self.mode == "min" else -value
 
     def read(
         self, logs: Mapping[str, float], params: Mapping[str, Any], owner: str
     ) -> float | None:
-        """The fresh value at an epoch's end, or ``None`` while validation has yet to bring it.
+        """The value at the end of an epoch; ``None`` if this epoch has no validation.
 
         Raises:
             MonitorError: the name is not in the logs and cannot appear later.
@@ -117,11 +115,7 @@ class Monitor:
         raise MonitorError(self.not_logged(logs, owner))
 
     def check_possible(self, params: Mapping[str, Any], owner: str) -> None:
-        """Fail before the first batch where the name can never appear.
-
-        Raises:
-            MonitorError: a ``val_`` name in a fit without validation data.
-        """
+        """Raise ``MonitorError`` for a ``val_`` name in a ``fit`` without validation data."""
         if self.name.startswith("val_") and params.get("validation") is False:
             raise MonitorError(
                 f"{owner} monitors {self.name!r}, but this fit has no validation: pass "
@@ -130,17 +124,9 @@ class Monitor:
             )
 
     def not_logged(self, logs: Mapping[str, float], owner: str) -> str:
-        """The sentence for a name that the logs do not hold."""
-        return (
-            f"{owner} monitors {self.name!r}, which is not logged; logged are {listed(logs)}."
-            + did_you_mean(self.name, logs)
-            + ("" if _has_known_prefix(self.name) else _offer_validation(self.name, logs))
-        )
-
-
-def _has_known_prefix(name: str) -> bool:
-    return name.startswith(_PREFIXES)
-
-
-def _offer_validation(name: str, logs: Mapping[str, float]) -> str:
-    return f" Did you mean 'val_{name}'?" if f"val_{name}" in logs else ""
+        """The message for a name that is not in the logs."""
+        message = f"{owner} monitors {self.name!r}, which is not logged; logged are {listed(logs)}."
+        message += did_you_mean(self.name, logs)
+        if not self.name.startswith(("val_", "train_", "test_")) and f"val_{self.name}" in logs:
+            message += f" Did you mean 'val_{self.name}'?"
+        return message

@@ -1,4 +1,4 @@
-"""Nested containers of values: tuples, lists, named tuples and mappings."""
+"""Walks over nested containers: tuples, lists, named tuples and mappings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Any
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+TensorMap = Callable[[Tensor], Tensor]
+
+MAX_DEPTH = 100  # of nested containers in a checkpoint
+
 
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
-    """The same nesting with every leaf (whatever is no container) replaced by its image.
+    """The same nesting with ``function(leaf)`` in place of each leaf.
 
-    A ``PackedSequence`` is a leaf: its parts belong on different devices.
+    A ``PackedSequence`` is a leaf, because its lengths must stay on the CPU.
     """
     if isinstance(tree, PackedSequence):
         return function(tree)
@@ -28,15 +32,15 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
-    """The same nesting with every tensor replaced by ``function(tensor)``; other leaves stay."""
+    """The same nesting with ``function(tensor)`` in place of each tensor; other leaves stay."""
     return map_leaves(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def rebuild_mapping(tree: Mapping[Any, Any], mapped: dict[Any, Any]) -> Any:
-    """``mapped`` as a mapping of the type of ``tree``; a dict where that takes no content."""
+    """``mapped`` in the mapping type of ``tree``, or as a dict if the type cannot be filled."""
     if type(tree) is OrderedDict:
         ordered = OrderedDict(mapped)
-        vars(ordered).update(vars(tree))  # the versions that a module's state dict carries
+        vars(ordered).update(vars(tree))  # a module's state dict stores its versions in _metadata
         return ordered
     try:
         return type(tree)(mapped)  # type: ignore[call-arg]  # a Mapping need not take one

@@ -1,8 +1,8 @@
-"""Types that cross the borders between packages."""
+"""Types that several packages share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -13,11 +13,11 @@ from fitkit.core.errors import ConfigurationError, did_you_mean, listed
 
 
 class ChoiceEnum(str, Enum):
-    """An enum whose members are also accepted as their values, in any case."""
+    """An enum whose members may be given as strings, in upper or lower case."""
 
     @classmethod
     def parse(cls, value: Any) -> Any:
-        """The member for ``value`` (a member or its string)."""
+        """The member for ``value``, a member or its string."""
         if isinstance(value, cls):
             return value
         values = [str(member.value) for member in cls]
@@ -56,15 +56,15 @@ class LoggingMode(ChoiceEnum):
 
 @dataclass
 class StepOutput:
-    """What one training or evaluation step leaves behind.
+    """The result of one training or evaluation step.
 
     Attributes:
         loss: the batch's mean loss, a scalar tensor.
-        outputs: what the model returned; metrics read it. ``None`` if there is nothing to measure.
-        targets: what the outputs are compared with.
+        outputs: the model's outputs, for metrics; ``None``: metrics are not updated.
+        targets: the targets of the outputs.
         num_samples: samples in the batch, the weight of its loss and metrics; ``None``: the leading
             dimension of the batch's first tensor.
-        logs: further scalars of this batch, each the mean over its samples.
+        logs: more scalars to log, each the mean over the samples of this batch.
         backward: ``False`` in a custom training step that has already called ``backward`` and
             stepped its own optimizers.
     """
@@ -79,57 +79,48 @@ class StepOutput:
 
 @runtime_checkable
 class Stateful(Protocol):
-    """Anything whose progress can be put into a checkpoint."""
+    """An object whose state can be saved in a checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Progress as tensors and plain types."""
-        ...
+        """The state as tensors and plain types."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` returned earlier."""
-        ...
+        """Restore what ``state_dict`` returned."""
 
 
 class Share(NamedTuple):
-    """This process's part of a batch that several processes share.
+    """The part of this rank in a batch of all ranks.
 
     Attributes:
-        own: samples that this process counts; 0 for a batch that only keeps it in step.
-        total: samples of all processes.
+        local: samples that this rank counts; 0 for a batch that is only computed because every rank
+            must take part in the collectives.
+        total: samples of all ranks.
     """
 
-    own: int
+    local: int
     total: int
 
 
 class Batches(Protocol):
-    """Batches whose position can be saved."""
+    """A source of batches whose position can be saved."""
 
     @property
     def num_batches(self) -> int | None:
-        """Batches of one pass, or ``None`` where that cannot be known."""
-        ...
+        """Batches of one pass, or ``None`` if unknown."""
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of pass ``epoch`` from batch ``start`` on."""
-        ...
+        """Yield the batches of pass ``epoch`` from batch ``start`` on."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What, besides epoch and batch, is needed to stand here again."""
-        ...
+        """What is needed to restore the position, besides epoch and batch."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Stand where ``state_dict`` was taken, at the next ``iterate``."""
-        ...
+        """Restore the position for the next ``iterate``."""
 
 
 class BatchSource(Batches, Protocol):
-    """Batches of which several processes have a share each: what the loop reads from."""
+    """A source of batches that are split over ranks; the loop reads from it."""
 
     @property
     def share(self) -> Share | None:
-        """Of the batch that ``iterate`` gave last; ``None`` if one process has it all."""
-        ...
-
-
-LossFunction = Callable[..., Tensor]
+        """The share of this rank in the last batch; ``None`` for a single rank."""

@@ -1,1 +1,1 @@
-"""From what users pass as data to batches whose position can be saved."""
+"""Turns user data into sources of batches whose position can be saved."""

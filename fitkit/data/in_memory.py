@@ -1,4 +1,4 @@
-"""Tensors and arrays in memory, fetched a batch at a time by indexing."""
+"""InMemorySource: batches of tensors and arrays, fetched by indexing."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch.utils.data import Dataset, TensorDataset
 from fitkit.core.errors import DataError
 from fitkit.core.tree import iterate_leaves, iterate_tensors, map_leaves, map_tensors
 from fitkit.core.types import Share
-from fitkit.data.batches import TARGET_KEYS
-from fitkit.data.order import epoch_order
-from fitkit.data.shares import ALONE, Ranks, Stride
+from fitkit.data.epoch_sampler import epoch_order
+from fitkit.data.rank_split import SINGLE_RANK, RankSplit, Stride
+from fitkit.data.split_batch import TARGET_KEYS
 
 
 class InMemorySource:
-    """Batches of tensors that share their first dimension.
+    """Batches of tensors with the same first dimension.
 
     Args:
-        tensors: a nesting of tensors, each of shape ``(samples, ...)``.
-        batch_size: samples per batch, over all processes; the last batch may be short.
-        shuffle: a new order each pass, a function of ``(seed, epoch)``.
-        seed: the seed of that order.
-        drop_last: leave out a short last batch.
-        pin: give batches in pinned memory, from which copies to an accelerator do not wait.
-        ranks: this process among those that share each batch.
+        tensors: nested tensors of shape ``(samples, ...)``.
+        batch_size: samples per batch, over all ranks; the last batch may be shorter.
+        shuffle: a new order for each pass, which depends on ``(seed, epoch)``.
+        seed: seed of the order.
+        drop_last: leave out a shorter last batch.
+        pin: return batches in pinned memory, for asynchronous copies to an accelerator.
+        ranks: the split of each batch over ranks.
     """
 
     def __init__(
@@ -41,37 +41,35 @@ class InMemorySource:
         seed: int = 0,
         drop_last: bool = False,
         pin: bool = False,
-        ranks: Ranks = ALONE,
+        ranks: RankSplit = SINGLE_RANK,
     ) -> None:
-        self._tensors = tensors
-        self._ranks = ranks
+        self._tensors, self._ranks = tensors, ranks
+        self._shuffle, self._seed = shuffle, seed
+        self._drop_last, self._pin = drop_last, pin
         self._stride = Stride(batch_size)
-        self._drop_last = drop_last
-        self._pin = pin
         self.share: Share | None = None
-        self._shuffle = shuffle
-        self._seed = seed
         self.num_samples = common_length(tensors)
 
     @property
-    def num_batches(self) -> int | None:
+    def num_batches(self) -> int:
         """Batches of one pass."""
-        return self._count()
-
-    def _count(self) -> int:
         return self._stride.batches_of(self.num_samples, whole_only=self._drop_last)
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of pass ``epoch`` from batch ``start`` on, each a copy of its samples."""
+        """Yield the batches of pass ``epoch`` from batch ``start`` on; samples are copied."""
         orders = self._orders(epoch)
         size, tensors = self._stride.step, self._tensors
         begin = self._stride.begin(start)
         is_flat = type(tensors) is tuple and all(type(tensor) is Tensor for tensor in tensors)
-        for first in range(begin, begin + (self._count() - start) * size, size):
+        for first in range(begin, begin + (self.num_batches - start) * size, size):
             chosen = slice(first, first + size)
             if self._ranks.size > 1:
-                chosen = self._own_part(first)
-            samples = {at: chosen if one is None else one[chosen] for at, one in orders.items()}
+                part, self.share = self._ranks.part(min(size, self.num_samples - first))
+                chosen = slice(first + part.start, first + part.stop)
+            samples = {
+                device: chosen if order is None else order[chosen]
+                for device, order in orders.items()
+            }
             if is_flat:
                 batch: Any = tuple([rows(tensor, samples[tensor.device]) for tensor in tensors])
             else:
@@ -79,25 +77,20 @@ class InMemorySource:
             yield map_tensors(_pinned, batch) if self._pin else batch
 
     def _orders(self, epoch: int) -> dict[torch.device, Tensor | None]:
-        """The order of samples on each device that holds some, copied there once an epoch."""
+        """The order of samples on each device that has tensors, copied there once per epoch."""
         devices = {tensor.device for tensor in iterate_tensors(self._tensors)}
         if not self._shuffle:
             return dict.fromkeys(devices)
         order = epoch_order(self.num_samples, self._seed, epoch)
         return {device: order.to(device) for device in devices}
 
-    def _own_part(self, first: int) -> slice:
-        part, self.share = self._ranks.part(min(self._stride.step, self.num_samples - first))
-        return slice(first + part.start, first + part.stop)
-
     def state_dict(self) -> dict[str, Any]:
-        """How batches lie in the order, which is a function of the seed and the epoch."""
+        """The stride of batches in the order, which depends on the seed and the epoch."""
         return {"stride": self._stride.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on in the pass where ``state_dict`` was taken."""
-        if "stride" in state_dict:
-            self._stride.load_state_dict(state_dict["stride"])
+        """Restore the position for the next ``iterate``."""
+        self._stride.load_from(state_dict)
 
 
 def _rows_of(tensor: Tensor, samples: Mapping[torch.device, slice | Tensor]) -> Tensor:
@@ -105,16 +98,14 @@ def _rows_of(tensor: Tensor, samples: Mapping[torch.device, slice | Tensor]) -> 
 
 
 def rows(tensor: Tensor, samples: slice | Tensor) -> Tensor:
-    """A copy of the rows ``samples``, so that a model that works in place changes no data.
+    """A copy of the rows ``samples`` (a slice, or int64 indices that are not negative).
 
-    Args:
-        tensor: of shape ``(samples, ...)``.
-        samples: a slice, or their indices, int64 and not negative.
+    It is a copy so that in-place operations of a model do not change the data.
     """
     if isinstance(samples, slice):
         return tensor[samples].clone()
     index = samples if samples.device == tensor.device else samples.to(tensor.device)
-    if tensor.is_contiguous():  # several times faster, but makes every result contiguous
+    if tensor.is_contiguous():  # several times faster, but the result is always contiguous
         return tensor.index_select(0, index)
     return tensor[index]
 
@@ -124,11 +115,7 @@ def _pinned(tensor: Tensor) -> Tensor:
 
 
 def common_length(arrays: Any) -> int:
-    """The first dimension that all arrays of a nesting share.
-
-    Raises:
-        DataError: they do not share one.
-    """
+    """The common first dimension of nested arrays, or ``DataError``."""
     shapes = [tuple(leaf.shape) for leaf in iterate_leaves(arrays)]
     sizes = {shape[0] if shape else None for shape in shapes}
     size = sizes.pop() if len(sizes) == 1 else None
@@ -142,21 +129,18 @@ def common_length(arrays: Any) -> int:
 
 
 def is_in_memory(data: Any) -> bool:
-    """Whether ``data`` is an array, or a tuple or mapping of nothing but arrays."""
+    """Whether ``data`` is an array, or a tuple or mapping of arrays only."""
     if isinstance(data, (Tensor, np.ndarray)):
         return True
-    if isinstance(data, tuple):
-        return bool(data) and all(is_in_memory(value) for value in data)
-    if isinstance(data, Mapping):
-        return bool(data) and all(is_in_memory(value) for value in data.values())
-    return False
+    values = data.values() if isinstance(data, Mapping) else data
+    return isinstance(data, (tuple, Mapping)) and bool(data) and all(map(is_in_memory, values))
 
 
 def as_tensors(data: Any, dtype: torch.dtype) -> Any:
-    """Arrays as tensors; tensors stay as they are.
+    """Arrays as tensors; tensors are not converted.
 
-    NumPy's floats become ``dtype`` and its signed integers int64, as models and losses want them;
-    unsigned bytes stay (images), except as labels: the second of a pair, or a mapping's targets.
+    NumPy floats become ``dtype`` and signed integers int64, as models and losses need them;
+    unsigned bytes (images) stay, except for labels: the second of a pair, or a mapping's targets.
     """
     if isinstance(data, tuple) and not hasattr(data, "_fields") and len(data) == 2:
         return (_convert(data[0], dtype), _convert(data[1], dtype, labels=True))
@@ -178,26 +162,26 @@ def _tensor_of(array: np.ndarray[Any, Any], dtype: torch.dtype, *, labels: bool)
     kind = array.dtype.kind
     if kind not in "biufc":
         raise DataError(
-            f"an array of numbers was expected, received dtype {array.dtype}: encode it as numbers."
+            f"expected an array of numbers, received dtype {array.dtype}: encode it as numbers."
         )
     if (kind == "u" and (labels or array.dtype.itemsize > 1)) or kind == "i":
         native = array.astype(np.int64, order="C", copy=False)
     elif kind == "f":
-        # torch knows no longer floats, and no foreign byte order
-        kept = np.float64 if array.dtype.itemsize > 8 else array.dtype.type
-        native = array.astype(kept, order="C", copy=False)
+        # torch has no longer floats and no other byte order
+        supported = np.float64 if array.dtype.itemsize > 8 else array.dtype.type
+        native = array.astype(supported, order="C", copy=False)
     else:
         native = np.require(array, dtype=array.dtype.type, requirements=["C"])
-    # torch warns about memory that must not be written to
+    # torch warns about read-only memory
     tensor = torch.from_numpy(native if native.flags.writeable else native.copy())
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def tensors_of(dataset: Dataset[Any]) -> Any | None:
-    """The tensors behind a dataset that is nothing but tensors, else ``None``."""
+    """The tensors of a plain ``TensorDataset``, else ``None``."""
     return dataset.tensors if type(dataset) is TensorDataset else None
 
 
-def take(data: Any, index: slice) -> Any:
-    """The samples ``index`` of in-memory data."""
+def slice_samples(data: Any, index: slice) -> Any:
+    """The samples ``index`` of in-memory data, without a copy."""
     return map_leaves(lambda array: array[index], data)

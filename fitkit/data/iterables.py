@@ -1,64 +1,83 @@
-"""Whatever else can be iterated: replayed to its position, or put there through its own state."""
+"""Sources for iterables of batches, which are replayed to a position or restore it themselves."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from fitkit.core.errors import CheckpointError, DataError
-from fitkit.data.generators import UserGenerators, announce_epoch
+from fitkit.data.generator_state import UserGenerators, announce_epoch
 from fitkit.runtime.rng import IsolatedStreams, derive_seed
 
 
-class IterableSource:
-    """An iterable of batches without a state of its own.
+class _IterableBase:
+    """What both sources share. A restored state is kept for the next ``iterate``.
 
-    It is iterated once per pass; an iterator that can be consumed only once goes on where it was.
-    What it draws comes from streams of its own, so that a replay draws the same.
-
-    Args:
-        batches: the iterable.
-        seed: the seed of those streams.
+    The iterable draws from streams of its own, seeded for each pass.
     """
 
-    def __init__(self, batches: Iterable[Any], seed: int) -> None:
+    def __init__(self, batches: Any, seed: int) -> None:
         self._batches = batches
         self._seed = seed
         self._generators = UserGenerators(batches)
         self._open_epoch: int | None = None
-        self._taken = 0
-        self._taken_at_start = 0
-        self._loaded: dict[str, Any] | None = None
+        self._restored: dict[str, Any] | None = None
 
     @property
     def num_batches(self) -> int | None:
         """Batches of one pass, if the iterable has a length."""
-        return _length(self._batches)
+        try:
+            return len(self._batches)
+        except TypeError:
+            return None
 
-    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of pass ``epoch`` from batch ``start`` on, those before it replayed.
-
-        Raises:
-            DataError: the data ends before ``start``, or cannot be brought back to it.
-        """
+    def _begin_pass(self, epoch: int) -> IsolatedStreams:
         self._generators.open(epoch)
         announce_epoch(self._batches, epoch)
-        streams = IsolatedStreams(derive_seed(self._seed, "iterable", epoch))
+        return IsolatedStreams(derive_seed(self._seed, "iterable", epoch))
+
+    def _end_pass(self) -> None:
+        self._open_epoch = None
+        self._generators.close()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a state for the next ``iterate``."""
+        self._restored = state_dict or None
+        self._generators.load_state_dict(state_dict.get("generators", {}))
+
+
+class IterableSource(_IterableBase):
+    """An iterable of batches without a state of its own, which is replayed to a position.
+
+    It is iterated once per pass; an iterator, which can be consumed only once, continues.
+    """
+
+    def __init__(self, batches: Any, seed: int) -> None:
+        super().__init__(batches, seed)
+        self._taken = 0
+        self._taken_at_start = 0
+
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """Yield the batches of pass ``epoch`` from batch ``start`` on, or raise ``DataError``."""
+        streams = self._begin_pass(epoch)
         with streams:
             iterator = iter(self._batches)
-        loaded, self._loaded = self._loaded, None
+        restored, self._restored = self._restored, None
         is_single_pass = iterator is self._batches
-        if is_single_pass:
-            skipped = self._still_to_take(loaded, epoch, start)
-        else:
-            skipped = self._begin_pass(loaded, epoch, start)
+        count_skipped = self._skip_single_pass if is_single_pass else self._skip_replayed
+        skipped = count_skipped(restored, epoch, start)
         self._open_epoch = epoch
         if skipped:
-            self._warn_of_replay(skipped)
-        for batch in drawn_in(streams, iterator):
+            warnings.warn(
+                f"{type(self._batches).__name__} cannot seek: {skipped} batches are read again and "
+                f"discarded to reach the position of the checkpoint. A map-style Dataset, or a "
+                f"loader with state_dict and load_state_dict, avoids that.",
+                stacklevel=2,
+            )
+        for batch in draw_inside(streams, iterator):
             self._taken += 1
             if skipped:
                 skipped -= 1
@@ -69,43 +88,34 @@ class IterableSource:
                 f"{type(self._batches).__name__} ended {skipped} batches before the position of "
                 f"the checkpoint: pass the data of the interrupted run, from its beginning."
             )
-        self._open_epoch = None
-        self._generators.close()
+        self._end_pass()
 
-    def _begin_pass(self, loaded: dict[str, Any] | None, epoch: int, start: int) -> int:
-        """Count as the uninterrupted run does; the batches before ``start`` are taken again."""
-        if loaded is not None:
-            inside = loaded["epoch"] == epoch
-            self._taken = loaded["taken_at_start" if inside else "taken"]
+    def _skip_replayed(self, restored: dict[str, Any] | None, epoch: int, start: int) -> int:
+        """Restore the counts of the uninterrupted run; batches before ``start`` are replayed."""
+        if restored is not None:
+            is_same_pass = restored["epoch"] == epoch
+            self._taken = restored["taken_at_start" if is_same_pass else "taken"]
         self._taken_at_start = self._taken
         return start
 
-    def _still_to_take(self, loaded: dict[str, Any] | None, epoch: int, start: int) -> int:
-        """How far an iterator of a single pass is behind its position."""
-        place = self._taken
-        if loaded is not None:
-            inside = loaded["epoch"] == epoch
-            place = loaded["taken_at_start"] + start if inside else loaded["taken"]
-        if place < self._taken:
+    def _skip_single_pass(self, restored: dict[str, Any] | None, epoch: int, start: int) -> int:
+        """The number of batches from an iterator's position to that of the checkpoint."""
+        position = self._taken
+        if restored is not None:
+            is_same_pass = restored["epoch"] == epoch
+            position = restored["taken_at_start"] + start if is_same_pass else restored["taken"]
+        if position < self._taken:
             raise DataError(
-                f"{type(self._batches).__name__} can be read only once and stands at batch "
-                f"{self._taken}, after the checkpoint's position {place}: pass a new one."
+                f"{type(self._batches).__name__} can be read only once and is at batch "
+                f"{self._taken}, after position {position} of the checkpoint: pass a new one."
             )
-        self._taken_at_start = place - start
-        return place - self._taken
-
-    def _warn_of_replay(self, skipped: int) -> None:
-        warnings.warn(
-            f"{type(self._batches).__name__} cannot seek: {skipped} batches are read again and "
-            f"thrown away to reach the position of the checkpoint. A map-style data set, or a "
-            f"loader with state_dict and load_state_dict, costs nothing here.",
-            stacklevel=2,
-        )
+        self._taken_at_start = position - start
+        return position - self._taken
 
     def state_dict(self) -> dict[str, Any]:
-        """How many batches were taken over all passes, and the loader's generators."""
-        if self._loaded is not None:
-            return self._loaded
+        """The number of batches taken over all passes, and the states of the generators."""
+        if self._restored is not None:
+            return self._restored
         return {
             "epoch": self._open_epoch,
             "taken_at_start": self._taken_at_start,
@@ -113,121 +123,79 @@ class IterableSource:
             "generators": self._generators.state_dict(),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep a position for the next ``iterate``."""
-        self._loaded = state_dict or None
-        self._generators.load_state_dict(state_dict.get("generators", {}))
 
+class StatefulSource(_IterableBase):
+    """A loader that saves its own position (``state_dict`` and ``load_state_dict``).
 
-class StatefulSource:
-    """A loader that can save its own position (``state_dict`` and ``load_state_dict``).
-
-    A pass that a checkpoint cut goes on inside it. A pass that follows begins as it did after the
-    earlier one: a loader that was left inside that one is put there, and then iterated anew.
-
-    Args:
-        loader: the loader.
-        seed: the seed of the streams that it draws from.
+    An interrupted pass continues inside it. A new pass begins as it did after the earlier one: the
+    state at the end of that pass is loaded, and the loader is iterated anew.
     """
 
-    def __init__(self, loader: Any, seed: int) -> None:
-        self._loader = loader
-        self._seed = seed
-        self._generators = UserGenerators(loader)
+    def __init__(self, batches: Any, seed: int) -> None:
+        super().__init__(batches, seed)
         self._streams = IsolatedStreams(seed)
-        self._open_epoch: int | None = None
         self._has_begun = False
-        self._loaded: dict[str, Any] | None = None
-
-    @property
-    def num_batches(self) -> int | None:
-        """Batches of one pass, if the loader has a length."""
-        return _length(self._loader)
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of pass ``epoch``; where it was cut is in the loader's own state.
-
-        Raises:
-            CheckpointError: the loader refuses the state that it was given.
-        """
-        loaded, self._loaded = self._loaded, None
-        self._generators.open(epoch)
-        announce_epoch(self._loader, epoch)
-        self._streams = IsolatedStreams(derive_seed(self._seed, "iterable", epoch))
-        if loaded is not None and loaded["epoch"] == epoch:
-            iterator = self._iterator_inside(loaded)
-        else:
-            if loaded is not None and loaded["loader"] is not None:
-                self._come_from(loaded)
+        """Yield the batches of pass ``epoch``; the position in it is in the loader's state."""
+        restored, self._restored = self._restored, None
+        self._streams = self._begin_pass(epoch)
+        if restored is not None and restored["epoch"] == epoch:
             with self._streams:
-                iterator = iter(self._loader)
+                iterator = self._restored_iterator(restored["loader"])
+            self._streams.load_state_dict(restored["streams"])
+            self._generators.restore_now(restored["generators"])
+        else:
+            if restored is not None and restored["loader"] is not None:
+                self._restore_previous_pass(restored)
+            with self._streams:
+                iterator = iter(self._batches)
         self._open_epoch, self._has_begun = epoch, True
-        yield from drawn_in(self._streams, iterator)
-        self._open_epoch = None
-        self._generators.close()
+        yield from draw_inside(self._streams, iterator)
+        self._end_pass()
 
-    def _iterator_inside(self, loaded: dict[str, Any]) -> Iterator[Any]:
-        with self._streams:
-            iterator = self._restored_iterator(loaded["loader"])
-        self._streams.load_state_dict(loaded["streams"])
-        self._generators.put_now(loaded["generators"])
-        return iterator
-
-    def _come_from(self, loaded: dict[str, Any]) -> None:
-        """Stand where an earlier pass left the loader."""
-        was_left_inside = loaded["epoch"] is not None
+    def _restore_previous_pass(self, restored: dict[str, Any]) -> None:
+        was_interrupted = restored["epoch"] is not None
         with IsolatedStreams(0):
-            # torchdata's loaders take their state over only when they are iterated
-            if was_left_inside or isinstance(self._loader, DataLoader):
-                self._restored_iterator(loaded["loader"])
+            # torchdata's loaders apply a loaded state only when they are iterated
+            if was_interrupted or isinstance(self._batches, DataLoader):
+                self._restored_iterator(restored["loader"])
             else:
-                self._loader.load_state_dict(loaded["loader"])
-        self._generators.put_now(loaded["generators"])
+                self._batches.load_state_dict(restored["loader"])
+        self._generators.restore_now(restored["generators"])
 
     def _restored_iterator(self, state: dict[str, Any]) -> Iterator[Any]:
         try:
-            self._loader.load_state_dict(state)
-            return iter(self._loader)
+            self._batches.load_state_dict(state)
+            return iter(self._batches)
         except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{type(self._loader).__name__} refuses the position in the checkpoint "
+                f"{type(self._batches).__name__} rejects the position in the checkpoint "
                 f"({type(error).__name__}: {error}). Build it as in the interrupted run, with the "
                 f"same data and the same num_workers."
             ) from error
 
     def state_dict(self) -> dict[str, Any]:
-        """The loader's own state, and that of the streams and generators it draws from."""
-        if self._loaded is not None:
-            return self._loaded
+        """The states of the loader, and of the streams and generators that it draws from."""
+        if self._restored is not None:
+            return self._restored
         return {
             "epoch": self._open_epoch,
-            # asking some loaders for their state before their first pass begins that pass
-            "loader": self._loader.state_dict() if self._has_begun else None,
+            # state_dict of some loaders begins their first pass
+            "loader": self._batches.state_dict() if self._has_begun else None,
             "streams": self._streams.state_dict(),
             "generators": self._generators.state_dict(),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep a state for the next ``iterate``."""
-        self._loaded = state_dict or None
-        self._generators.load_state_dict(state_dict.get("generators", {}))
-
-
-def _length(batches: Any) -> int | None:
-    try:
-        return len(batches)
-    except TypeError:
-        return None
-
-
-def drawn_in(streams: IsolatedStreams, iterator: Iterator[Any]) -> Iterator[Any]:
-    """What ``iterator`` gives, drawn from ``streams``."""
-    while True:
-        with streams:
-            batch = next(iterator, _END)
-        if batch is _END:
-            return
-        yield batch
-
 
 _END = object()
+
+
+def draw_inside(streams: IsolatedStreams, iterator: Iterator[Any]) -> Iterator[Any]:
+    """Yield the items of ``iterator``, which draws from ``streams``."""
+    while True:
+        with streams:
+            item = next(iterator, _END)
+        if item is _END:
+            return
+        yield item

@@ -1,4 +1,4 @@
-"""Map-style data sets behind a DataLoader: seekable to any batch."""
+"""MapStyleSource: batches of a DataLoader over a map-style dataset, seekable to any batch."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from torch.utils.data import (
 )
 
 from fitkit.core.types import Share
-from fitkit.data.fetching import Request, SeededFetch
-from fitkit.data.generators import UserGenerators, announce_epoch
-from fitkit.data.iterables import drawn_in
-from fitkit.data.order import EpochSampler
-from fitkit.data.shares import ALONE, Ranks, Stride
+from fitkit.data.epoch_sampler import EpochSampler
+from fitkit.data.generator_state import UserGenerators, announce_epoch
+from fitkit.data.iterables import draw_inside
+from fitkit.data.rank_split import SINGLE_RANK, RankSplit, Stride
+from fitkit.data.seeded_fetch import Request, SeededFetch
 from fitkit.runtime.rng import IsolatedStreams, derive_seed
 
-# Samplers that draw from the global generator at most when their iteration begins.
-_DRAW_AT_START = (
+# Samplers that draw from the global generator only when their iteration begins.
+_DRAWS_AT_START_ONLY = (
     SequentialSampler,
     RandomSampler,
     SubsetRandomSampler,
@@ -36,166 +36,152 @@ _DRAW_AT_START = (
 )
 
 
-class RequestPlan:
-    """The requests of one pass, from any item on; what a DataLoader takes for its sampler.
+class RequestSampler:
+    """The sampler of the inner DataLoader, which yields the requests of a pass from any item on.
 
-    Items are samples where an ordinary ``BatchSampler`` makes batches of them, which can be cut
-    anywhere; else they are what the batch sampler (or a sampler without batches) gives.
+    Requests carry indices with seed, epoch and position, from which a worker seeds its streams.
+    So seeking loads nothing, and the number of workers may change.
+
+    Items are samples if a plain ``BatchSampler`` groups them, so that batches can be cut anywhere;
+    else they are what the batch sampler (or a sampler without batches) yields.
 
     Args:
-        indices: a batch sampler, or a sampler of what is fetched one by one.
-        batched: which of the two.
-        seed: the seed of augmentation, and of samplers that draw from the global generator.
-        ranks: this process among those that share each batch.
+        indices: a batch sampler, or a sampler whose items are fetched one by one.
+        batched: whether it is a batch sampler.
+        seed: seed of augmentation, and of samplers that draw from the global generator.
+        ranks: the split of each batch over ranks.
 
     Attributes:
-        cuts: whether samples are the items.
-        step: items per batch of all processes.
-        shares: of the batches that were requested and not yet given to anybody, in order.
+        cuts_batches: whether the items are samples.
+        step: items per batch of all ranks.
+        shares: shares of the requested batches that were not yielded yet, in order.
     """
 
-    def __init__(self, indices: Any, *, batched: bool, seed: int, ranks: Ranks) -> None:
-        self._batched = batched
-        self._seed = seed
-        self._ranks = ranks
-        self._epoch = 0
-        self._start = 0
-        self.cuts = type(indices) is BatchSampler
-        self._items: Any = indices.sampler if self.cuts else indices
-        self.step = ranks.size * (indices.batch_size if self.cuts else 1)
-        self.drops_last = self.cuts and indices.drop_last
+    def __init__(self, indices: Any, *, batched: bool, seed: int, ranks: RankSplit) -> None:
+        self._batched, self._seed, self._ranks = batched, seed, ranks
+        self._epoch = self._start = 0
+        self.cuts_batches = type(indices) is BatchSampler
+        self._items: Any = indices.sampler if self.cuts_batches else indices
+        self.step = ranks.size * (indices.batch_size if self.cuts_batches else 1)
+        self.drops_last = self.cuts_batches and indices.drop_last
         self.shares: deque[Share] = deque()
-        self._draws_late = type(self._items) not in _DRAW_AT_START
+        self._draws_late = type(self._items) not in _DRAWS_AT_START_ONLY
 
     def __len__(self) -> int:
-        """Items of a pass."""
+        """Items per pass."""
         return len(self._items)
 
     def begin(self, epoch: int, start: int) -> None:
-        """The next iteration is that of ``epoch``, from item ``start`` on."""
-        self._epoch = epoch
-        self._start = start
+        """Set the epoch and the first item of the next iteration."""
+        self._epoch, self._start = epoch, start
         self.shares.clear()
 
     def __iter__(self) -> Iterator[Request]:
-        return self._cut() if self.cuts else self._dealt()
+        return self._requests_of_samples() if self.cuts_batches else self._requests_of_batches()
 
-    def _drawn(self) -> Iterator[Any]:
-        """The items of the pass; drawn when the first is asked for, as a DataLoader has it."""
+    def _iterate_items(self) -> Iterator[Any]:
+        """The items of the pass; what the sampler draws comes from streams of its own."""
         streams = IsolatedStreams(derive_seed(self._seed, "sampler", self._epoch))
-        return _drawn_apart(self._items, streams, always=self._draws_late)
+        with streams:
+            iterator = iter(self._items)
+            first = list(islice(iterator, 1))  # many samplers draw here
+        return chain(first, draw_inside(streams, iterator) if self._draws_late else iterator)
 
-    def _cut(self) -> Iterator[Request]:
-        """This process's part of each batch that is cut from the order of samples."""
-        samples = self._drawn()
+    def _requests_of_samples(self) -> Iterator[Request]:
+        """This rank's part of each batch of samples."""
+        samples = self._iterate_items()
         position = sum(1 for _ in islice(samples, self._start))
         while chosen := list(islice(samples, self.step)):
             size = len(chosen)
             if self.drops_last and size < self.step:
                 return
-            own, begin = chosen, 0
+            begin = 0
             if self._ranks.size > 1:
                 part, share = self._ranks.part(size)
-                own, begin = chosen[part], part.start
+                chosen, begin = chosen[part], part.start
                 self.shares.append(share)
-            yield Request(own, self._seed, self._epoch, position + begin)
+            yield Request(chosen, self._seed, self._epoch, position + begin)
             position += size
 
-    def _dealt(self) -> Iterator[Request]:
-        """This process's one of each round of batches; the first stands in where there is none."""
-        batches = self._drawn()
+    def _requests_of_batches(self) -> Iterator[Request]:
+        """This rank's batch of each round of batches."""
+        batches = self._iterate_items()
         position = sum(map(self._size, islice(batches, self._start)))
         while chosen := list(islice(batches, self.step)):
             sizes = list(map(self._size, chosen))
-            has_own = self._ranks.rank < len(chosen)
-            mine = self._ranks.rank if has_own else 0
+            index, share = self._ranks.pick(sizes)
             if self._ranks.size > 1:
-                self.shares.append(Share(sizes[mine] if has_own else 0, sum(sizes)))
-            begin = position + sum(sizes[:mine])
-            yield Request(chosen[mine], self._seed, self._epoch, begin)
+                self.shares.append(share)
+            begin = position + sum(sizes[:index])
+            yield Request(chosen[index], self._seed, self._epoch, begin)
             position += sum(sizes)
 
     def _size(self, indices: Any) -> int:
         return len(indices) if self._batched else 1
 
 
-def _drawn_apart(
-    indices: Iterable[Any], streams: IsolatedStreams, *, always: bool
-) -> Iterator[Any]:
-    """An iteration whose first draw, or every draw, comes from streams of its own."""
-    with streams:
-        iterator = iter(indices)
-        first = list(islice(iterator, 1))
-    return chain(first, drawn_in(streams, iterator) if always else iterator)
-
-
 class MapStyleSource:
-    """The batches of a DataLoader over a map-style data set.
+    """The batches of a DataLoader over a map-style dataset.
 
-    The loader's own settings (workers, collation, pinning, samplers) are taken over into a loader
-    that is fed with requests. Skipped batches are not loaded. A generator that the user gave to the
-    loader or its sampler decides the order; its state is part of the position.
+    An inner DataLoader with the same settings (workers, collation, pinning, samplers) gets requests
+    instead of indices. Skipped batches are not loaded. If the user gave a generator to the loader
+    or its sampler, that determines the order, and its state is part of the position.
 
     Args:
         loader: a plain ``torch.utils.data.DataLoader``.
-        seed: the seed from which order (where no generator was given) and augmentation derive.
-        ranks: this process among those that share each batch.
-        global_batch_size: samples of all of them; default: those of the loader, for each.
+        seed: seed of the order (without a user's generator) and of augmentation.
+        ranks: the split of each batch over ranks.
+        global_batch_size: samples per batch of all ranks; default: the loader's size for each.
     """
 
     def __init__(
         self,
         loader: DataLoader[Any],
         seed: int,
-        ranks: Ranks = ALONE,
+        ranks: RankSplit = SINGLE_RANK,
         global_batch_size: int | None = None,
     ) -> None:
-        self._seed = seed
-        self._given = loader
-        self._ranks = ranks
+        self._seed, self._user_loader, self._ranks = seed, loader, ranks
         indices = _indices_of(loader, seed)
-        self._plan = RequestPlan(indices, batched=_is_batched(loader), seed=seed, ranks=ranks)
-        if global_batch_size is not None and self._plan.cuts:
-            self._plan.step = global_batch_size
-        self._stride = Stride(self._plan.step)
+        self._sampler = RequestSampler(indices, batched=_is_batched(loader), seed=seed, ranks=ranks)
+        if global_batch_size is not None and self._sampler.cuts_batches:
+            self._sampler.step = global_batch_size
+        self._stride = Stride(self._sampler.step)
         self.share: Share | None = None
         self._generators = UserGenerators(loader)
-        self._loader = _fed_by(self._plan, loader)
+        self._loader = _inner_loader(self._sampler, loader)
 
     @property
     def num_batches(self) -> int | None:
-        """Batches of one pass, ``None`` if the sampler has no length."""
+        """Batches of one pass; ``None`` if the sampler has no length."""
         try:
-            num_items = len(self._plan)
+            num_items = len(self._sampler)
         except TypeError:
             return None
-        return self._stride.batches_of(num_items, whole_only=self._plan.drops_last)
+        return self._stride.batches_of(num_items, whole_only=self._sampler.drops_last)
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of pass ``epoch`` from batch ``start`` on."""
+        """Yield the batches of pass ``epoch`` from batch ``start`` on."""
         self._generators.open(epoch)
-        announce_epoch(self._given, epoch)
-        self._plan.begin(epoch, self._stride.begin(start))
+        announce_epoch(self._user_loader, epoch)
+        self._sampler.begin(epoch, self._stride.begin(start))
         with IsolatedStreams(derive_seed(self._seed, "workers", epoch)):
             iterator = iter(self._loader)
         if self._ranks.size == 1:
             yield from iterator
         else:
             for batch in iterator:
-                self.share = self._plan.shares.popleft()
+                self.share = self._sampler.shares.popleft()
                 yield batch
         self._generators.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """How batches lie in the order, and the user's generators at its start and now."""
+        """The stride of batches, and the states of the user's generators at its start and now."""
         return {"stride": self._stride.state_dict(), **self._generators.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over generator states; where their number differs, warn and leave them."""
-        rest = {key: value for key, value in state_dict.items() if key != "stride"}
-        if "stride" in state_dict:
-            self._stride.load_state_dict(state_dict["stride"])
-        self._generators.load_state_dict(rest)
+        """Restore the position for the next ``iterate``."""
+        self._generators.load_state_dict(self._stride.load_from(state_dict))
 
 
 def _is_batched(loader: DataLoader[Any]) -> bool:
@@ -206,34 +192,32 @@ def _indices_of(loader: DataLoader[Any], seed: int) -> Iterable[Any]:
     indices = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
     if not (isinstance(loader.sampler, DistributedSampler) and type(indices) is BatchSampler):
         return indices
-    # each process's part is chosen here, without the samples that such a sampler would repeat
+    # split by RankSplit instead, because a DistributedSampler repeats samples
     length = len(loader.dataset)  # type: ignore[arg-type]
     shuffles = loader.sampler.shuffle
     order = EpochSampler(length, seed) if shuffles else SequentialSampler(range(length))
     return BatchSampler(order, indices.batch_size, indices.drop_last)
 
 
-class _FetchedHere:
-    """What a DataLoader without workers does with requests, without its detours."""
+class _DirectLoader:
+    """A DataLoader without workers and pinning, but with less work per batch."""
 
     def __init__(
-        self, plan: RequestPlan, fetch: SeededFetch, generator: torch.Generator | None
+        self, sampler: RequestSampler, fetch: SeededFetch, generator: torch.Generator | None
     ) -> None:
-        self._plan = plan
-        self._fetch = fetch
-        self._generator = generator
+        self._sampler, self._fetch, self._generator = sampler, fetch, generator
 
     def __iter__(self) -> Iterator[Any]:
         if self._generator is not None:
-            # a DataLoader draws a seed for its workers, also where it has none, and then the order
+            # a DataLoader draws a seed for workers before the order, even without workers
             torch.empty((), dtype=torch.int64).random_(generator=self._generator)
-        return map(self._fetch.__getitem__, self._plan)
+        return map(self._fetch.__getitem__, self._sampler)
 
 
-def _fed_by(plan: RequestPlan, loader: DataLoader[Any]) -> Iterable[Any]:
+def _inner_loader(sampler: RequestSampler, loader: DataLoader[Any]) -> Iterable[Any]:
     fetch = SeededFetch(loader.dataset, loader.collate_fn, batched=_is_batched(loader))
     if not loader.num_workers and not loader.pin_memory:
-        return _FetchedHere(plan, fetch, loader.generator)
+        return _DirectLoader(sampler, fetch, loader.generator)
     options: dict[str, Any] = {}
     if loader.num_workers:
         options = {
@@ -246,9 +230,9 @@ def _fed_by(plan: RequestPlan, loader: DataLoader[Any]) -> Iterable[Any]:
     return DataLoader(
         fetch,
         batch_size=None,
-        sampler=plan,
+        sampler=sampler,
         num_workers=loader.num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=_no_collation,
         pin_memory=loader.pin_memory,
         worker_init_fn=loader.worker_init_fn,
         generator=loader.generator,
@@ -256,5 +240,5 @@ def _fed_by(plan: RequestPlan, loader: DataLoader[Any]) -> Iterable[Any]:
     )
 
 
-def _as_it_is(batch: Any) -> Any:
+def _no_collation(batch: Any) -> Any:
     return batch

@@ -1,4 +1,4 @@
-"""DataSpec: data as the user gave it; and splitting validation data off it."""
+"""DataSpec: the user's data with its loading options; splits off validation data."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
-from fitkit.core.errors import ConfigurationError
-from fitkit.data.batches import describe
-from fitkit.data.fetching import is_map_style, require_length
-from fitkit.data.in_memory import common_length, is_in_memory, take, tensors_of
+from fitkit.core.argument_checks import require_count
+from fitkit.core.errors import ConfigurationError, describe
+from fitkit.data.in_memory import common_length, is_in_memory, slice_samples, tensors_of
+from fitkit.data.seeded_fetch import is_map_style, require_length
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Data as the user gave it, with how it is to be read.
+    """The user's data with its loading options.
 
     Attributes:
-        data: arrays, a data set, a loader, or an iterable of batches.
-        batch_size: samples per batch and process; ``None``: 32 where fitkit makes the batches.
-        shuffle: whether fitkit shuffles; ``None``: training data yes, other data no.
-        loader_kwargs: further arguments of ``torch.utils.data.DataLoader``.
-        global_batch_size: samples per batch over all processes, in the place of ``batch_size``.
+        data: arrays, a dataset, a loader, or an iterable of batches.
+        batch_size: samples per batch and rank; ``None``: 32, if fitkit makes the batches.
+        shuffle: whether fitkit shuffles; ``None``: training data only.
+        loader_kwargs: other arguments of ``torch.utils.data.DataLoader``.
+        global_batch_size: samples per batch over all ranks, instead of ``batch_size``.
     """
 
     data: Any
@@ -32,8 +32,20 @@ class DataSpec:
     loader_kwargs: Mapping[str, Any] = field(default_factory=dict)
     global_batch_size: int | None = None
 
+    @classmethod
+    def from_loader_kwargs(cls, dataset: Any, loader_kwargs: Mapping[str, Any]) -> DataSpec:
+        """The data and arguments of ``set_train_loader`` or ``set_val_loader``."""
+        kwargs = dict(loader_kwargs)
+        batch_size = kwargs.pop("batch_size", None)
+        global_batch_size = kwargs.pop("global_batch_size", None)
+        require_count("global_batch_size", global_batch_size, optional=True)
+        if batch_size is not None and global_batch_size is not None:
+            raise ConfigurationError("batch_size and global_batch_size were both given: pass one.")
+        shuffle = kwargs.pop("shuffle", None)
+        return cls(dataset, batch_size, shuffle, kwargs, global_batch_size)
+
     def override(self, *, batch_size: int | None, shuffle: bool | None) -> DataSpec:
-        """The same data, with what is not ``None`` replaced."""
+        """The same data with other options; ``None`` keeps an option."""
         return replace(
             self,
             batch_size=self.batch_size if batch_size is None else batch_size,
@@ -43,7 +55,7 @@ class DataSpec:
 
 
 def loader_settings(spec: DataSpec) -> dict[str, Any] | None:
-    """What decides how fast data is loaded: empty for a plain iterable, ``None`` in memory."""
+    """The options for loading speed: empty for a plain iterable, ``None`` for data in memory."""
     data, kwargs = spec.data, spec.loader_kwargs
     if is_in_memory(data) or (tensors_of(data) is not None and not set(kwargs) - {"drop_last"}):
         return None
@@ -56,15 +68,7 @@ def loader_settings(spec: DataSpec) -> dict[str, Any] | None:
 
 
 def require_rereadable(spec: DataSpec, what: str) -> None:
-    """Fail for an iterator, which gives its batches only once.
-
-    Args:
-        spec: the data.
-        what: what reads it more than once.
-
-    Raises:
-        ConfigurationError: it is one.
-    """
+    """Raise ``ConfigurationError`` if the data is an iterator, which ``what`` cannot read twice."""
     if isinstance(spec.data, Iterator):
         raise ConfigurationError(
             f"{what} reads the same batches more than once, which {describe(spec.data)} cannot: "
@@ -73,10 +77,10 @@ def require_rereadable(spec: DataSpec, what: str) -> None:
 
 
 def split_off_validation(spec: DataSpec, fraction: float) -> tuple[DataSpec, DataSpec]:
-    """The data without its last ``fraction``, and that fraction, as Keras splits: before shuffling.
+    """Split off the last ``fraction`` of the samples, before shuffling, as Keras does.
 
     Args:
-        spec: arrays or a map-style data set.
+        spec: arrays or a map-style dataset.
         fraction: in ``(0, 1)``; both parts get at least one sample.
 
     Raises:
@@ -96,20 +100,24 @@ def split_off_validation(spec: DataSpec, fraction: float) -> tuple[DataSpec, Dat
         )
     if spec.loader_kwargs.get("sampler") or spec.loader_kwargs.get("batch_sampler"):
         raise ConfigurationError(
-            "validation_split cannot be combined with a sampler, whose indices mean the whole data "
-            "set: split the data yourself and pass validation_data=."
+            "validation_split cannot be combined with a sampler, whose indices refer to the whole "
+            "dataset: split the data yourself and pass validation_data=."
         )
-    kept = int(size * (1.0 - fraction))
-    if not 0 < kept < size:
+    num_train = int(size * (1.0 - fraction))
+    if not 0 < num_train < size:
         raise ConfigurationError(
-            f"validation_split={fraction} of {size} samples leaves {kept} for training and "
-            f"{size - kept} for validation: both need at least one."
+            f"validation_split={fraction} of {size} samples leaves {num_train} for training and "
+            f"{size - num_train} for validation: both need at least one."
         )
-    if is_in_memory(data):
-        train, held_out = take(data, slice(0, kept)), take(data, slice(kept, size))
-    elif (tensors := tensors_of(data)) is not None:
-        train = TensorDataset(*take(tensors, slice(0, kept)))
-        held_out = TensorDataset(*take(tensors, slice(kept, size)))
-    else:
-        train, held_out = Subset(data, range(kept)), Subset(data, range(kept, size))
+    train, held_out = (
+        _select(data, start, stop) for start, stop in ((0, num_train), (num_train, size))
+    )
     return replace(spec, data=train), replace(spec, data=held_out, shuffle=False)
+
+
+def _select(data: Any, start: int, stop: int) -> Any:
+    if is_in_memory(data):
+        return slice_samples(data, slice(start, stop))
+    if (tensors := tensors_of(data)) is not None:
+        return TensorDataset(*slice_samples(tensors, slice(start, stop)))
+    return Subset(data, range(start, stop))

@@ -4,90 +4,83 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fitkit.core.callback_list import Event
 from fitkit.core.errors import DataError, listed
+from fitkit.core.event import Event
 from fitkit.core.logs import EMPTY_LOGS, Logs
-from fitkit.core.state import Phase as EpochPhase
+from fitkit.core.state import Phase
 from fitkit.core.tree import map_tensors
 from fitkit.engine.forward import Forward
-from fitkit.engine.run import EvaluationRun, Phase
+from fitkit.engine.run import DataPass, EvaluationRun
 
 
-def evaluate(run: EvaluationRun, phase: Phase, record: Callable[[dict[str, float]], None]) -> None:
-    """The loss and metrics over one pass, each sample counted once.
+def evaluate(
+    run: EvaluationRun, data_pass: DataPass, record: Callable[[dict[str, float]], None]
+) -> None:
+    """Loss and metrics over one pass, each sample counted once.
 
-    Args:
-        run: what to evaluate.
-        phase: over which data.
-        record: is given the values before ``on_test_end`` is heard.
+    A resumed evaluation goes on where it was interrupted. ``record`` is called with the values
+    before ``on_test_end`` fires.
 
     Raises:
-        DataError: the data yields nothing.
+        DataError: the data yields no batch.
     """
     state, callbacks = run.state, run.callbacks
     with evaluation_mode(run):
-        run.prepare()
-        if state.phase is not EpochPhase.TEST:
-            state.enter(EpochPhase.TEST)
-            phase.meters.reset()
+        run.context.sync_buffers()
+        if state.phase is not Phase.TEST:
+            state.enter(Phase.TEST)
+            data_pass.meters.reset()
             callbacks.fire(Event.TEST_BEGIN, EMPTY_LOGS)
-        stop = None if phase.limit is None else max(phase.limit - state.batch, 0)
-        for batch in islice(phase.source.iterate(state.epoch, state.batch), stop):
+        for batch in data_pass.batches(state.epoch, state.batch):
             index = state.batch
             callbacks.fire(Event.TEST_BATCH_BEGIN, index, EMPTY_LOGS)
-            if run.before_batch is not None:
-                run.before_batch()
-            with run.without_gradients():
+            run.context.seed_batch()
+            with run.context.without_gradients():
                 output, num_samples = run.forward(batch)
-                share = phase.source.share
-                own = num_samples if share is None else share.own
-                batch_values = phase.meters.update(output, own)
+                share = data_pass.source.share
+                own = num_samples if share is None else share.local
+                batch_values = data_pass.meters.update(output, own)
                 del output  # else the device would hold it through the next forward pass
             state.batch = index + 1
             callbacks.fire(Event.TEST_BATCH_END, index, Logs(batch_values))
-            run.agreement.check()
+            run.rank_sync.check()
         if state.batch == 0:
             raise DataError("the evaluation data yields no batch: check that it is not empty.")
-        values = phase.meters.compute(run.reduce)
+        values = data_pass.meters.compute(run.context.sum_over_ranks)
         record(values)
         callbacks.fire(Event.TEST_END, Logs(values))
 
 
 def predict(
     run: EvaluationRun,
-    phase: Phase,
+    data_pass: DataPass,
     inputs_of: Callable[[Any], Any],
     gather: Callable[[list[Any]], list[Any]],
 ) -> Any:
-    """The outputs over one pass, joined along the first dimension, on the CPU.
+    """The model's outputs over one pass, joined along the first dimension, on the CPU.
 
-    Args:
-        run: what to predict with.
-        phase: on which data.
-        inputs_of: the inputs in a batch.
-        gather: the outputs of all processes in the order of the data, from those of this one.
+    ``inputs_of`` gives the inputs of a batch; ``gather`` turns this rank's outputs into those of
+    all ranks, in the order of the data.
 
     Raises:
-        DataError: the data yields nothing, or outputs cannot be joined.
+        DataError: the data yields no batch, or outputs cannot be joined.
     """
     callbacks = run.callbacks
     outputs: list[Any] = []
     with evaluation_mode(run):
-        run.prepare()
+        run.context.sync_buffers()
         callbacks.fire(Event.PREDICT_BEGIN, EMPTY_LOGS)
-        stop = phase.limit
-        for index, batch in enumerate(islice(phase.source.iterate(0), stop)):
+        for index, batch in enumerate(data_pass.batches()):
             callbacks.fire(Event.PREDICT_BATCH_BEGIN, index, EMPTY_LOGS)
-            with run.without_gradients():
+            with run.context.without_gradients():
                 output = _predict_batch(run.forward, inputs_of(batch))
-            share = phase.source.share
-            outputs.append(output if share is None or share.own else None)
+            share = data_pass.source.share
+            outputs.append(output if share is None or share.local else None)
             callbacks.fire(Event.PREDICT_BATCH_END, index, EMPTY_LOGS)
         callbacks.fire(Event.PREDICT_END, EMPTY_LOGS)
     if not outputs:
@@ -97,14 +90,14 @@ def predict(
 
 def _predict_batch(forward: Forward, inputs: Any) -> Any:
     with forward.precision.forward():
-        output = forward.call(forward.model, forward.place(inputs))
+        output = forward.call(forward.model, forward.to_device(inputs))
     return map_tensors(lambda tensor: tensor.cpu(), output)
 
 
 def join(outputs: list[Any]) -> Any:
-    """Batches of outputs as one, tensor by tensor along the first dimension."""
+    """Concatenate the outputs of several batches, tensor by tensor."""
     first = outputs[0]
-    _require_alike(outputs)
+    _require_same_form(outputs)
     if isinstance(first, Tensor):
         if first.ndim == 0:
             raise DataError(
@@ -123,13 +116,13 @@ def join(outputs: list[Any]) -> Any:
     )
 
 
-def _require_alike(outputs: list[Any]) -> None:
+def _require_same_form(outputs: list[Any]) -> None:
     forms = list(dict.fromkeys(map(_form, outputs)))
     if len(forms) > 1:
         raise DataError(
             f"the model's outputs differ between batches, so they cannot be joined: {forms[0]}, "
-            f"then {forms[1]}. Bring them to one form, for instance by padding, or predict each "
-            f"batch by itself."
+            f"then {forms[1]}. Return the same form for each batch, for instance by padding, or "
+            f"predict each batch by itself."
         )
 
 
@@ -146,16 +139,12 @@ def _form(output: Any) -> str:
 
 @contextmanager
 def evaluation_mode(run: EvaluationRun) -> Iterator[None]:
-    """Evaluation mode and averaged weights; both are undone, also on errors."""
+    """Inside ``with`` the model is in evaluation mode, with its averaged weights."""
     modes = [(module, module.training) for module in run.module.modules()]
     run.module.eval()
     try:
-        with run.averaged():
+        with run.context.ema_weights():
             yield
     finally:
-        _restore_modes(modes)
-
-
-def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
-    for module, training in modes:
-        module.training = training
+        for module, training in modes:  # parts may have modes of their own
+            module.training = training

@@ -1,38 +1,36 @@
-"""Forward: a batch becomes a loss, in training and in evaluation alike."""
+"""Forward: computes the loss of a batch, in training and in evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from fitkit.core.errors import ConfigurationError, DataError, add_note, listed
 from fitkit.core.tree import iterate_tensors, leading_size
 from fitkit.core.types import StepOutput
-
-if TYPE_CHECKING:
-    from fitkit.runtime.precision import Precision
+from fitkit.runtime.precision import Precision
 
 
 @dataclass
 class Forward:
-    """From a batch to its loss, in training and in evaluation alike.
+    """Computes the loss of a batch.
 
     Attributes:
         model: the model as it is called.
-        place: moves a batch to the device.
-        split: a batch as ``(inputs, targets)``.
-        call: the model on inputs.
+        to_device: moves a batch to the device.
+        split: splits a batch into ``(inputs, targets)``.
+        call: calls the model with inputs.
         loss: ``(outputs, targets) -> loss``, or for score-based models ``(model, *inputs)``.
-        precision: the context of the computation.
-        custom: takes the place of everything after ``place``.
+        precision: autocast and loss scaling.
+        custom: the user's step, which replaces everything after ``to_device``.
         compiled: model and loss in one: ``(inputs, targets) -> (loss, outputs)``.
     """
 
     model: nn.Module
-    place: Callable[[Any], Any]
+    to_device: Callable[[Any], Any]
     split: Callable[[Any], tuple[Any, Any]]
     call: Callable[[nn.Module, Any], Any]
     loss: Callable[..., Any] | None
@@ -42,7 +40,7 @@ class Forward:
 
     def __call__(self, batch: Any) -> tuple[StepOutput, int]:
         """The step's output and the number of samples in the batch."""
-        batch = self.place(batch)
+        batch = self.to_device(batch)
         try:
             with self.precision.forward():
                 output = self._compute(batch)
@@ -65,20 +63,20 @@ class Forward:
             return as_step_output(self.custom(batch))
         inputs, targets = self.split(batch)
         if self.loss is None:
-            raise ConfigurationError("no loss function is set: call set_loss_fn.")
+            raise ConfigurationError("no loss function is set: call handler.set_loss_fn(...).")
         if targets is None:
             parts = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
             return StepOutput(self.loss(self.model, *parts))
         if self.compiled is not None:
             loss, outputs = self.compiled(inputs, targets)
-            # meters keep losses of several batches, and CUDA graphs write each to the same memory
+            # meters keep the losses of several batches, and CUDA graphs reuse their memory
             return StepOutput(loss.clone(), outputs, targets)
         outputs = self.call(self.model, inputs)
         return StepOutput(self.loss(outputs, targets), outputs, targets)
 
 
 def as_step_output(result: Any) -> StepOutput:
-    """What a custom step returned, as a ``StepOutput``.
+    """Turn what a custom step returned into a ``StepOutput``.
 
     Raises:
         DataError: it is neither a loss, a ``StepOutput``, nor a dict of its fields.
@@ -104,7 +102,7 @@ def as_step_output(result: Any) -> StepOutput:
 
 def _num_samples(batch: Any) -> int | None:
     first = batch[0] if type(batch) in (list, tuple) and batch else batch
-    if type(first) is Tensor and first.ndim:  # the common batch, without a walk
+    if type(first) is Tensor and first.ndim:  # the common case needs no walk over the batch
         return first.shape[0]
     return leading_size(batch)
 

@@ -1,55 +1,116 @@
-"""Run: everything that one call of fit, evaluate or predict works with."""
+"""What one call of ``fit``, ``evaluate`` or ``predict`` works with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import islice
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from fitkit.core.callback_list import CallbackList
-from fitkit.core.fetch_clock import FetchClock
+from fitkit.core.data_timer import DataTimer
+from fitkit.core.errors import Preempted
 from fitkit.core.state import FitState
 from fitkit.core.types import BatchSource
+from fitkit.engine.forward import Forward
+from fitkit.engine.lr_schedule import Schedule
+from fitkit.engine.train_step import TrainStep
+from fitkit.metrics.meters import Meters
+from fitkit.runtime.signals import SignalWatch
 
-if TYPE_CHECKING:
-    from fitkit.engine.forward import Forward
-    from fitkit.engine.schedule import Schedule
-    from fitkit.engine.steps import TrainStep
-    from fitkit.metrics.meters import Meters
 
+class RankSync:
+    """Checks for stops and signals after every batch, with one rank.
 
-class Agreement(Protocol):
-    """What has to happen at the same batch on all processes."""
+    Args:
+        state: where a stop may have been requested.
+        watch: signals that were received.
+    """
+
+    def __init__(self, state: FitState, watch: SignalWatch) -> None:
+        self._state = state
+        self._watch = watch
 
     @property
     def must_stop(self) -> bool:
         """Whether training is to end after this batch."""
+        return self._state.stopping
 
-    def share(self, contributed: dict[str, Any]) -> None:
-        """Let all processes have the values that callbacks of the main one contributed."""
+    def share(self, logged: dict[str, Any]) -> None:
+        """Give all ranks the values that callbacks of rank 0 logged."""
 
     def check(self, *, now: bool = False) -> None:
-        """A batch is done; ``now``: an epoch is. Raises what a signal asked for."""
+        """Called after each batch, and with ``now`` after each epoch.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C.
+            Preempted: after a signal that announces the end of the process.
+        """
+        if self._watch.received is not None:
+            raise_signal_error(self._watch.received)
+
+
+def raise_signal_error(received: signal.Signals) -> None:
+    """Raise what a received signal means."""
+    if received is signal.SIGINT:
+        raise KeyboardInterrupt
+    raise Preempted(received)
+
+
+class EvaluationContext(Protocol):
+    """How the model is evaluated: with which weights, and together with which other ranks."""
+
+    def ema_weights(self) -> AbstractContextManager[None]:
+        """Inside ``with`` the model has its averaged weights, if there are any."""
+
+    def without_gradients(self) -> AbstractContextManager[Any]:
+        """Inside ``with`` no gradients are recorded."""
+
+    def sync_buffers(self) -> None:
+        """Copy the model's buffers from rank 0 to the other ranks."""
+
+    def sum_over_ranks(self, sums: Tensor) -> Tensor:
+        """Sum a float64 vector over the ranks."""
+
+    def seed_batch(self) -> None:
+        """Seed the random streams for the next batch, on ranks whose streams are not saved."""
+
+
+class FitLifecycle(Protocol):
+    """What surrounds the loop: a resumed event, saves, and errors of other ranks."""
+
+    def learning_rate(self) -> float | None:
+        """The learning rate in use."""
+
+    def replay_interrupted_event(self) -> None:
+        """After a resume, finish the event in which the checkpoint was made."""
+
+    def finish_saves(self) -> None:
+        """Wait for the saves that are still in flight."""
+
+    def first_error(self, error: BaseException) -> BaseException:
+        """The error to raise for one raised here, which another rank may have caused."""
 
 
 @dataclass
-class Phase:
-    """One pass over data: where its batches come from and where its values are added up.
+class DataPass:
+    """One pass over data.
 
     Attributes:
-        source: the batches.
-        meters: the sums of this pass.
-        limit: batches to take at most, or ``None`` for all.
-        clock: measures the waiting for batches, or ``None`` if nobody wants to know.
+        source: gives the batches.
+        meters: sums of loss and metrics over the pass.
+        limit: batches to take at most; ``None``: all.
+        timer: measures the time spent waiting for batches; ``None``: nobody asked for it.
     """
 
     source: BatchSource
     meters: Meters
     limit: int | None = None
-    clock: FetchClock | None = None
+    timer: DataTimer | None = None
 
     @property
     def num_batches(self) -> int | None:
@@ -59,34 +120,32 @@ class Phase:
             return self.limit if known is None else known
         return min(known, self.limit)
 
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Any]:
+        """The batches from ``start`` up to the limit; no batch is fetched beyond it."""
+        stop = None if self.limit is None else max(self.limit - start, 0)
+        batches = islice(self.source.iterate(epoch, start), stop)
+        return batches if self.timer is None else self.timer.timed(batches)
+
 
 @dataclass
 class EvaluationRun:
     """What an evaluation needs.
 
     Attributes:
-        forward: from a batch to its loss.
+        forward: computes the loss of a batch.
         module: the model without wrappers, for its modes.
-        averaged: a context in which the model has its averaged weights, if there are any.
-        without_gradients: a context in which the model is called for its outputs alone.
-        callbacks: who hears of it.
-        state: counters of batches.
-        reduce: sums a float64 vector over the processes.
-        agreement: what has to happen at the same batch on all processes.
-        prepare: brings the model of all processes to the same state before an evaluation.
-        before_batch: called before each batch, where anything has to be.
+        context: which weights are evaluated, and together with which ranks.
+        callbacks: hear the events.
+        state: counts the batches.
+        rank_sync: what all ranks have to do at the same batch.
     """
 
     forward: Forward
     module: nn.Module
-    averaged: Callable[[], AbstractContextManager[None]]
-    without_gradients: Callable[[], AbstractContextManager[Any]]
+    context: EvaluationContext
     callbacks: CallbackList
     state: FitState
-    reduce: Callable[[Tensor], Tensor]
-    agreement: Agreement
-    prepare: Callable[[], None]
-    before_batch: Callable[[], None] | None
+    rank_sync: RankSync
 
 
 @dataclass
@@ -101,53 +160,47 @@ class FitRun(EvaluationRun):
         validate_every: epochs between validations.
         last_epoch: value of ``state.epoch`` at which this call is complete.
         last_step: value of ``state.global_step`` at which this call is complete, or ``None``.
-        learning_rate: the learning rate in use.
-        recover: after a resume, finishes what was under way when the checkpoint was made.
-        finish: brings to an end what is still under way behind training.
-        blame: the error to tell for an error here, which may have come from another process.
-        others: what the other processes have added up inside the epoch, while it is saved.
+        lifecycle: what surrounds the loop.
+        other_ranks: ``rank_progress()`` of the other ranks, while a checkpoint is made.
     """
 
     step: TrainStep
     schedule: Schedule
-    train: Phase
-    validation: Phase | None
+    train: DataPass
+    validation: DataPass | None
     validate_every: int
     last_epoch: int
     last_step: int | None
-    learning_rate: Callable[[], float | None]
-    recover: Callable[[], None]
-    finish: Callable[[], None]
-    blame: Callable[[BaseException], BaseException]
-    others: list[dict[str, Any]] = field(default_factory=list)
+    lifecycle: FitLifecycle
+    other_ranks: list[dict[str, Any]] = field(default_factory=list)
 
     def progress(self) -> dict[str, Any]:
-        """Where the run stands, with what has been added up inside the epoch."""
+        """Position in the run, and what was accumulated inside the epoch."""
         return {
             "state": self.state.state_dict(),
-            "unheard": self.callbacks.unheard(),
-            **self.of_this_process(),
-            "others": self.others,
+            "unheard": self.callbacks.pending_event(),
+            **self.rank_progress(),
+            "others": self.other_ranks,
         }
 
-    def of_this_process(self) -> dict[str, Any]:
-        """What this process has added up inside the epoch."""
-        passes = {"train": self.train, "validation": self.validation}
-        return {
-            "window": self.step.state_dict(),
-            "meters": {name: p.meters.state_dict() for name, p in passes.items() if p is not None},
-        }
+    def rank_progress(self) -> dict[str, Any]:
+        """What this rank has accumulated inside the epoch."""
+        meters = {name: p.meters.state_dict() for name, p in self._passes().items()}
+        return {"window": self.step.state_dict(), "meters": meters}
 
     def positions(self) -> dict[str, Any]:
-        """Where the loaders stand, beyond epoch and batch."""
-        passes = {"train": self.train, "validation": self.validation}
-        return {name: p.source.state_dict() for name, p in passes.items() if p is not None}
+        """Positions of the data sources, beyond epoch and batch."""
+        return {name: p.source.state_dict() for name, p in self._passes().items()}
 
     def restore(self, progress: dict[str, Any], positions: dict[str, Any]) -> None:
-        """Stand where ``progress`` and ``positions`` were taken; counters excepted."""
+        """Load what ``progress`` and ``positions`` returned, except ``state``."""
         self.step.load_state_dict(progress.get("window", {}))
-        for name, one in (("train", self.train), ("validation", self.validation)):
-            if one is not None and name in progress.get("meters", {}):
-                one.meters.load_state_dict(progress["meters"][name])
-            if one is not None and name in positions:
-                one.source.load_state_dict(positions[name])
+        for name, data_pass in self._passes().items():
+            if name in progress.get("meters", {}):
+                data_pass.meters.load_state_dict(progress["meters"][name])
+            if name in positions:
+                data_pass.source.load_state_dict(positions[name])
+
+    def _passes(self) -> dict[str, DataPass]:
+        passes = {"train": self.train}
+        return passes if self.validation is None else {**passes, "validation": self.validation}

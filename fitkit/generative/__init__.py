@@ -1,4 +1,4 @@
-"""Generative models: samplers, and diffusion processes with what is drawn and measured by them."""
+"""Generative models: SDEs, denoising score matching, and the protocol of samplers."""
 
 from fitkit.generative.sampler import Sampler
 from fitkit.generative.score_matching import DenoisingScoreMatching

@@ -1,4 +1,4 @@
-"""Guidance by conditions."""
+"""Classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -9,28 +9,22 @@ from torch import Tensor
 from fitkit.generative.score_matching import Score
 
 
-def guided(
+def guide_score(
     score: Callable[..., Tensor],
     conditions: Sequence[Tensor],
     unconditional: Sequence[Tensor],
     scale: float,
 ) -> Score:
-    """The score under conditions, moved away from the one without them.
+    """``s_u + scale (s_c - s_u)`` with the scores ``s_c`` under conditions and ``s_u`` without.
 
-    Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598): ``s_u + scale (s_c - s_u)``,
-    so that 1 is the plain conditional score, 0 the unconditional one.
-
-    Args:
-        score: ``(t, x, *conditions) -> score``.
-        conditions: what to sample under.
-        unconditional: what the model is called with in their place where it is to know nothing.
-        scale: 1 for the plain conditional score; above 1 stresses the conditions.
+    Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598). ``score`` is a function of
+    ``(t, x, *conditions)``, called with ``unconditional`` for ``s_u``.
     """
     if scale == 1.0:
         return lambda t, x: score(t, x, *conditions)
 
-    def combined(t: Tensor, x: Tensor) -> Tensor:
+    def guided(t: Tensor, x: Tensor) -> Tensor:
         without = score(t, x, *unconditional)
         return without + scale * (score(t, x, *conditions) - without)
 
-    return combined
+    return guided

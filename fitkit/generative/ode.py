@@ -13,8 +13,8 @@ from fitkit.generative.score_matching import Score
 from fitkit.generative.sde import SDE, expand
 
 
-def probability_flow(sde: SDE, score: Score) -> Score:
-    """``dx/dt`` whose solutions have the marginals of ``sde``: Song et al. 2021, equation 13."""
+def flow_velocity(sde: SDE, score: Score) -> Score:
+    """``dx/dt`` of the probability-flow ODE of ``sde``: Song et al. 2021, equation 13."""
 
     def velocity(t: Tensor, x: Tensor) -> Tensor:
         weight = 0.5 * expand(sde.diffusion(t).square(), x)
@@ -32,17 +32,12 @@ def integrate(
 ) -> Tensor:
     """The solution of ``dy/dt = field(t, y)`` at ``end``, by the method of Dormand and Prince.
 
-    Args:
-        field: of time and a vector; it is called with vectors of the state's device and dtype. The
-            solver works in float64 on the host, which not every device has.
-        state: the vector at ``start``.
-        start: the first time.
-        end: the last time, before or after ``start``.
-        tolerance: relative and absolute error of each step, above 0.
+    ``state`` is the vector at ``start``, and ``tolerance`` the relative and absolute error of each
+    step. The solver works in float64 on the host, as not every device has float64.
 
     Raises:
         ConfigurationError: scipy is not installed, or the tolerance is out of range.
-        SamplingError: no step is small enough.
+        SamplingError: the tolerance cannot be reached.
     """
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance > 0:
         raise ConfigurationError(f"tolerance must be a number above 0, received {tolerance!r}.")
@@ -56,22 +51,16 @@ def integrate(
     def numpy_field(t: float, values: Any) -> Any:
         return to_numpy(field(t, to_state(values)))
 
-    first = to_numpy(state)
-    solution = _solver()(
-        numpy_field, (start, end), first, method="RK45", rtol=tolerance, atol=tolerance
-    )
-    if not solution.success:
-        raise SamplingError(
-            f"the ODE could not be solved from t = {start:g} to {end:g}: {solution.message} Raise "
-            f"tolerance, or look at the model's score."
-        )
-    return to_state(solution.y[:, -1].copy())
-
-
-def _solver() -> Callable[..., Any]:
     try:
         from scipy.integrate import solve_ivp
     except ImportError as error:
         raise missing_package("the probability-flow ODE", "scipy") from error
-    found: Callable[..., Any] = solve_ivp
-    return found
+    solution: Any = solve_ivp(
+        numpy_field, (start, end), to_numpy(state), method="RK45", rtol=tolerance, atol=tolerance
+    )
+    if not solution.success:
+        raise SamplingError(
+            f"the ODE could not be solved from t = {start:g} to {end:g}: {solution.message} Raise "
+            f"tolerance, or check the model's score."
+        )
+    return to_state(solution.y[:, -1].copy())

@@ -1,4 +1,4 @@
-"""Sampler: what ``NNHandler.set_sampler`` takes."""
+"""Sampler: the protocol of samplers for ``NNHandler.set_sampler``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Draws samples, and can be put into a checkpoint.
+    """Draws samples, and has state for checkpoints.
 
-    Any class with these methods is one. It draws from the global generators of torch, NumPy and
-    Python, which the handler seeds around each call.
+    Any class with these methods is a sampler. It may draw from the global generators of torch,
+    NumPy and Python: the handler seeds them for each call, and restores them.
     """
 
     def sample(self, n: int, device: torch.device, **kwargs: Any) -> Any:
@@ -20,9 +20,9 @@ class Sampler(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Progress as tensors and plain types."""
+        """The sampler's state, as tensors and plain types."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` returned earlier."""
+        """Load what ``state_dict`` returned."""
         ...

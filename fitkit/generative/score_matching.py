@@ -1,4 +1,4 @@
-"""DenoisingScoreMatching: how a model's output is a score, and the loss that makes it one."""
+"""DenoisingScoreMatching: the loss that trains a model as a score, and the score it gives."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Score = Callable[[Tensor, Tensor], Tensor]
 class DenoisingScoreMatching:
     """Train ``model(t, x, *conditions)`` towards the score of noisy data (Vincent 2011).
 
-    The score is the gradient of the log-density of ``x_t`` by ``x_t``. For a batch the loss draws a
-    time for each sample, evenly between the smallest and the last, and noise ``z``. It is the mean
-    over batch and dimensions of ``weight * (std * score + z)^2``: 1 for a model that gives 0, below
-    that as it learns. Song et al. 2021 (arXiv:2011.13456), equation 7, with ``weight = 1``.
+    The score is the gradient of the log-density of ``x_t`` by ``x_t``. For each sample the loss
+    draws a time, uniformly between the smallest and the last, and noise ``z``. It is the mean over
+    batch and dimensions of ``weight * (std * score + z)^2``: 1 for a model that returns 0, less as
+    it learns. Song et al. 2021 (arXiv:2011.13456), equation 7, with ``weight = 1``.
 
     Args:
         sde: the process.
         divide_by_std: the score is the model's output divided by ``sde.std(t)``, so that the output
             is of size 1 at every time; otherwise the output is the score itself.
-        likelihood_weighting: weight times by ``(g / std)^2``, which bounds the likelihood of the
+        likelihood_weighting: use the weight ``(g / std)^2``, which bounds the likelihood of the
             model (Song et al. 2021, arXiv:2101.09258) at some cost in the look of samples.
     """
 
@@ -42,7 +42,7 @@ class DenoisingScoreMatching:
         Raises:
             DataError: the model's output has another shape than ``x``.
         """
-        output = _checked(model(t, x, *conditions), x).to(x.dtype)
+        output = _require_like(model(t, x, *conditions), x).to(x.dtype)
         return output / expand(self.sde.std(t), x) if self.divide_by_std else output
 
     def __call__(self, model: Callable[..., Any], x: Any, *conditions: Any) -> Tensor:
@@ -63,7 +63,7 @@ class DenoisingScoreMatching:
         mean, std = sde.marginal(t, x)
         noise = torch.randn_like(x)
         noised = mean + std * noise
-        output = _checked(model(t, noised, *conditions), x)
+        output = _require_like(model(t, noised, *conditions), x)
         error = output + noise if self.divide_by_std else std * output + noise
         per_sample = error.square().flatten(1).mean(1)
         if self.likelihood_weighting:
@@ -71,12 +71,12 @@ class DenoisingScoreMatching:
         return per_sample.mean()
 
 
-def _checked(output: Any, x: Tensor) -> Tensor:
+def _require_like(output: Any, x: Tensor) -> Tensor:
     if isinstance(output, Tensor) and output.shape == x.shape:
         return output
     is_tensor = isinstance(output, Tensor)
-    found = f"shape {tuple(output.shape)}" if is_tensor else type(output).__name__
+    received = f"shape {tuple(output.shape)}" if is_tensor else type(output).__name__
     raise DataError(
         f"a score-based model is called as model(t, x, *conditions) and must return a tensor "
-        f"shaped as x, {tuple(x.shape)}; it returned {found}."
+        f"shaped as x, {tuple(x.shape)}; it returned {received}."
     )

@@ -1,4 +1,4 @@
-"""SDE: processes that turn data into noise, and their closed forms.
+"""SDE: diffusion processes from data to noise, in closed form.
 
 Each is ``dx = f(t, x) dt + g(t) dw`` for ``t`` from 0 (data) to 1, with Gaussian marginals
 ``x_t ~ N(mean_scale(t) x_0, std(t)^2 I)`` and a Gaussian prior close to the marginal at 1. The
@@ -18,24 +18,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitkit.core.checks import require_number
+from fitkit.core.argument_checks import require_number
 from fitkit.core.errors import ConfigurationError
 
 
 def expand(t: Tensor, x: Tensor) -> Tensor:
-    """``t``, of shape ``(batch,)`` or ``()``, as it multiplies ``x`` of shape ``(batch, ...)``."""
+    """Reshape ``t``, ``(batch,)`` or ``()``, to broadcast with ``x``, ``(batch, ...)``."""
     return t.reshape(-1, *[1] * (x.ndim - 1)) if t.ndim else t
 
 
 class SDE(ABC):
     """A process from data at time 0 to noise at time 1.
 
-    A subclass gives ``drift``, ``diffusion``, ``mean_scale`` and ``std``, and ``prior_std`` where
-    it is not 1. Its own arguments and ``state_dict`` are what a checkpoint holds of it.
+    A subclass defines ``drift``, ``diffusion``, ``mean_scale`` and ``std``, and ``prior_std`` where
+    it is not 1. A checkpoint has its arguments and its ``state_dict``.
 
     Args:
-        smallest_time: in ``(0, 1)``; training, sampling and likelihoods stop there, as the score of
-            data without noise need not exist.
+        smallest_time: in ``(0, 1)``; training, sampling and likelihoods stop there, because the
+            score of data without noise need not exist.
 
     Raises:
         ConfigurationError: the time is out of range.
@@ -61,7 +61,7 @@ class SDE(ABC):
 
     @abstractmethod
     def mean_scale(self, t: Tensor) -> Tensor:
-        """The share of the data in the mean at ``t``, ``E[x_t | x_0] / x_0``, shaped as ``t``."""
+        """``E[x_t | x_0] / x_0``, shaped as ``t``."""
 
     @abstractmethod
     def std(self, t: Tensor) -> Tensor:
@@ -73,11 +73,7 @@ class SDE(ABC):
         return 1.0
 
     def marginal(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of ``x_t`` given ``x_0 = x``.
-
-        Returns:
-            the mean, shaped as ``x``, and the standard deviation, which broadcasts with it.
-        """
+        """Mean and standard deviation of ``x_t`` given ``x_0 = x``; they broadcast."""
         return expand(self.mean_scale(t), x) * x, expand(self.std(t), x)
 
     def prior_sample(
@@ -88,7 +84,7 @@ class SDE(ABC):
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draws from the prior, of ``shape`` ``(batch, ...)``, by torch's own or this generator."""
+        """Draw from the prior, in ``shape`` ``(batch, ...)``; default: with torch's generator."""
         size = tuple(shape)
         return self.prior_std * torch.randn(size, generator=generator, device=device, dtype=dtype)
 
@@ -99,15 +95,15 @@ class SDE(ABC):
         return -0.5 * (flat / self.prior_std).square().sum(1) - constant
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes beside the arguments: nothing, unless a subclass says so."""
+        """State besides the arguments: empty, unless a subclass overrides it."""
         return {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: B027  may be left out
-        """Take over what ``state_dict`` returned earlier."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: B027  optional
+        """Load what ``state_dict`` returned."""
 
 
 class _LinearBeta(SDE):
-    """``f = -beta(t) x / 2`` with ``beta`` rising linearly: what VP and sub-VP share."""
+    """The drift of VP and sub-VP: ``f = -beta(t) x / 2`` with ``beta`` rising linearly."""
 
     def __init__(
         self, beta_min: float = 0.1, beta_max: float = 20.0, smallest_time: float = 1e-3
@@ -117,20 +113,20 @@ class _LinearBeta(SDE):
         self.beta_min, self.beta_max = float(beta_min), float(beta_max)
 
     def beta(self, t: Tensor) -> Tensor:
-        """The rate at which data is forgotten, shaped as ``t``."""
+        """``beta(t)``, shaped as ``t``."""
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
     def drift(self, t: Tensor, x: Tensor) -> Tensor:
         """``-beta(t) x / 2``, shaped as ``x``."""
         return -0.5 * expand(self.beta(t), x) * x
 
-    def _forgotten(self, t: Tensor) -> Tensor:
+    def _integral_of_beta(self, t: Tensor) -> Tensor:
         """The integral of ``beta`` from 0 to ``t``."""
         return t * self.beta_min + 0.5 * t.square() * (self.beta_max - self.beta_min)
 
     def mean_scale(self, t: Tensor) -> Tensor:
         """``exp(-integral of beta / 2)``, shaped as ``t``."""
-        return torch.exp(-0.5 * self._forgotten(t))
+        return torch.exp(-0.5 * self._integral_of_beta(t))
 
 
 class VPSDE(_LinearBeta):
@@ -141,10 +137,7 @@ class VPSDE(_LinearBeta):
     Args:
         beta_min: ``beta(0)``, above 0.
         beta_max: ``beta(1)``, at least ``beta_min``.
-        smallest_time: where training and sampling stop.
-
-    Raises:
-        ConfigurationError: an argument is out of range.
+        smallest_time: as in ``SDE``.
     """
 
     def diffusion(self, t: Tensor) -> Tensor:
@@ -153,30 +146,23 @@ class VPSDE(_LinearBeta):
 
     def std(self, t: Tensor) -> Tensor:
         """``sqrt(1 - exp(-integral of beta))``, shaped as ``t``."""
-        return (-torch.expm1(-self._forgotten(t))).sqrt()
+        return (-torch.expm1(-self._integral_of_beta(t))).sqrt()
 
 
 class SubVPSDE(_LinearBeta):
     """The sub-VP process, whose variance is never above that of VP: Song et al. 2021, equation 12.
 
-    ``dx = -beta(t) x / 2 dt + sqrt(beta(t) (1 - exp(-2 integral of beta))) dw``.
-
-    Args:
-        beta_min: ``beta(0)``, above 0.
-        beta_max: ``beta(1)``, at least ``beta_min``.
-        smallest_time: where training and sampling stop.
-
-    Raises:
-        ConfigurationError: an argument is out of range.
+    ``dx = -beta(t) x / 2 dt + sqrt(beta(t) (1 - exp(-2 integral of beta))) dw``. The arguments are
+    those of ``VPSDE``.
     """
 
     def diffusion(self, t: Tensor) -> Tensor:
         """``sqrt(beta(t) (1 - exp(-2 integral of beta)))``, shaped as ``t``."""
-        return (self.beta(t) * -torch.expm1(-2 * self._forgotten(t))).sqrt()
+        return (self.beta(t) * -torch.expm1(-2 * self._integral_of_beta(t))).sqrt()
 
     def std(self, t: Tensor) -> Tensor:
         """``1 - exp(-integral of beta)``, shaped as ``t``."""
-        return -torch.expm1(-self._forgotten(t))
+        return -torch.expm1(-self._integral_of_beta(t))
 
 
 class VESDE(SDE):
@@ -186,13 +172,10 @@ class VESDE(SDE):
     from ``sigma_min`` to ``sigma_max``; the mean stays.
 
     Args:
-        sigma_min: ``sigma(0)``, above 0: small beside the details of the data.
+        sigma_min: ``sigma(0)``, above 0: small against the details of the data.
         sigma_max: ``sigma(1)``: as large as the largest distance between two samples of the data
             (Song and Ermon 2020, arXiv:2006.09011, technique 1).
-        smallest_time: where training and sampling stop.
-
-    Raises:
-        ConfigurationError: an argument is out of range.
+        smallest_time: as in ``SDE``.
     """
 
     def __init__(
@@ -201,7 +184,9 @@ class VESDE(SDE):
         super().__init__(smallest_time)
         _require_rising("sigma_min", sigma_min, "sigma_max", sigma_max)
         if sigma_min == sigma_max:
-            raise ConfigurationError("sigma_max must be above sigma_min, received the same.")
+            raise ConfigurationError(
+                f"sigma_max must be above sigma_min, received {sigma_max!r} for both."
+            )
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
         self._log_ratio = math.log(self.sigma_max / self.sigma_min)
 

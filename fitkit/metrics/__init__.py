@@ -1,1 +1,1 @@
-"""Metrics: sums that add up over batches, exact for a short last batch."""
+"""Metrics: statistics that are summed over batches and ranks, exact for a short last batch."""

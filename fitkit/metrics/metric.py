@@ -1,4 +1,4 @@
-"""Metric: additive statistics of a batch, and the number that their sums stand for."""
+"""Metric: additive statistics of a batch, and the value computed from their sums."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitkit.core.devices import accumulation_dtype, is_on_host
-from fitkit.core.errors import ConfigurationError, DataError
+from fitkit.core.device_capabilities import accumulation_dtype
+from fitkit.core.errors import ConfigurationError, DataError, describe
+from fitkit.core.state_placement import is_on_host
 from fitkit.metrics.stateful import accumulates
 
 MetricFunction = Callable[[Any, Any], Any]
 
 
 class Metric(ABC):
-    """A metric whose statistics can be added: over batches, and over processes.
+    """A metric whose statistics are summed over batches and ranks.
 
-    A subclass says what to add up (``update``) and what the sums mean (``compute``). It keeps no
-    state itself. Where ``update`` mixes outputs of an accelerator with tensors that it makes, and
-    names no device, those are made there; a number costs less than a tensor that is made of it.
+    A subclass defines the statistics of a batch (``update``) and the value of their sums
+    (``compute``). It keeps no state, so sums are exact for a short last batch, and are saved and
+    all-reduced without its help. If ``update`` creates tensors without naming a device, they are
+    created on the device of the outputs; returning a number is cheaper.
 
     >>> class MeanOutput(Metric):
     ...     def update(self, outputs, targets):
@@ -33,7 +35,7 @@ class Metric(ABC):
 
     @abstractmethod
     def update(self, outputs: Any, targets: Any) -> Tensor | Sequence[Tensor | float]:
-        """The statistics of one batch, as many for each batch.
+        """The statistics of one batch, the same number for each batch.
 
         Returns:
             a tensor of shape ``(statistics,)`` on any device, or a sequence of numbers and scalar
@@ -41,27 +43,24 @@ class Metric(ABC):
         """
 
     def add_up(self, statistics: Tensor) -> Tensor:
-        """The sums over batches; override it where statistics cannot be added as they are.
+        """The sums over batches; override it if statistics cannot be added directly.
 
         Args:
-            statistics: of several batches, float64 of shape ``(batches, statistics)``; or of one
-                batch for its own value, in float32 on a device without float64.
+            statistics: float64 of shape ``(batches, statistics)``; for the value of a single batch
+                float32 on a device without float64.
 
         Returns:
-            the same type, of shape ``(sums,)``, which can be added to other sums.
+            sums of shape ``(sums,)`` in the same dtype, which can be added to other sums.
         """
         return statistics.sum(0)
 
     @abstractmethod
     def compute(self, sums: Tensor) -> Tensor | float:
-        """The metric's value from the sums over batches, float64 of shape ``(sums,)``."""
+        """The metric's value for the sums over batches, float64 of shape ``(sums,)``."""
 
 
 class MeanMetric(Metric):
-    """A metric that is a mean over samples.
-
-    Subclasses (or ``function``) give one value per sample, or per element of a sample.
-    """
+    """A metric that is a mean; subclasses return one value per sample or per element."""
 
     @abstractmethod
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -79,40 +78,29 @@ class MeanMetric(Metric):
 
 
 def as_scalar(name: str, value: Any) -> Any:
-    """A batch's value of a metric function: a number or a tensor of one element, detached.
-
-    Raises:
-        DataError: it is anything else.
-    """
+    """A batch's value of a metric function as a number or a detached scalar, or ``DataError``."""
     if isinstance(value, Tensor):
         if value.numel() == 1:
             return value.detach().reshape(())
-        received = f"a tensor of shape {tuple(value.shape)}"
     elif isinstance(value, (int, float)) or hasattr(value, "__float__"):
         return float(value)
-    else:
-        received = f"a {type(value).__name__}"
     raise DataError(
-        f"metric {name!r} must return its mean over the batch, one number, received {received}: "
-        f"reduce it, for instance with .mean()."
+        f"metric {name!r} must return its mean over the batch, one number, received "
+        f"{describe(value)}: reduce it, for instance with .mean()."
     )
 
 
 def as_statistics(name: str, value: Any) -> Tensor:
-    """What ``update`` of a metric returned, as a detached tensor of shape ``(statistics,)``.
-
-    Raises:
-        DataError: it is anything else.
-    """
+    """The result of ``Metric.update`` as a detached ``(statistics,)`` tensor, or ``DataError``."""
     if isinstance(value, (tuple, list)):
-        if value and all(_is_number(one) for one in value):
+        if value and all(_is_number(item) for item in value):
             return _stacked(value).detach()
     elif isinstance(value, Tensor) and value.ndim == 1 and not value.is_complex():
         return value.detach()
-    shape = f" of shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else ""
+    dtype = f", {value.dtype}" if isinstance(value, Tensor) else ""
     raise DataError(
         f"update of metric {name!r} must return a tensor of shape (statistics,), or a sequence of "
-        f"numbers and scalar tensors, all of them real; received a {type(value).__name__}{shape}."
+        f"numbers and scalar tensors, all of them real; received {describe(value)}{dtype}."
     )
 
 
@@ -123,31 +111,27 @@ def _is_number(value: Any) -> bool:
 
 
 def _stacked(scalars: Sequence[Tensor | float]) -> Tensor:
-    """Numbers and scalar tensors as one vector, on the device where any of them is."""
-    devices = [one.device for one in scalars if isinstance(one, Tensor) and not is_on_host(one)]
+    """Numbers and scalar tensors as one vector, on the device of the first that is on one."""
+    devices = [s.device for s in scalars if isinstance(s, Tensor) and not is_on_host(s)]
     device = devices[0] if devices else torch.device("cpu")
     dtype = accumulation_dtype(device)
     return torch.stack(
         [
-            one.reshape(()).to(dtype).to(device)
-            if isinstance(one, Tensor)
-            else torch.full((), float(one), dtype=dtype, device=device)
-            for one in scalars
+            scalar.reshape(()).to(dtype).to(device)
+            if isinstance(scalar, Tensor)
+            else torch.full((), float(scalar), dtype=dtype, device=device)
+            for scalar in scalars
         ]
     )
 
 
 def is_reserved(name: str) -> bool:
-    """Whether ``name`` is, or is made of, a column that fitkit logs itself."""
+    """Whether fitkit itself logs a value under ``name``."""
     return name in ("loss", "lr", "epoch") or name.startswith("val_")
 
 
 def require_metric(name: Any, metric: Any, taken: Any) -> Any:
-    """The metric, if it is one and its name can be a new column of the logs.
-
-    Raises:
-        ConfigurationError: it is not, or the name is no string, reserved, or taken.
-    """
+    """The metric, or ``ConfigurationError`` if it or its name is invalid, or the name in use."""
     if not isinstance(name, str) or not name:
         raise ConfigurationError(f"a metric's name must be a non-empty string, received {name!r}.")
     if is_reserved(name):

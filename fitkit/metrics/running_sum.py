@@ -1,4 +1,4 @@
-"""RunningSum: rows of numbers added up batch by batch, without waiting for the device."""
+"""RunningSum: sums rows of numbers batch by batch, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitkit.core.devices import has_float64, is_on_host
+from fitkit.core.device_capabilities import has_float64
+from fitkit.core.state_placement import is_on_host
 
-# Values wait in a list and are added in one operation when so many have come: a step then costs an
-# append, not an addition on the device. Saving keeps the list as it is, so that the order of
-# additions, and with it the last bit, does not depend on when a checkpoint was made.
+# So many rows are collected in a list and added in one operation: a step costs an append, not an
+# operation on the device. A checkpoint holds the list as it is, so the order of additions, and with
+# it the last bit of a sum, does not depend on when it was saved.
 FOLD_AFTER = 64
 
 AddUp = Callable[[Tensor, list[int]], Tensor]
 
 
 class RunningSum:
-    """The float64 sum of rows of numbers, one row per batch, that does not wait for the device.
+    """The float64 sum of rows of numbers, one row per batch.
 
-    Rows are stacked into blocks, and a block is added in one operation where its device has
-    float64. Blocks of another device are added on the host, ``FOLD_AFTER`` of them at a time or
-    when the sum is read. What a checkpoint held goes to the device of the rows that come after it.
+    Rows are stacked into blocks. A block is added in one operation on a device with float64; other
+    blocks are added on the host, ``FOLD_AFTER`` at a time or when the sum is read. Restored sums
+    move to the device of the next rows.
 
     Args:
-        add_up: the sums of a block of rows, float64 of shape ``(rows, ...)``, with their weights;
+        add_up: sums a block of rows, float64 of shape ``(rows, ...)``, with their weights;
             ``None``: the sum over the rows.
-        at_once: add each row when it comes, where its device has float64.
+        at_once: add each row immediately if its device has float64.
     """
 
     def __init__(self, add_up: AddUp | None = None, *, at_once: bool) -> None:
@@ -39,13 +40,7 @@ class RunningSum:
     def load(
         self, total: Tensor | None, waiting: Tensor | None, weights: list[int] | None = None
     ) -> None:
-        """Begin with what was added before: its sum, and rows that are yet to be added.
-
-        Args:
-            total: the sum.
-            waiting: the rows, as one tensor.
-            weights: their weights; ``None``: each is 1.
-        """
+        """Start from a sum and rows that are not added yet; their weights are 1 by default."""
         if weights is None:
             weights = [] if waiting is None else [1] * len(waiting)
         self._total = total
@@ -55,9 +50,9 @@ class RunningSum:
         self._weights = list(weights)
 
     def add(self, row: Any, weight: int = 1) -> None:
-        """Add one row: a number, or a tensor of the shape of the others."""
+        """Add one row: a number, or a tensor of the same shape as the others."""
         if self._at_once and has_float64(row.device):
-            if self._weights:  # rows of a device without float64 may have another form
+            if self._weights:  # rows of a device without float64 may have another shape
                 self._close_block()
                 self._add_blocks()
             wide = row.to(torch.float64)
@@ -72,27 +67,26 @@ class RunningSum:
                 self._add_blocks()
 
     def _close_block(self) -> Tensor:
-        """Make a block of the rows that wait."""
+        """Make a block of the waiting rows."""
         block: Tensor = self.waiting()
         self._blocks.append((block, self._weights))
         self._restored, self._rows, self._weights = None, [], []
         return block
 
     def waiting(self) -> Any:
-        """The rows that are yet to be added, as one tensor; ``None`` without any."""
+        """The rows that are not added yet, as one tensor, or ``None``."""
         if not self._rows:
             return self._restored
-        block = _stacked(self._rows)
-        if self._restored is None:
+        block, restored = _stacked(self._rows), self._restored
+        if restored is None:
             return block
-        restored = self._restored
         if not has_float64(block.device):
             restored = restored.to(block.dtype)
         return torch.cat([restored.to(block.device), block])
 
     @property
     def weights(self) -> list[int]:
-        """Their weights."""
+        """The weights of the waiting rows."""
         return list(self._weights)
 
     def _add_blocks(self) -> None:
@@ -108,12 +102,12 @@ class RunningSum:
         return sums if self._total is None else sums + self._total.to(sums.device)
 
     def added(self) -> Tensor | None:
-        """The sum of the rows that no longer wait, float64; ``None`` without any."""
+        """The float64 sum without the waiting rows, or ``None``."""
         self._add_blocks()
         return self._total
 
     def total(self) -> Tensor | None:
-        """The sum of all rows, float64; ``None`` without any."""
+        """The float64 sum of all rows, or ``None``."""
         added, waiting = self.added(), self.waiting()
         return added if waiting is None else self._with(self._sums_of(waiting, self._weights))
 
@@ -127,7 +121,7 @@ def _stacked(rows: list[Any]) -> Tensor:
 
 
 def weighted_sum(values: Tensor, weights: list[int]) -> Tensor:
-    """The sum of ``values`` times ``weights``; a device does not have to be waited for."""
+    """The sum of ``values`` times ``weights``, without synchronization."""
     if len(set(weights)) == 1:
         return (values * weights[0]).sum()
     factors = torch.tensor(weights, dtype=torch.float64)
@@ -136,7 +130,7 @@ def weighted_sum(values: Tensor, weights: list[int]) -> Tensor:
     return (values * factors).sum()
 
 
-def is_vector(value: Any, *, ndim: int) -> bool:
-    """Whether ``value`` is a real tensor with so many dimensions."""
+def is_real(value: Any, *, ndim: int) -> bool:
+    """Whether ``value`` is a dense real tensor with ``ndim`` dimensions."""
     is_tensor = isinstance(value, Tensor) and value.layout is torch.strided
     return is_tensor and value.ndim == ndim and not value.is_complex()

@@ -1,25 +1,25 @@
-"""The metrics that most programs need."""
+"""Built-in metrics."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from fitkit.core.checks import require_count, require_number
-from fitkit.core.devices import accumulation_dtype, has_float64
+from fitkit.core.argument_checks import require_count, require_number
+from fitkit.core.device_capabilities import accumulation_dtype, has_float64
 from fitkit.core.errors import DataError
 from fitkit.metrics.metric import MeanMetric, Metric
 
 
 class Accuracy(MeanMetric):
-    """The share of right answers, in ``[0, 1]``.
+    """The fraction of correct predictions, in ``[0, 1]``.
 
-    Outputs of shape ``(batch, classes, ...)`` are scores of classes with targets ``(batch, ...)``
-    of class indices (or one-hot of the outputs' shape); outputs of the targets' own shape are
-    scores of a binary answer.
+    Outputs of shape ``(batch, classes, ...)`` are class scores, with targets ``(batch, ...)`` of
+    class indices or one-hot targets of the outputs' shape; outputs of the targets' shape are binary
+    scores.
 
     Args:
-        threshold: what a binary score must exceed for "yes": 0.0 for logits, 0.5 for probabilities.
+        threshold: binary scores above it mean class 1: 0.0 for logits, 0.5 for probabilities.
 
     >>> float(Accuracy().compute(Accuracy().update(torch.eye(3), torch.tensor([0, 1, 1]))))
     0.6666666666666666
@@ -30,7 +30,7 @@ class Accuracy(MeanMetric):
         self.threshold = threshold
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """1 where the answer is right."""
+        """Whether each prediction is correct."""
         shape = outputs.shape
         has_classes = len(shape) > 1 and shape[1] > 1
         rest = shape[:1] if len(shape) == 2 else shape[:1] + shape[2:]
@@ -47,7 +47,7 @@ class Accuracy(MeanMetric):
 
 
 class TopKAccuracy(MeanMetric):
-    """The share of samples whose class is among the ``k`` highest scores, in ``[0, 1]``.
+    """The fraction of samples whose class is among the ``k`` highest scores, in ``[0, 1]``.
 
     Args:
         k: at least 1 and at most the number of classes. Outputs are ``(batch, classes)``, targets
@@ -59,7 +59,7 @@ class TopKAccuracy(MeanMetric):
         self.k = k
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """1 where the class is among the first ``k``."""
+        """Whether each class is among the ``k`` highest scores."""
         if outputs.ndim != 2 or targets.shape != outputs.shape[:1] or outputs.shape[1] < self.k:
             raise DataError(
                 f"TopKAccuracy(k={self.k}) needs outputs (batch, classes) with at least {self.k} "
@@ -90,11 +90,10 @@ class R2Score(Metric):
     """The coefficient of determination over all elements: 1 is perfect, 0 is the targets' mean."""
 
     def update(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Residuals squared, targets, targets squared, and their number.
+        """The sums of squared residuals, targets and squared targets, and the number of targets.
 
-        The variance is a small difference of large sums, which float32 would lose. A device without
-        float64 therefore gives the sums of what is left of targets without their mean, and that
-        mean.
+        The variance is a small difference of large sums, which float32 would lose. On a device
+        without float64 the mean is therefore subtracted from targets, and returned as well.
         """
         residuals = _difference("R2Score", outputs, targets)
         squares = residuals.square().sum()
@@ -107,10 +106,10 @@ class R2Score(Metric):
         return torch.stack([squares, rest.sum(), rest.square().sum(), count, mean])
 
     def add_up(self, statistics: Tensor) -> Tensor:
-        """The sums of the targets themselves, whatever was subtracted from them."""
+        """The sums for the original targets."""
         if statistics.shape[1] == 4:
             return statistics[0] if len(statistics) == 1 else statistics.sum(0)
-        if statistics.dtype is not torch.float64:  # one batch: its score is that of the rest
+        if statistics.dtype is not torch.float64:  # one batch: its score needs no mean
             return statistics[0, :4]
         squares, rest, rest_squares, count, mean = statistics.unbind(1)
         total = rest + count * mean
@@ -118,7 +117,7 @@ class R2Score(Metric):
         return torch.stack([squares, total, total_squares, count]).sum(1)
 
     def compute(self, sums: Tensor) -> Tensor:
-        """One minus the residual share of the variance."""
+        """One minus the residual fraction of the variance."""
         residual, total, squares, count = sums.unbind()
         return 1.0 - residual / (squares - total * total / count)
 

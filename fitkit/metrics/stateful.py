@@ -1,4 +1,4 @@
-"""Metrics that accumulate by themselves, as torchmetrics' do."""
+"""StatefulMetric: wraps metrics that accumulate by themselves, such as those of torchmetrics."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fitkit.core.devices import moved, paths_off_host
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.logs import as_float
+from fitkit.core.state_placement import detached_copy, device_tensor_paths, move_paths
 from fitkit.core.tree import map_tensors
 
 
@@ -22,12 +22,12 @@ def accumulates(metric: Any) -> bool:
 
 
 class StatefulMetric:
-    """One accumulation (training or validation) of a metric that keeps its own sums.
+    """One accumulation (training or validation) of a metric that has its own state.
 
     Args:
-        name: its column; a metric that computes several values gives ``name_key`` for each.
-        metric: the metric, used by this accumulation alone.
-        device: where outputs will be.
+        name: name in the logs; a metric with several values logs ``name_key`` for each.
+        metric: the metric, not shared with another accumulation.
+        device: the device of the outputs.
     """
 
     def __init__(self, name: str, metric: Any, device: torch.device) -> None:
@@ -36,10 +36,10 @@ class StatefulMetric:
         self._metric: Any = metric.to(device) if isinstance(metric, nn.Module) else metric
         self._updated = False
         if callable(getattr(metric, "persistent", None)):
-            metric.persistent(mode=True)  # torchmetrics: its sums then are in its state_dict
+            metric.persistent(mode=True)  # torchmetrics: include its state in state_dict
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Discard everything added."""
         self._metric.reset()
         self._updated = False
 
@@ -49,7 +49,7 @@ class StatefulMetric:
         self._updated = True
 
     def compute(self) -> dict[str, float]:
-        """Its value, or each of its values, over what was added; nothing if nothing was."""
+        """Its value, or each of its values; empty if nothing was added."""
         if not self._updated:
             return {}
         value = self._metric.compute()
@@ -58,39 +58,35 @@ class StatefulMetric:
         return {self.name: as_float(self.name, value)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Its sums, copied."""
+        """A copy of the metric's state."""
         state: Any = {}
         if callable(getattr(self._metric, "state_dict", None)):
-            state = map_tensors(_copy, dict(self._metric.state_dict()))
+            state = map_tensors(detached_copy, dict(self._metric.state_dict()))
         saved = {"updated": self._updated, "state": state}
-        on_device = paths_off_host(state)
+        on_device = device_tensor_paths(state)
         return {**saved, "on_device": on_device} if on_device else saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over its sums."""
+        """Restore the metric's state."""
         self.reset()
         if state_dict["updated"]:
             if not callable(getattr(self._metric, "load_state_dict", None)):
                 raise ConfigurationError(
                     f"metric {self.name!r} has no load_state_dict, so an epoch cannot be resumed "
-                    f"in its middle: give {type(self._metric).__name__} state_dict and "
+                    f"in the middle: give {type(self._metric).__name__} state_dict and "
                     f"load_state_dict, or make it a fitkit.Metric."
                 )
             paths = state_dict.get("on_device", ())
-            self._metric.load_state_dict(moved(state_dict["state"], paths, self._device))
-            if isinstance(self._metric, nn.Module):  # torchmetrics takes tensors as they come
+            self._metric.load_state_dict(move_paths(state_dict["state"], paths, self._device))
+            if isinstance(self._metric, nn.Module):  # torchmetrics does not move loaded tensors
                 self._metric.to(self._device)
             _mark_updated(self._metric)
         self._updated = state_dict["updated"]
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()
-
-
 def _mark_updated(metric: Any) -> None:
-    """Torchmetrics counts its updates outside its state, and warns when there were none."""
-    # a collection or a wrapper holds metrics of its own
+    """Torchmetrics counts its updates outside of its state, and warns if there were none."""
+    # modules(): a collection or a wrapper contains other metrics
     parts: Any = metric.modules() if isinstance(metric, nn.Module) else ()
     for part in parts:
         if hasattr(part, "_update_count"):

@@ -1,1 +1,1 @@
-"""What a run was: gathered as plain data out of its files or itself, and shown as one page."""
+"""The report of a run as one HTML page: its data, from files or a live run, and its rendering."""

@@ -1,5 +1,5 @@
 "use strict";
-// Charts over the epochs of a run, as SVG: they share one view (what is zoomed to, where the cursor is).
+// Charts over the epochs of a run, as SVG. They share one view: the zoomed range and the cursor.
 
 const element = (name, attributes = {}, ...children) => {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -10,7 +10,7 @@ const element = (name, attributes = {}, ...children) => {
 
 const isNumber = (value) => typeof value === "number";
 
-/** A value in about five digits; what is no number by its name. */
+/** A value with about five digits; infinities as signs. */
 function format(value) {
   if (value === null || value === undefined) return "–";
   if (!isNumber(value)) return value.replace("Infinity", "∞");
@@ -49,7 +49,7 @@ function logTicks(low, high, count) {
   return found;
 }
 
-/** What all charts of a page show: a range of epochs and the epoch under the cursor. */
+/** The state that all charts of a page share: the range of epochs and the epoch under the cursor. */
 class View {
   constructor(epochs, last) {
     this.epochs = epochs;
@@ -70,7 +70,7 @@ class View {
   }
   reset() { this.range = [...this.whole]; this.tell(); }
   point(cursor) { if (cursor !== this.cursor) { this.cursor = cursor; this.tell(); } }
-  /** The index of the epoch nearest to `at` among those in sight. */
+  /** The index of the visible epoch nearest to `at`. */
   nearest(at) {
     let best = null;
     this.epochs.forEach((epoch, index) => {
@@ -88,12 +88,12 @@ class View {
   }
 }
 
-/** What curves and lanes share: the axis of epochs, the cursor, zooming by mouse, touch and keys. */
+/** Base class of curves and timeline: the axis of epochs, the cursor, zooming by mouse, touch and keys. */
 class Plot {
   constructor(view, height, label) {
     Object.assign(this, { view, height, width: 0, left: 8, right: 10, top: 8, bottom: 24, drag: null, isHovered: false });
     this.svg = element("svg", { class: "plot", tabindex: 0, role: "application", "aria-roledescription": "chart",
-      "aria-label": `${label}. Left and right move over the epochs, plus and minus zoom, Escape shows all.` });
+      "aria-label": `${label}. Left and right arrows move the cursor, plus and minus zoom, Escape shows all epochs.` });
     this.svg.style.height = `${height}px`;
     this.still = element("g");
     this.moving = element("g", { "pointer-events": "none" });
@@ -151,7 +151,7 @@ class Plot {
       this.spoken.textContent = this.tip.hidden ? "" : this.tip.innerText;
     });
   }
-  /** Axes and curves anew when what they depend on changed; the cursor each time. */
+  /** Redraws axes and curves if the range, the size or the scale changed, and always the cursor. */
   draw() {
     if (this.width < 60) return;
     const state = [...this.view.range, this.width, this.isLog].join();
@@ -225,7 +225,7 @@ class Curve extends Plot {
       element("text", { class: "y", x: this.left - 8, y: this.y(at) + 4, "text-anchor": "end" }, label)]);
     return [...lines, ...this.drawEpochs(), ...this.series.flatMap((one) => this.drawSeries(one))];
   }
-  /** Neighbours are joined; a missing value is a gap; what has no neighbours is a point. */
+  /** Neighboring values are joined; a missing value is a gap; a value without neighbors is a point. */
   drawSeries({ kind, values }) {
     const { epochs, range: [low, high] } = this.view, pieces = [];
     const first = Math.max(epochs.findIndex((epoch) => epoch >= low) - 1, 0);
@@ -243,7 +243,7 @@ class Curve extends Plot {
     return [element("path", { class: `curve ${kind}`, d: path, "clip-path": `inset(0 ${this.right - 1}px 0 ${this.left}px) view-box` }),
       ...inside.map(([x, y]) => element("circle", { class: `dot ${kind}`, cx: x, cy: y, r: 3 }))];
   }
-  /** Of many points in one pixel the lowest and the highest, which is all that can be seen. */
+  /** If there are many points per pixel, only the lowest and the highest, which look the same. */
   thinned(points) {
     if (points.length < 4 * this.width) return points;
     const columns = new Map();
@@ -263,10 +263,10 @@ class Curve extends Plot {
   tipRows(cursor) { return this.series.map(({ label, values }) => [label, format(values[cursor])]); }
 }
 
-/** What happened when: one lane for each list of marks { epoch, text, kind, share }. */
+/** The timeline: one lane for each list of marks { epoch, text, kind, share }. */
 class Lanes extends Plot {
   constructor(view, lanes) {
-    super(view, lanes.length * 46 + 38, "What happened when");
+    super(view, lanes.length * 46 + 38, "Timeline");
     Object.assign(this, { lanes, right: 14, top: 0 });
   }
   drawStill() {

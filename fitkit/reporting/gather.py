@@ -1,98 +1,95 @@
-"""Everything that a report shows, as plain data: out of a folder, or of a run under way."""
+"""The data of a report, gathered from the folder of a run or from a live run."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fitkit.core.errors import CheckpointNotFoundError, MonitorError
-from fitkit.core.monitor import Monitor
-from fitkit.reporting import folder as contents
-from fitkit.reporting.configuration import (
-    as_mapping,
-    by_name,
-    environment,
-    sections,
-    shown,
-    weights_by_module,
-)
-from fitkit.reporting.curves import Curves, curves_of
-from fitkit.reporting.saves import (
+from fitkit.checkpointing.catalog.file_overview import last_and_best
+from fitkit.core.errors import CheckpointNotFoundError
+from fitkit.core.monitor import resolve_mode
+from fitkit.reporting.checkpoint_state import as_count, as_mapping, callback_entries, progress_of
+from fitkit.reporting.configuration import as_text, environment, sections, weights_by_module
+from fitkit.reporting.curve_data import Curves, read_curves
+from fitkit.reporting.run_folder import find_checkpoints, find_logs, newest_usable
+from fitkit.reporting.saved_files import (
     Save,
-    all_saves,
-    as_count,
-    noted_in,
+    merge_saves,
+    recorded_by_report,
     rows_of_files,
     rows_of_saves,
-    save_of,
+    saves_of_files,
 )
 from fitkit.reporting.timeline import lanes
 
 
 def gather_folder(folder: Path, *, verify: bool = True) -> dict[str, Any]:
-    """What a run's folder tells: its newest checkpoint, the others, and the logs.
+    """The data of a run's folder: from its newest checkpoint, the other ones, and the logs.
 
     Args:
-        folder: the run's folder; those below it belong to it.
-        verify: check every checkpoint's checksums, which reads the files as a whole.
+        folder: the run's folder; folders in it belong to the run.
+        verify: check every checkpoint's checksums, which reads the files completely.
 
     Raises:
         CheckpointNotFoundError: there is neither a checkpoint nor a log, or no folder.
-        CheckpointError: the history in the newest checkpoint is no table.
+        CheckpointError: the history in the newest checkpoint is not a table.
     """
-    checkpoints = contents.find_checkpoints(folder, verify=verify)
-    logs = contents.find_logs(folder)
-    newest = contents.newest(checkpoints)
+    files, logs = find_checkpoints(folder, verify=verify), find_logs(folder)
+    newest = newest_usable(files)
     if newest is None and not logs:
-        problems = " ".join(one.problem for one in checkpoints if one.problem is not None)
+        problems = " ".join(file.problem for file in files if file.problem is not None)
         raise CheckpointNotFoundError(
             f"there is no checkpoint that can be used and no log of epochs in {str(folder)!r}. "
             f"{problems}".rstrip()
         )
-    state = {} if newest is None or newest.metadata is None else newest.metadata.state
-    curves = curves_of(state, newest.path) if newest is not None else Curves()
-    whole, notes = _with_logs(curves, logs)
-    noted = noted_in(state)
-    saves = all_saves(noted.get("saves"), [save_of(one) for one in checkpoints if one.metadata])
-    rows = rows_of_files(checkpoints, state, newest)
+    state: Mapping[str, Any] = {}
+    curves = Curves()
+    if newest is not None and newest.metadata is not None:
+        state = newest.metadata.state
+        curves = read_curves(state, newest.path)
+    curves, notes = _with_logs(curves, logs)
+    recorded = recorded_by_report(state)
+    saves = merge_saves(recorded.get("saves"), saves_of_files(files, folder))
     return {
-        **_common(folder.resolve().name, state, whole, noted, saves),
+        **_common(folder.resolve().name, state, curves, recorded, saves),
         "notes": notes,
-        "checkpoints": rows,
+        "checkpoints": rows_of_files(files, folder, state, newest, is_verified=verify),
         "logs": sorted(logs),
     }
 
 
 def gather_live(
-    state: Mapping[str, Any], noted: Mapping[str, Any], path: Path, status: Mapping[str, Any]
+    state: Mapping[str, Any], recorded: Mapping[str, Any], path: Path, status: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a run under way tells of itself.
+    """The data of a live run.
 
     Args:
-        state: what a checkpoint made now would hold, without what is heavy.
-        noted: what ``HTMLReport`` noted: ``saves`` and ``facts``.
-        path: the report, to whose folder the names of files are relative.
+        state: ``live_state`` of the handler.
+        recorded: what ``HTMLReport`` recorded: ``saves`` and ``facts``.
+        path: the report; names of files are relative to its folder.
         status: ``running``, ``text``, ``last_epoch`` and ``reload_seconds``.
     """
-    saves = all_saves(noted.get("saves"), [])
-    rows = rows_of_saves(saves, state, path.parent)
-    # as it was written: the page of a run that is resumed elsewhere is the same
+    saves = merge_saves(recorded.get("saves"), [])
+    # the path is not resolved, so that the page of a run that is resumed elsewhere is the same
     title = path.parent.name or path.stem
-    common = _common(title, state, curves_of(state, path), noted, saves)
-    return {**common, "status": dict(status), "notes": [], "checkpoints": rows, "logs": []}
+    return {
+        **_common(title, state, read_curves(state, path), recorded, saves),
+        "status": dict(status),
+        "notes": [],
+        "checkpoints": rows_of_saves(saves, state, path.parent),
+        "logs": [],
+    }
 
 
 def _common(
     title: str,
     state: Mapping[str, Any],
     curves: Curves,
-    noted: Mapping[str, Any],
+    recorded: Mapping[str, Any],
     saves: Sequence[Save],
 ) -> dict[str, Any]:
-    facts = as_mapping(noted.get("facts"))
-    progress = as_mapping(as_mapping(state.get("progress")).get("state"))
+    facts, progress = as_mapping(recorded.get("facts")), progress_of(state)
     return {
         "title": title,
         "status": {
@@ -117,25 +114,21 @@ def _common(
 
 
 def _best_values(curves: Curves) -> list[dict[str, Any]]:
-    """The best of the losses and of the first other values whose better side is known."""
+    """The best of the losses and of the first two other validation values, if a mode is known."""
     others = [name for name in curves.columns if name.startswith("val_") and name != "val_loss"]
-    found = []
+    table = last_and_best({"epoch": curves.epochs, "history": curves.columns})
+    best = []
     for name in ["loss", "val_loss", *others[:2]]:
-        values = zip(curves.columns.get(name, ()), curves.epochs, strict=False)
-        finite = [(value, epoch + 1) for value, epoch in values if math.isfinite(value)]
-        try:
-            judge = Monitor(name)
-        except MonitorError:
-            continue
-        if finite:
-            value, epoch = min(finite, key=lambda pair: judge.sort_key(pair[0]))
-            word = "lowest" if judge.mode == "min" else "highest"
-            found.append({"name": f"{word} {name}", "value": value, "epoch": epoch})
-    return found
+        score = table.get(name, {})
+        if score.get("best") is not None:
+            word = "lowest" if resolve_mode(name, "auto") == "min" else "highest"
+            value = {"value": score["best"], "epoch": score["best_epoch"]}
+            best.append({"name": f"{word} {name}", **value})
+    return best
 
 
 def _with_logs(curves: Curves, logs: Mapping[str, Curves]) -> tuple[Curves, list[str]]:
-    """The curves with what only the logs know, and sentences that say so."""
+    """The curves with the values that only logs hold, and notes about those."""
     notes = []
     for name, log in logs.items():
         new = [epoch + 1 for epoch in log.epochs if epoch not in set(curves.epochs)]
@@ -148,42 +141,37 @@ def _with_logs(curves: Curves, logs: Mapping[str, Curves]) -> tuple[Curves, list
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Sorted numbers, neighbours together.
+    """Sorted numbers as ranges.
 
     >>> _ranges([1, 2, 3, 7])
     '1-3, 7'
     """
-    parts: list[list[int]] = []
+    ranges: list[list[int]] = []
     for number in numbers:
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
         else:
-            parts.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+            ranges.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
 
 
 def _callbacks(state: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each callback with the part of its state that is short enough to read."""
-    found = []
-    for key, entry in by_name(as_mapping(state.get("callback_states"))):
-        told = as_mapping(as_mapping(entry).get("state"))
+    """Each callback with the short values of its state."""
+    callbacks = []
+    for key, saved, identity in callback_entries(state):
         rows = [
-            [str(name).replace("_", " "), shown(_from_one(str(name), value))]
-            for name, value in told.items()
-            if isinstance(value, (bool, int, float, str)) and not _is_left_out(str(name))
+            [str(name).replace("_", " "), as_text(_counted_from_one(str(name), value))]
+            for name, value in saved.items()
+            # not the content of a log file, nor wall times, which are outdated when they are read
+            if isinstance(value, (bool, int, float, str)) and name != "text"
+            if not str(name).endswith("seconds")
         ]
-        identity = as_mapping(entry).get("identity")
-        rows += [["configuration", shown(identity)]] if identity else []
+        rows += [["configuration", as_text(identity)]] if identity else []
         if rows:
-            found.append({"title": key, "rows": rows})
-    return found
+            callbacks.append({"title": key, "rows": rows})
+    return callbacks
 
 
-def _is_left_out(name: str) -> bool:
-    """The content of a log, and wall times, which are old when they are read."""
-    return name == "text" or name.endswith("seconds")
-
-
-def _from_one(name: str, value: Any) -> Any:
-    """An epoch as the rest of the page counts them."""
+def _counted_from_one(name: str, value: Any) -> Any:
+    """An epoch as the rest of the page counts epochs."""
     return value + 1 if name.endswith("_epoch") and type(value) is int else value

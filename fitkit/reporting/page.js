@@ -1,9 +1,9 @@
 "use strict";
-// The page: headings, tables and charts out of the data that stands in it.
+// The report: headings, tables and charts from the JSON data in the page.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 
-/** An element with attributes and children; text is text, whatever it says. */
+/** An element with attributes and children; strings become text nodes, never HTML. */
 function make(name, attributes = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
@@ -11,7 +11,7 @@ function make(name, attributes = {}, ...children) {
   return made;
 }
 
-const whole = (value) => (value === null || value === undefined ? "–" : Number(value).toLocaleString("en-US"));
+const formatCount = (value) => (value === null || value === undefined ? "–" : Number(value).toLocaleString("en-US"));
 
 function bytes(size) {
   if (size === null || size === undefined) return "–";
@@ -21,13 +21,13 @@ function bytes(size) {
   return `${unit ? size.toFixed(1) : size} ${units[unit]}`;
 }
 
-// ---- what survives a reload -------------------------------------------------------------------
+// ---- settings that survive a reload -----------------------------------------------------------
 
 const storeName = `fitkit:${location.pathname}`;
-const kept = (() => { try { return JSON.parse(sessionStorage.getItem(storeName)) ?? {}; } catch { return {}; } })();
-function keep(name, value) {
-  kept[name] = value;
-  try { sessionStorage.setItem(storeName, JSON.stringify(kept)); } catch { /* it is a comfort only */ }
+const settings = (() => { try { return JSON.parse(sessionStorage.getItem(storeName)) ?? {}; } catch { return {}; } })();
+function store(name, value) {
+  settings[name] = value;
+  try { sessionStorage.setItem(storeName, JSON.stringify(settings)); } catch { /* storage may be disabled */ }
 }
 
 // ---- the head ---------------------------------------------------------------------------------
@@ -43,11 +43,11 @@ function head() {
 function pauseButton(seconds) {
   const button = make("button", { type: "button", id: "pause" });
   const show = () => {
-    button.textContent = kept.paused ? "Reload again" : "Pause reloading";
-    button.title = `This page loads itself anew every ${seconds} s while the run is under way.`;
+    button.textContent = settings.paused ? "Resume reloading" : "Pause reloading";
+    button.title = `This page reloads itself every ${seconds} s during training.`;
   };
-  button.addEventListener("click", () => { keep("paused", !kept.paused); show(); });
-  setInterval(() => { if (!kept.paused && !document.hidden && !document.querySelector("svg.plot:hover, svg.plot:focus")) location.reload(); }, seconds * 1000);
+  button.addEventListener("click", () => { store("paused", !settings.paused); show(); });
+  setInterval(() => { if (!settings.paused && !document.hidden && !document.querySelector("svg.plot:hover, svg.plot:focus")) location.reload(); }, seconds * 1000);
   show();
   return button;
 }
@@ -55,11 +55,11 @@ function pauseButton(seconds) {
 function tiles() {
   const { progress, status, weights } = data;
   const done = progress.epoch ?? data.epochs.at(-1) ?? 0;
-  const found = [["epochs", whole(done), status.last_epoch ? `of ${whole(status.last_epoch)}` : ""]];
-  if (isNumber(progress.global_step)) found.push(["training batches", whole(progress.global_step), ""]);
-  if (isNumber(progress.samples_seen)) found.push(["samples seen", whole(progress.samples_seen), ""]);
+  const found = [["epochs", formatCount(done), status.last_epoch ? `of ${formatCount(status.last_epoch)}` : ""]];
+  if (isNumber(progress.global_step)) found.push(["training batches", formatCount(progress.global_step), ""]);
+  if (isNumber(progress.samples_seen)) found.push(["samples seen", formatCount(progress.samples_seen), ""]);
   for (const { name, value, epoch } of data.best) found.push([name, format(value), `epoch ${epoch}`]);
-  if (weights.length) found.push(["values in the model", whole(weights.reduce((sum, { count }) => sum + count, 0)), ""]);
+  if (weights.length) found.push(["weights and buffers", formatCount(weights.reduce((sum, { count }) => sum + count, 0)), ""]);
   return make("dl", { class: "tiles" }, ...found.map(([name, value, more]) =>
     make("div", { class: "tile" }, make("dt", {}, name), make("dd", {}, value, more ? make("small", {}, more) : null))));
 }
@@ -90,9 +90,9 @@ function panel(view, name) {
     button.setAttribute("aria-pressed", String(isLog));
     curve.draw();
   };
-  button.addEventListener("click", () => { press(!curve.isLog); keep(`log ${name}`, curve.isLog); });
+  button.addEventListener("click", () => { press(!curve.isLog); store(`log ${name}`, curve.isLog); });
   button.disabled = !curve.canBeLog;
-  if (kept[`log ${name}`] && curve.canBeLog) press(true);
+  if (settings[`log ${name}`] && curve.canBeLog) press(true);
   const values = series.map(() => make("b"));
   const legend = make("div", { class: "legend" }, ...series.map(({ label, kind }, index) =>
     make("span", {}, make("span", { class: `key ${kind}` }), series.length > 1 || label !== name ? label : "value", values[index])));
@@ -109,10 +109,10 @@ function curves(view) {
   if (!data.epochs.length) return [make("h2", {}, "Curves"), make("p", { class: "note" }, "No epoch is done yet.")];
   const reset = make("button", { type: "button", id: "reset" }, "Show all epochs");
   reset.addEventListener("click", () => view.reset());
-  const showReset = () => { reset.disabled = !view.isZoomed; keep("range", view.isZoomed ? view.range : null); };
-  const hint = make("span", { class: "note" }, "Over the epochs. Drag to zoom, double-click to see all; arrow keys, + and − do the same.");
+  const showReset = () => { reset.disabled = !view.isZoomed; store("range", view.isZoomed ? view.range : null); };
+  const hint = make("span", { class: "note" }, "By epoch. Drag to zoom, double-click to show all epochs; with keys: arrows, + and −.");
   const found = [make("div", { class: "bar" }, make("h2", {}, "Curves"), hint, reset), make("div", { class: "panels" }, ...names.map((name) => panel(view, name)))];
-  if (Array.isArray(kept.range)) view.zoom(...kept.range);
+  if (Array.isArray(settings.range)) view.zoom(...settings.range);
   view.listeners.push(showReset);
   showReset();
   return found;
@@ -124,13 +124,13 @@ function timeline(view) {
   const events = data.lanes.flatMap(({ label, marks }) => marks.filter(({ kind }) => kind !== "wait").map((mark) => ({ label, ...mark }))).sort((a, b) => b.epoch - a.epoch);
   const list = make("ol", { class: "events" }, ...events.map(({ epoch, label, text }) =>
     make("li", {}, make("span", { class: "when" }, `epoch ${Math.ceil(epoch)}`), make("span", {}, make("span", { class: "soft" }, `${label}: `), text))));
-  return [make("h2", {}, "What happened when"), make("section", { class: "card", id: "timeline" }, plot.svg, plot.tip, plot.spoken,
-    make("details", {}, make("summary", {}, `As a list (${events.length})`), list))];
+  return [make("h2", {}, "Timeline"), make("section", { class: "card", id: "timeline" }, plot.svg, plot.tip, plot.spoken,
+    make("details", {}, make("summary", {}, `Events as a list (${events.length})`), list))];
 }
 
 // ---- tables -----------------------------------------------------------------------------------
 
-/** A table that stacks on a phone; `columns` is a list of [label, class]. */
+/** A table whose cells are stacked on a narrow screen; `columns` is a list of [label, class]. */
 function table(columns, rows) {
   const header = make("tr", {}, ...columns.map(([label, kind]) => make("th", { scope: "col", class: kind }, label)));
   const body = rows.map((cells) => make("tr", {}, ...cells.map((cell, index) =>
@@ -144,7 +144,7 @@ function checkpoints() {
     const label = make("span", {}, make("span", { class: "mono" }, name), ...marks.map((mark) => make("span", { class: `tag ${mark}` }, mark)));
     const state = make("span", { class: condition === "damaged" ? "damaged" : "" }, condition);
     if (problem) state.append(make("div", { class: "note" }, problem));
-    return [label, isNumber(epoch) ? whole(Math.floor(epoch)) : "–", whole(step), bytes(size), state];
+    return [label, isNumber(epoch) ? formatCount(Math.floor(epoch)) : "–", formatCount(step), bytes(size), state];
   });
   const columns = [["file", ""], ["epochs done", "number"], ["step", "number"], ["size", "number"], ["condition", ""]];
   const isKnown = (_, column) => columns[column][0] !== "size" || data.checkpoints.some(({ size }) => size !== null);
@@ -160,9 +160,9 @@ function cards(title, sections) {
 
 function weights() {
   if (!data.weights.length) return [];
-  const rows = data.weights.map(({ module, tensors, dtype, count }) => [make("span", { class: "mono" }, module), tensors, dtype, whole(count)]);
-  const inside = table([["module", ""], ["tensors", ""], ["type", ""], ["values", "number"]], rows);
-  const details = make("details", { class: "wide" }, make("summary", {}, `The model's weights and buffers, by module (${rows.length})`), inside);
+  const rows = data.weights.map(({ module, tensors, dtype, count }) => [make("span", { class: "mono" }, module), tensors, dtype, formatCount(count)]);
+  const inside = table([["module", ""], ["tensors", ""], ["dtype", ""], ["values", "number"]], rows);
+  const details = make("details", { class: "wide" }, make("summary", {}, `Weights and buffers by module (${rows.length})`), inside);
   details.open = rows.length <= 12;
   return [details];
 }

@@ -1,4 +1,4 @@
-"""The page: one self-contained HTML file that shows what was gathered."""
+"""The report as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from fitkit.version import __version__
 
 
 def render(data: Mapping[str, Any]) -> str:
-    """The page as text; it needs no network, and nothing in ``data`` is taken for code.
+    """The page as text; it needs no network, and nothing in ``data`` is executed.
 
     Args:
-        data: what ``gather`` returned.
+        data: what ``gather_folder`` or ``gather_live`` returned.
     """
-    scripts = [_part("chart.js"), _part("page.js")]
+    scripts = [_resource("chart.js"), _resource("page.js")]
     title = str(data["title"]).encode("utf-8", "replace").decode("utf-8")
-    return Template(_part("page.html")).substitute(
+    return Template(_resource("page.html")).substitute(
         title=html.escape(title),
         version=html.escape(__version__),
-        allowed=" ".join(map(_hash, scripts)),
-        style=_part("page.css"),
+        allowed=" ".join(map(_policy_hash, scripts)),
+        style=_resource("page.css"),
         data=_as_json(data),
         chart=scripts[0],
         page=scripts[1],
@@ -36,25 +36,25 @@ def render(data: Mapping[str, Any]) -> str:
 
 
 @cache
-def _part(name: str) -> str:
+def _resource(name: str) -> str:
     return resources.files("fitkit.reporting").joinpath(name).read_text(encoding="utf-8")
 
 
-def _hash(script: str) -> str:
-    """How the page's own policy names a script, so that no other is run."""
+def _policy_hash(script: str) -> str:
+    """The hash of a script in the page's Content Security Policy, which allows no other scripts."""
     digest = hashlib.sha256(script.encode("utf-8")).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
 
 def _as_json(data: Mapping[str, Any]) -> str:
-    """JSON that may stand inside a script element: it holds no character that HTML knows."""
+    """JSON without the characters that have a meaning in HTML, to stand in a script element."""
     columns = {name: [_number(v) for v in values] for name, values in data["columns"].items()}
     text = json.dumps({**data, "columns": columns}, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _number(value: float) -> float | str | None:
-    """A value in as many digits as anybody reads; a missing one is null."""
+    """A value with seven digits; NaN is null."""
     if math.isfinite(value):
         return float(f"{value:.7g}")
     return None if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")

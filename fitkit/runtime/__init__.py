@@ -1,1 +1,1 @@
-"""The machine: processes, devices, precision, random streams, signals."""
+"""The machine: devices, memory, precision, random streams, signals, logging."""

@@ -1,4 +1,4 @@
-"""Repeatable results: the settings of torch, cuBLAS and NCCL, and what no setting reaches."""
+"""deterministic(): settings of torch, cuBLAS and NCCL for repeatable results."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _FLAGS = (
 
 
 class Determinism:
-    """Settings for repeatable results. They hold already; leaving a ``with`` block undoes them.
+    """The applied settings for repeatable results; leaving a ``with`` block undoes them.
 
     ``str()`` of it shows both attributes, one entry per line.
 
     Attributes:
-        settings: each flag and environment variable with the value that holds since the call.
-        remarks: a sentence for each condition that no setting covers, on this machine and now.
+        settings: the value of each flag and environment variable after the call.
+        remarks: one sentence for each source of differences that no setting covers here.
     """
 
     def __init__(
@@ -53,26 +53,26 @@ class Determinism:
 
 
 def deterministic(*, warn_only: bool = False) -> Determinism:
-    """Make results repeat themselves on this machine, and say what no setting can do.
+    """Make results repeatable on this machine, and report what no setting covers.
 
     Call it at the top of a script, before the first CUDA operation and before the process group is
-    created, in the first run and in every resume. Or use it in ``with``, which puts the previous
-    settings back; cuBLAS and NCCL read their variables once, and keep what they have read.
+    created, in the first run and in every resume. Used in ``with``, it restores the previous
+    settings at the end; cuBLAS and NCCL read their variables only once and keep the values.
 
     It turns on ``torch.use_deterministic_algorithms``, ``torch.backends.cudnn.deterministic`` and
     ``torch.utils.deterministic.fill_uninitialized_memory``, turns off
     ``torch.backends.cudnn.benchmark``, and sets ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` and, where
-    torch is built for CUDA, ``NCCL_ALGO=^NVLS``. A variable that is set already keeps its value.
+    torch is built for CUDA, ``NCCL_ALGO=^NVLS``. A variable that is already set keeps its value.
     The result is logged once, to the ``"fitkit"`` logger at INFO.
 
     Args:
         warn_only: an operation without a deterministic implementation warns instead of raising.
 
     Returns:
-        what was set, and remarks on the rest.
+        the settings, and remarks on what they do not cover.
 
     Warns:
-        UserWarning: on a machine with CUDA, ``CUBLAS_WORKSPACE_CONFIG`` has another value than
+        UserWarning: on a machine with CUDA, ``CUBLAS_WORKSPACE_CONFIG`` has a value other than
             ``:4096:8`` or ``:16:8``, or CUDA was initialized before it was set.
 
     >>> with deterministic():
@@ -88,9 +88,9 @@ def deterministic(*, warn_only: bool = False) -> Determinism:
             warnings.warn(problem, stacklevel=2)
         undo = stack.pop_all()
     remarks = ([] if problem is None else [problem]) + _remarks(warn_only)
-    made = Determinism(settings, tuple(remarks), undo)
-    logging.getLogger("fitkit").info("%s", made)
-    return made
+    applied = Determinism(settings, tuple(remarks), undo)
+    logging.getLogger("fitkit").info("%s", applied)
+    return applied
 
 
 def _apply(undo: ExitStack, warn_only: bool) -> dict[str, bool | str]:
@@ -100,18 +100,16 @@ def _apply(undo: ExitStack, warn_only: bool) -> dict[str, bool | str]:
         warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     torch.use_deterministic_algorithms(True, warn_only=warn_only)
-    settings: dict[str, bool | str] = {
-        "torch.use_deterministic_algorithms": True,
-        "warn_only": warn_only,
-    }
+    settings: dict[str, bool | str] = {"torch.use_deterministic_algorithms": True}
+    settings["warn_only"] = warn_only
     for owner, name, value in _FLAGS:
         undo.callback(setattr, owner, name, getattr(owner, name))
         setattr(owner, name, value)
         settings[f"{owner.__name__}.{name}"] = value
     variables = {_CUBLAS: _REPEATABLE_WORKSPACES[0]}
     if torch.version.cuda is not None:
-        # What torch sets by itself since its pull request 156381: reductions inside the switch do
-        # not repeat themselves. To force Ring as well would cost speed and is left to the user.
+        # torch sets this itself since its pull request 156381, because reductions inside the
+        # switch (NVLS) are not repeatable. Forcing Ring would cost speed and is left to the user.
         variables["NCCL_ALGO"] = "^NVLS"
     for name, text in variables.items():
         if name not in os.environ:
@@ -123,9 +121,8 @@ def _apply(undo: ExitStack, warn_only: bool) -> dict[str, bool | str]:
 
 def _workspace_problem() -> str | None:
     value = os.environ.get(_CUBLAS)
-    if torch.version.cuda is None or not torch.cuda.is_available():
-        return None
-    if value in _REPEATABLE_WORKSPACES:
+    has_cuda = torch.version.cuda is not None and torch.cuda.is_available()
+    if not has_cuda or value in _REPEATABLE_WORKSPACES:
         return None
     if value is not None:
         return (
@@ -143,7 +140,7 @@ def _workspace_problem() -> str | None:
 
 
 def _remarks(warn_only: bool) -> list[str]:
-    """What holds here. Nothing in it initializes CUDA, which would break a later fork."""
+    """The remarks for this machine; found without initializing CUDA, which would break a fork."""
     remarks = [
         f"CPU: results can depend on the number of threads (torch.get_num_threads() is "
         f"{torch.get_num_threads()}) and on the instruction set "
@@ -164,10 +161,8 @@ def _remarks(warn_only: bool) -> list[str]:
         "additions of floats in them do not repeat themselves.",
     ]
     if kind.type != "cuda" or torch.version.cuda is None:
-        return [
-            *remarks,
-            f"{kind.type}: torch lists deterministic operations of CPU and CUDA only.",
-        ]
+        remark = f"{kind.type}: torch lists deterministic operations of CPU and CUDA only."
+        return [*remarks, remark]
     remarks += [
         f"TF32: not changed. {_matmul_precision()}. It repeats itself on one GPU model: keep the "
         f"setting, and that of convolutions (torch.backends.cudnn).",
@@ -187,7 +182,7 @@ def _remarks(warn_only: bool) -> list[str]:
 def _matmul_precision() -> str:
     try:
         return f"torch.get_float32_matmul_precision() is {torch.get_float32_matmul_precision()!r}"
-    except RuntimeError:  # the program has used torch's newer setting
+    except RuntimeError:  # the program uses torch's newer setting
         precision = torch.backends.cuda.matmul.fp32_precision
         return f"torch.backends.cuda.matmul.fp32_precision is {precision!r}"
 
@@ -197,26 +192,26 @@ def _uses_cudnn() -> bool:
 
 
 def rnn_dropout_remark(module: nn.Module, device: torch.device) -> str | None:
-    """A sentence if cuDNN draws dropout of ``module`` from a state that no checkpoint holds.
+    """A warning if cuDNN draws dropout of ``module`` from a state that is in no checkpoint.
 
     That is dropout between the layers of ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` (``num_layers`` at
     least 2 and ``dropout`` above 0) on a CUDA device with cuDNN available and enabled.
 
-    Source: torch, aten/src/ATen/native/cudnn/RNN.cpp, ``get_dropout_state``. One state per process
-    and device is seeded from the device's generator at first use, and again at the first use after
-    that generator was seeded or restored; between the two it advances inside cuDNN.
+    Source: torch, aten/src/ATen/native/cudnn/RNN.cpp, ``get_dropout_state``. Each process has one
+    state per device. It is seeded from the device's generator at its first use, also after that
+    generator was seeded or restored, and advances inside cuDNN.
     """
     if device.type != "cuda" or not _uses_cudnn():
         return None
-    found = [
+    layers = [
         f"{name!r} ({type(part).__name__})" if name else type(part).__name__
         for name, part in module.named_modules()
         if isinstance(part, nn.RNNBase) and part.num_layers > 1 and part.dropout > 0
     ]
-    if not found:
+    if not layers:
         return None
     return (
-        f"{', '.join(found)}: after a resume inside the run dropout draws other masks, because "
+        f"{', '.join(layers)}: after a resume inside the run dropout draws other masks, because "
         f"cuDNN keeps the random state of dropout between recurrent layers in the process. For an "
         f"exact resume use one layer each with nn.Dropout between them, or run it inside "
         f"torch.backends.cudnn.flags(enabled=False)."

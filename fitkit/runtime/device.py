@@ -1,4 +1,4 @@
-"""Where tensors live."""
+"""Resolves devices and moves batches to them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fitkit.core.devices import reads_pinned_memory
+from fitkit.core.device_capabilities import has_async_copies
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.tree import map_leaves
 
@@ -16,14 +16,14 @@ from fitkit.core.tree import map_leaves
 def resolve_device(
     device: torch.device | str | int | None, local_rank: int | None = None
 ) -> torch.device:
-    """The device that is meant, with its index; ``None`` is CUDA if there is any, else the CPU.
+    """The ``torch.device`` with its index; ``None`` is CUDA if there is any, else the CPU.
 
-    MPS and XPU have to be named: they lack operations and types that programs take for granted.
+    MPS and XPU must be named, because they lack operations and types that programs rely on.
 
     Args:
-        device: what was asked for; a name without index means the current device of that kind.
-        local_rank: index of this process on its machine, which takes the place of the current
-            device where several processes train.
+        device: a device or its name; without an index it is the current device of that type.
+        local_rank: index of this process on its machine, used as the index if there are several
+            processes.
 
     Raises:
         ConfigurationError: torch does not know the device, or this machine does not have it.
@@ -38,9 +38,9 @@ def resolve_device(
             f"{device!r}: {str(error).splitlines()[0]}"
         ) from error
     if resolved.type in ("cuda", "mps", "xpu"):
-        is_here = torch.accelerator.is_available()
-        kind: Any = torch.accelerator.current_accelerator()
-        if not is_here or kind.type != resolved.type:
+        is_available = torch.accelerator.is_available()
+        present: Any = torch.accelerator.current_accelerator()
+        if not is_available or present.type != resolved.type:
             raise ConfigurationError(
                 f"device {str(resolved)!r} is not available on this machine: pass device='cpu', or "
                 f"device=None to take what there is."
@@ -61,25 +61,22 @@ def resolve_device(
 
 
 def make_current(device: torch.device) -> None:
-    """Let libraries that work on the current device, and programs that name none, use this one."""
+    """Make ``device`` the current device, for code that does not name one."""
     if device.type in ("cpu", "meta"):
         return
     module = torch.get_device_module(device)
-    if hasattr(module, "set_device"):  # MPS has but one
+    if hasattr(module, "set_device"):  # MPS has only one device
         module.set_device(device)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch with its tensors on ``device``.
+    """A batch with its tensors, and other leaves that have ``to`` (graphs), on ``device``.
 
-    Copies from pinned memory to CUDA or XPU do not wait. All others do: a copy to the host that
-    nobody waits for holds memory that is not filled yet, and one from pageable memory may read it
-    after it has changed.
-
-    Other leaves that know how to move (``leaf.to(device)``: packed sequences, graphs) are moved
-    too; what has no ``to`` stays as it is.
+    Only copies from pinned memory to CUDA or XPU are asynchronous, on the current stream. A copy to
+    the host would return memory that is not filled yet, and MPS reads pageable memory after it may
+    have changed.
     """
-    if type(batch) in (list, tuple):  # the common case, without a walk: nothing has to move
+    if type(batch) in (list, tuple):  # skip the walk in the common case that nothing has to move
         for part in batch:
             if type(part) is not Tensor or part.device != device:
                 break
@@ -94,21 +91,19 @@ def _move(leaf: Any, device: torch.device) -> Any:
     if not callable(getattr(leaf, "to", None)):
         return leaf
     is_known = isinstance(leaf, (Tensor, PackedSequence))
-    if is_known and reads_pinned_memory(device) and leaf.is_pinned():
+    if is_known and has_async_copies(device) and leaf.is_pinned():
         return leaf.to(device, non_blocking=True)
     return leaf.to(device)
 
 
 def floating_dtype(module: nn.Module) -> torch.dtype:
     """The floating type of the module's parameters; torch's default if it has none."""
-    for parameter in module.parameters():
-        if parameter.is_floating_point():
-            return parameter.dtype
-    return torch.get_default_dtype()
+    floating = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return next(floating, torch.get_default_dtype())
 
 
 def device_name(device: torch.device) -> str:
-    """What a device is called, with its make where torch knows it."""
+    """The name of a device, with the model of a GPU."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return str(device)

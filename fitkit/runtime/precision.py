@@ -1,4 +1,4 @@
-"""Precision: what forward, backward and the optimizer step do in each number format."""
+"""Precision: forward, backward and optimizer step in fp32, bf16 and fp16."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch.optim import Optimizer
 
 from fitkit.core.errors import ConfigurationError, FitkitError, did_you_mean, listed
 
-_NOTHING = nullcontext()
+_NO_AUTOCAST = nullcontext()
 
 
 class Precision:
-    """Single precision: every method does the plain thing.
+    """Single precision, and the interface of the other precisions.
 
     Attributes:
-        name: what users call it.
-        reads_to_step: whether ``step`` waits for the device.
+        name: the value of ``precision=``.
+        reads_to_step: whether ``step`` synchronizes with the device.
     """
 
     name = "fp32"
@@ -29,31 +29,31 @@ class Precision:
         self.device = device
 
     def forward(self) -> AbstractContextManager[Any]:
-        """The context in which the model and the loss run."""
-        return _NOTHING
+        """The context for the model and the loss."""
+        return _NO_AUTOCAST
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of ``loss``."""
+        """Accumulate the gradients of ``loss``."""
         loss.backward()  # type: ignore[no-untyped-call]
 
     def unscale(self, optimizer: Optimizer) -> None:
-        """Make the gradients those of the loss itself."""
+        """Undo the scaling of the gradients."""
 
     def step(self, optimizer: Optimizer) -> bool:
-        """Step the optimizer; ``False`` if the step was skipped for overflowing gradients."""
+        """Step the optimizer; ``False`` if the step was skipped because gradients overflowed."""
         optimizer.step()
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """The loss scaler's state; empty where there is none."""
+        """The state of the loss scaler; empty without one."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a loss scaler's state."""
+        """Restore the state of the loss scaler."""
 
 
 class BFloat16(Precision):
-    """Autocast to bfloat16, whose range needs no loss scaling."""
+    """Autocast to bfloat16, which needs no loss scaling."""
 
     name = "bf16"
     dtype = torch.bfloat16
@@ -64,7 +64,7 @@ class BFloat16(Precision):
 
 
 class Float16(BFloat16):
-    """Autocast to float16 with a loss scaler, as its small range needs one."""
+    """Autocast to float16 with a loss scaler."""
 
     name = "fp16"
     reads_to_step = True
@@ -75,21 +75,17 @@ class Float16(BFloat16):
         self.scaler = torch.amp.GradScaler(device.type)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of the scaled loss."""
+        """Accumulate the gradients of the scaled loss."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def unscale(self, optimizer: Optimizer) -> None:
-        """Divide the gradients by the scale, and note whether one overflowed."""
+        """Divide the gradients by the scale, and detect overflow."""
         self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: Optimizer) -> bool:
-        """Step unless a gradient overflowed, then adapt the scale.
-
-        Raises:
-            FitkitError: no scale is left that would not overflow.
-        """
+        """Step unless a gradient overflowed, then update the scale, which must not fall to 0."""
         scale_before = self.scaler.get_scale()
-        if scale_before == 0.0:  # torch would divide by it and step with gradients of NaN
+        if scale_before == 0.0:  # torch would divide by 0 and step with NaN gradients
             raise FitkitError(
                 "the loss scale of fp16 fell to 0 because every step overflowed: look for a loss "
                 "that is not finite, lower the learning rate, or use precision='bf16' or 'fp32'."
@@ -99,29 +95,25 @@ class Float16(BFloat16):
         return bool(self.scaler.get_scale() >= scale_before)
 
     def state_dict(self) -> dict[str, Any]:
-        """The loss scaler's state."""
+        """The state of the loss scaler."""
         return dict(self.scaler.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a loss scaler's state; an empty one, of a run without scaler, is left out."""
+        """Restore the state of the loss scaler; ignore that of a run without one."""
         if state_dict:
             self.scaler.load_state_dict(state_dict)
 
 
-_BY_NAME: tuple[type[Precision], ...] = (Precision, BFloat16, Float16)
+_BY_NAME = {kind.name: kind for kind in (Precision, BFloat16, Float16)}
 
 
 def make_precision(name: str | None, device: torch.device) -> Precision:
-    """The precision called ``"fp32"`` (or ``None``), ``"bf16"`` or ``"fp16"``.
-
-    Raises:
-        ConfigurationError: the name is unknown.
-    """
-    for kind in _BY_NAME:
-        if name == kind.name or (name is None and kind is Precision):
-            return kind(device)
-    names = [kind.name for kind in _BY_NAME]
-    suggestion = did_you_mean(name, names) if isinstance(name, str) else ""
+    """The precision ``"fp32"`` (also ``None``), ``"bf16"`` or ``"fp16"``."""
+    if name is None:
+        return Precision(device)
+    if isinstance(name, str) and name in _BY_NAME:
+        return _BY_NAME[name](device)
+    suggestion = did_you_mean(name, _BY_NAME) if isinstance(name, str) else ""
     raise ConfigurationError(
-        f"precision must be one of {listed(names)} or None, received {name!r}.{suggestion}"
+        f"precision must be one of {listed(_BY_NAME)} or None, received {name!r}.{suggestion}"
     )

@@ -1,8 +1,8 @@
-"""Random streams: captured, restored, derived from keys, and kept apart from each other.
+"""Random streams: derives seeds, and captures, restores and isolates the global generators.
 
-The *streams* are those that user code draws from without naming a generator: Python's ``random``,
-NumPy's legacy global state, torch's CPU generator and the generator of the device in use. The
-streams of other devices are the program's.
+The *streams* are the generators that code draws from without naming one: Python's ``random``,
+NumPy's legacy global state, torch's CPU generator (together the host streams), and the generator of
+the handler's device. Those of other devices are left alone.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import Tensor
 
 from fitkit.core.errors import CheckpointError
 
-_WORDS_OF_NUMPY = 624  # of the Mersenne Twister's state
+_NUMPY_KEY_WORDS = 624  # of the Mersenne Twister
 
 
 def derive_seed(*key: int | str) -> int:
-    """A seed in ``[0, 2**63)`` that is a function of ``key`` alone.
+    """A seed in ``[0, 2**63)`` that depends on ``key`` only.
 
     >>> derive_seed(0, "order", 1) == derive_seed(0, "order", 1) != derive_seed(0, "order", 2)
     True
@@ -36,12 +36,12 @@ def derive_seed(*key: int | str) -> int:
 
 
 def draw_seed() -> int:
-    """A new seed, drawn from torch's own generator so that ``torch.manual_seed`` decides it."""
+    """A seed drawn from torch's CPU generator, so that ``torch.manual_seed`` determines it."""
     return int(torch.randint(2**63 - 1, (), device="cpu").item())
 
 
 def fresh_seed() -> int:
-    """A new seed from the operating system."""
+    """A seed from the operating system."""
     return secrets.randbits(63)
 
 
@@ -49,13 +49,13 @@ CPU = torch.device("cpu")
 
 
 def seed_streams(seed: int, device: torch.device = CPU) -> None:
-    """Seed every stream of the host, and that of ``device``."""
+    """Seed the host streams and the stream of ``device``."""
     seed_host_streams(seed)
     _seed_device(device, seed)
 
 
 def seed_host_streams(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's CPU stream, and touch no device."""
+    """Seed the streams of Python, NumPy and torch's CPU generator."""
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)
@@ -65,52 +65,40 @@ HostState = tuple[Any, Any, Tensor]
 
 
 def get_host_state() -> HostState:
-    """The state of Python's, NumPy's and torch's CPU stream, as cheaply as it can be had."""
+    """The state of the host streams, in the form that is fastest to get."""
     return random.getstate(), np.random.get_state(), torch.get_rng_state()
 
 
 def set_host_state(state: HostState) -> None:
-    """Put back what ``get_host_state`` returned."""
+    """Restore what ``get_host_state`` returned."""
     random.setstate(state[0])
     np.random.set_state(state[1])
     torch.set_rng_state(state[2])
 
 
-@contextmanager
-def streams_apart() -> Iterator[None]:
-    """Inside ``with`` foreign code on the host draws from fresh streams, none that training has."""
-    streams = get_host_state()
-    seed_host_streams(fresh_seed())
-    try:
-        yield
-    finally:
-        set_host_state(streams)
-
-
 def capture_streams(device: torch.device = CPU) -> dict[str, Any]:
-    """The state of the host's streams and of that of ``device``, for a checkpoint.
+    """The state of the host streams and of the stream of ``device``, for a checkpoint.
 
     Returns:
-        tensors and plain types; the device's state is the only one in ``"devices"``, and its kind
-        is under ``"device"``.
+        tensors and plain types. ``"device"`` is the type of the device, without its index, and
+        ``"devices"`` has its state as the only item.
     """
-    state = {**_as_plain(get_host_state()), "devices": []}
+    state = {**_host_state_dict(get_host_state()), "devices": []}
     if device.type == "cpu":
         return state
     module = _module_with_stream(device)
     if module is not None:
-        own = module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
-        state["devices"] = [own]
+        args = () if device.type == "mps" else (device,)
+        state["devices"] = [module.get_rng_state(*args)]
     return {**state, "device": device.type}
 
 
 def restore_streams(state: dict[str, Any], device: torch.device = CPU) -> None:
-    """Put back what ``capture_streams`` returned, also on a device of another index.
+    """Restore what ``capture_streams`` returned, also to a device of another index.
 
-    The stream of a device of another kind than the one that was saved begins at a seed that follows
-    from the host's stream.
+    A device of another type than the saved one is seeded from the saved host stream.
     """
-    set_host_state(_from_plain(state))
+    set_host_state(_host_state(state))
     module = _module_with_stream(device)
     if module is None:
         return
@@ -119,21 +107,18 @@ def restore_streams(state: dict[str, Any], device: torch.device = CPU) -> None:
         _seed_device(device, derive_seed("device", state["torch"].cpu().numpy().tobytes().hex()))
         return
     # fitkit 0.1 saved every CUDA device by its index
-    own = saved[min(device.index or 0, len(saved) - 1)].cpu()
-    if device.type == "mps":
-        module.set_rng_state(own)
-    else:
-        module.set_rng_state(own, device)
+    device_state = saved[min(device.index or 0, len(saved) - 1)].cpu()
+    module.set_rng_state(device_state, *(() if device.type == "mps" else (device,)))
 
 
 def kind_of_streams(state: dict[str, Any]) -> str:
-    """The kind of device on which ``state`` was captured."""
-    of_old_files = "cuda" if state["devices"] else "cpu"
-    return str(state.get("device", of_old_files))
+    """The type of the device on which ``state`` was captured."""
+    default = "cuda" if state["devices"] else "cpu"  # fitkit 0.1 did not save it
+    return str(state.get("device", default))
 
 
 def _module_with_stream(device: torch.device) -> Any:
-    """``torch.cuda`` and the like, where ``device`` has a stream of its own; else ``None``."""
+    """The torch module of ``device`` (such as ``torch.cuda``) if that has its own stream."""
     if device.type in ("cpu", "meta"):
         return None
     module = torch.get_device_module(device)
@@ -151,11 +136,11 @@ def _seed_device(device: torch.device, seed: int) -> None:
         module.manual_seed(seed)
 
 
-def _as_plain(state: HostState) -> dict[str, Any]:
+def _host_state_dict(state: HostState) -> dict[str, Any]:
     version, words, gauss_next = state[0]
     name, key, position, has_gauss, gauss = state[1]
     return {
-        # one tensor instead of 625 numbers, which would take longer to pickle than a small model
+        # one tensor, because pickling 625 numbers takes longer than pickling a small model
         "python": {
             "version": version,
             "state": torch.frombuffer(array("q", words), dtype=torch.int64),
@@ -172,45 +157,32 @@ def _as_plain(state: HostState) -> dict[str, Any]:
     }
 
 
-def _from_plain(state: dict[str, Any]) -> HostState:
-    saved = state["numpy"]
-    if not 0 <= saved["position"] <= _WORDS_OF_NUMPY:  # NumPy would read past its memory
+def _host_state(state: dict[str, Any]) -> HostState:
+    python, saved = state["python"], state["numpy"]
+    position, key = saved["position"], saved["key"].cpu().numpy().astype(np.uint32)
+    if not 0 <= position <= _NUMPY_KEY_WORDS:  # NumPy would read past its memory
         raise CheckpointError(
-            f"the state of NumPy's random stream has position {saved['position']}, outside 0 to "
-            f"{_WORDS_OF_NUMPY}: the checkpoint was altered, use another."
+            f"the state of NumPy's random stream has position {position}, outside 0 to "
+            f"{_NUMPY_KEY_WORDS}: the checkpoint was altered, use another."
         )
-    key = saved["key"].cpu().numpy().astype(np.uint32)
-    if (
-        key.shape != (_WORDS_OF_NUMPY,) or not key.any()
-    ):  # of nothing but zeros NumPy draws for ever
+    if key.shape != (_NUMPY_KEY_WORDS,) or not key.any():  # all zeros: NumPy would never return
         raise CheckpointError(
             "the state of NumPy's random stream has no valid key: the checkpoint was altered, use "
             "another."
         )
-    gauss = state["python"]["gauss"]
-    if not (gauss is None or type(gauss) is float):
+    if not (python["gauss"] is None or type(python["gauss"]) is float):
         raise CheckpointError(
-            f"the state of Python's random stream holds {gauss!r}, not a number: the checkpoint "
-            f"was altered, use another."
+            f"the state of Python's random stream holds {python['gauss']!r}, not a number: the "
+            f"checkpoint was altered, use another."
         )
-    numpy_state = (
-        saved["name"],
-        key,
-        saved["position"],
-        saved["has_gauss"],
-        saved["gauss"],
-    )
-    python = state["python"]
     python_state = (python["version"], tuple(python["state"].tolist()), python["gauss"])
+    numpy_state = (saved["name"], key, position, saved["has_gauss"], saved["gauss"])
     return python_state, numpy_state, state["torch"].cpu()
 
 
 @contextmanager
 def seeded_streams(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside ``with`` every stream of the host, and of ``device``, begins at ``seed``.
-
-    Afterwards all of them are where they were.
-    """
+    """Inside ``with``, the streams of the host and of ``device`` start from ``seed``."""
     outside = capture_streams(device)
     try:
         seed_streams(seed, device)
@@ -220,10 +192,10 @@ def seeded_streams(seed: int, device: torch.device) -> Iterator[None]:
 
 
 class IsolatedStreams:
-    """A set of host streams of its own; inside ``with`` they take the place of the process's.
+    """Private host streams that replace those of the process inside ``with``.
 
-    What runs inside draws from streams that depend on the seed alone, and what runs outside does
-    not notice. The private streams go on where they were at the next ``with``.
+    They start from ``seed`` and continue at the next ``with``; draws inside do not change the
+    streams outside.
     """
 
     def __init__(self, seed: int) -> None:
@@ -244,9 +216,44 @@ class IsolatedStreams:
             set_host_state(self._outer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the private streams stand; empty before the first ``with``."""
-        return {} if self._inner is None else _as_plain(self._inner)
+        """The state of the private streams; empty before the first ``with``."""
+        return {} if self._inner is None else _host_state_dict(self._inner)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put the private streams where ``state_dict`` was taken."""
-        self._inner = _from_plain(state_dict) if state_dict else None
+        """Restore the private streams."""
+        self._inner = _host_state(state_dict) if state_dict else None
+
+
+class Seeds:
+    """The seed that the user gave, and the seeds that follow from it.
+
+    Attributes:
+        given: the user's seed; ``None``: torch's global generator decides.
+        num_draws: how often samples were drawn (``next_draw``).
+    """
+
+    def __init__(self, given: int | None) -> None:
+        self.start_from(given)
+
+    def start_from(self, given: int | None) -> None:
+        """Replace the seed, for the model as for the data."""
+        self.given = given
+        self._data = given
+        self.num_draws = 0
+
+    @property
+    def data(self) -> int:
+        """The seed of data order and augmentation; drawn at its first use if none was given."""
+        if self._data is None:
+            self._data = draw_seed()
+        return self._data
+
+    def set_data(self, seed: int | None) -> None:
+        """Replace ``data`` alone."""
+        self._data = seed
+
+    def next_draw(self) -> int:
+        """The seed for the next draw of samples: a function of ``data`` and ``num_draws``."""
+        seed = derive_seed(self.data, "draw", self.num_draws)
+        self.num_draws += 1
+        return seed

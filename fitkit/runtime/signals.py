@@ -1,4 +1,4 @@
-"""Signals: the handler only notes that one came; the loop acts at the next batch's end."""
+"""SignalWatch: records signals for the loop, which checks them after each batch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 
 class SignalWatch:
-    """Inside ``with``, notes SIGINT and SIGTERM (and others asked for).
+    """Records SIGINT, SIGTERM or the given signals inside ``with``.
 
-    A handler that the program had installed still runs, and every handler is put back at the end.
-    A second Ctrl-C interrupts at once. A signal that is ignored, or whose handler was not installed
-    from Python and so could not be put back, is left alone. Outside the main thread, where Python
-    allows no handlers, it watches nothing.
+    Python handlers that the program installed still run, and all handlers are restored at the end.
+    A second Ctrl-C raises ``KeyboardInterrupt`` at once. Signals that are ignored, or whose handler
+    was not installed from Python and could not be restored, are not watched; nor are any outside of
+    the main thread, where Python allows no handlers.
 
     Attributes:
-        received: the first signal that came, one that ends the process before Ctrl-C; or ``None``.
+        received: the first signal, or the one that replaced SIGINT; ``None`` before any.
     """
 
     def __init__(self, signals: Iterable[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> None:
@@ -35,7 +35,7 @@ class SignalWatch:
                 previous = signal.getsignal(number)
                 if previous is not None and previous is not signal.SIG_IGN:
                     self._previous[number] = previous
-                    signal.signal(number, self._note)
+                    signal.signal(number, self._record)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -43,12 +43,12 @@ class SignalWatch:
             signal.signal(number, previous)
         self._previous.clear()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
             self._act_as_child(number)
             return
         repeated = self.received is not None
-        if not repeated or self.received is signal.SIGINT:  # the end of the process goes first
+        if not repeated or self.received is signal.SIGINT:  # SIGTERM takes precedence
             self.received = signal.Signals(number)
         previous = self._previous.get(signal.Signals(number))
         if callable(previous) and previous is not signal.default_int_handler:
@@ -57,7 +57,7 @@ class SignalWatch:
             raise KeyboardInterrupt
 
     def _act_as_child(self, number: int) -> None:
-        """A forked worker inherits this handler but none of its meaning."""
-        if number != signal.SIGINT:  # Ctrl-C reaches the parent, which ends its workers itself
+        """A forked data-loading worker inherits the handler, but must react as by default."""
+        if number != signal.SIGINT:  # the parent receives Ctrl-C too and ends its workers
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

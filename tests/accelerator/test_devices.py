@@ -36,7 +36,7 @@ def test_only_pinned_memory_is_copied_without_waiting(accelerator):
 
 
 def test_where_such_copies_are_not_possible_all_of_them_wait(accelerator, monkeypatch):
-    monkeypatch.setattr("fitkit.core.devices.WITH_PINNED_COPIES", ("cuda", "xpu"))
+    monkeypatch.setattr("fitkit.core.device_capabilities.WITH_ASYNC_COPIES", ("cuda", "xpu"))
     to_device((torch.ones(3).pin_memory(), torch.ones(2)), SIM)
     assert accelerator.copies == []
     assert len(accelerator.waits) == 2

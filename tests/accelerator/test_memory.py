@@ -108,7 +108,7 @@ def test_what_a_callback_has_is_kept_on_the_host_while_a_resume_may_fail(acceler
     handler.fit(epochs=1, **QUIET)
     handler.save(tmp_path / "saved.pth")
     before = large.kept
-    peak = peak_of(accelerator, lambda: handler.callbacks.remember())
+    peak = peak_of(accelerator, lambda: handler.callbacks.make_undo())
     assert peak < before.nbytes / 2
     with pytest.raises(fitkit.CheckpointError, match="I refuse"):
         handler.fit(callbacks=[Refuses()], resume=save_refused(tmp_path), **QUIET)

@@ -5,6 +5,7 @@ A check that fails here would fail on a GPU too, or for a reason that says nothi
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -31,9 +32,7 @@ ONLY_ON_A_GPU = {
 
 
 def start(*command):
-    # the fixture of this module starts before the one that takes coverage away
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")}
-    environment["OMP_NUM_THREADS"] = "1"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     memory = Path("/dev/shm")  # waiting for the disk shows nothing
     if memory.is_dir() and os.access(memory, os.W_OK):
         environment["TMPDIR"] = str(memory)
@@ -54,14 +53,8 @@ def end(process):
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """What the script says on each device; the runs take their time at once."""
-    processes = {device: start(SCRIPT, "--device", device) for device in LEAST_PASSED}
-    try:
-        return {device: end(process) for device, process in processes.items()}
-    finally:
-        for process in processes.values():
-            process.kill()
-            process.wait()
+    """What the script says on a device; it is run once on each."""
+    return functools.cache(lambda device: end(start(SCRIPT, "--device", device)))
 
 
 def verdicts(lines):
@@ -71,14 +64,15 @@ def verdicts(lines):
     return {match[2]: match[1] for match in found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", LEAST_PASSED)
 def test_no_check_fails(device, outcomes):
-    status, (first, *checks, last), err = outcomes[device]
-    told = "\n".join([first, *checks, last, err])
-    assert not [line for line in checks if line.startswith("FAIL")], told
-    assert status == 0, told
+    status, (first, *checks, last), err = outcomes(device)
+    output = "\n".join([first, *checks, last, err])
+    assert not [line for line in checks if line.startswith("FAIL")], output
+    assert status == 0, output
     found = Counter(verdicts(checks).values())
-    assert found["PASS"] >= LEAST_PASSED[device], told
+    assert found["PASS"] >= LEAST_PASSED[device], output
     passed, failed, skipped, _ = LAST.fullmatch(last).groups()
     assert [int(passed), int(failed), int(skipped)] == [found["PASS"], 0, found["SKIP"]]
     assert f"torch {torch.__version__}" in first
@@ -86,9 +80,10 @@ def test_no_check_fails(device, outcomes):
     assert not any(str(Path.home()) in line for line in (first, *checks))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["sim", "sim-without-float64"])
 def test_the_simulated_accelerator_skips_only_what_needs_a_gpu(device, outcomes):
-    _, (_, *checks, _), _ = outcomes[device]
+    _, (_, *checks, _), _ = outcomes(device)
     found = {name for name, verdict in verdicts(checks).items() if verdict == "SKIP"}
     assert found == ONLY_ON_A_GPU
 
@@ -134,7 +129,7 @@ def one_has_cases(folder):
         pass
     with cases.case("bad"):
         script.make().fit(epochs=1)
-    return cases.told("cases")
+    return cases.summary("cases")
 
 def one_is_skipped(folder):
     raise script.Skip("for this reason")
@@ -202,15 +197,15 @@ def test_a_failure_is_told_in_a_line_and_counted(calls):
     status, (_, *checks, last) = calls["other checks"]
     assert status == 4
     assert last.startswith("1 passed, 4 failed, 1 skipped, ")
-    told = {match[2]: match[4] for match in map(LINE.fullmatch, checks)}
-    assert told["one fails"].startswith("ValueError: a reason xxx")
-    assert "and more" not in told["one fails"]
-    assert len(told["one fails"]) < 400
-    assert re.search(r"\(fitkit/\w+\.py:\d+\)$", told["one fails in the library"])
-    assert told["one leaves"].startswith("SystemExit: 0")
-    assert told["one has cases"].startswith("1 of 2 cases fail: bad: ConfigurationError: ")
-    assert told["one is skipped"] == "for this reason"
-    assert told["the next finds everything as it was"] == "all of it"
+    details = {match[2]: match[4] for match in map(LINE.fullmatch, checks)}
+    assert details["one fails"].startswith("ValueError: a reason xxx")
+    assert "and more" not in details["one fails"]
+    assert len(details["one fails"]) < 400
+    assert re.search(r"\(fitkit/[\w/]+\.py:\d+\)$", details["one fails in the library"])
+    assert details["one leaves"].startswith("SystemExit: 0")
+    assert details["one has cases"].startswith("1 of 2 cases fail: bad: ConfigurationError: ")
+    assert details["one is skipped"] == "for this reason"
+    assert details["the next finds everything as it was"] == "all of it"
 
 
 def test_without_a_budget_everything_is_skipped(calls):

@@ -14,15 +14,28 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fitkit
-from fitkit.contents import load_optimizer
 from fitkit.core.tree import iterate_tensors
+from fitkit.handler.optimizer_state import load_optimizer
+from fitkit.metrics.accumulators import WeightedMean
 from fitkit.metrics.running_sum import RunningSum
-from fitkit.metrics.sums import WeightedMean
 from fitkit.testing import assert_resumes_exactly, differences
 
 torchmetrics = pytest.importorskip("torchmetrics")
 
 pytestmark = [pytest.mark.no_cover, pytest.mark.usefixtures("fast_scratch")]
+
+# One kind of accelerator and some boundaries; with -m slow both kinds and more boundaries.
+by_accelerator = pytest.mark.parametrize(
+    ("accelerator", "every"),
+    [
+        ("float64", 6),
+        *(pytest.param(kind, 2, marks=pytest.mark.slow) for kind in ("float64", "no float64")),
+    ],
+    indirect=["accelerator"],
+)
+by_accelerator_too = pytest.mark.parametrize(
+    "accelerator", ["float64", pytest.param("no float64", marks=pytest.mark.slow)], indirect=True
+)
 
 SIM = torch.device("sim:0")
 generator = torch.Generator().manual_seed(0)
@@ -138,14 +151,17 @@ class LastClass(torchmetrics.CatMetric):
 FOR_CLASSES["torchmetrics with lists"] = LastClass
 
 
+@by_accelerator
 @pytest.mark.parametrize("name", [*FOR_CLASSES, *FOR_VALUES])
-def test_with_each_metric(name, accelerator):
+def test_with_each_metric(name, accelerator, every):
     make = {**FOR_CLASSES, **FOR_VALUES}[name]
     handler = partial(make_handler, [make()], values=name in FOR_VALUES)
-    assert_resumes_exactly(handler, epochs=1, every=2)
+    assert_resumes_exactly(handler, epochs=1, every=every)
 
 
-@pytest.mark.parametrize("count", [63, 64, 65, 129])
+@pytest.mark.parametrize(
+    "count", [64, *(pytest.param(n, marks=pytest.mark.slow) for n in (63, 65, 129))]
+)
 def test_cuts_where_sums_are_folded(count, accelerator, tmp_path):
     """One step before, at and after a fold of 64 batches, with all metrics at once."""
     x, y = torch.randn(140, 8), torch.randint(3, (140,))
@@ -196,27 +212,31 @@ OPTIMIZERS = ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adagrad", "Adadelta", "
               "RMSprop", "Rprop", "Adafactor"]  # fmt: skip
 
 
+@by_accelerator
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_with_each_optimizer(name, accelerator):
+def test_with_each_optimizer(name, accelerator, every):
     kind = getattr(torch.optim, name)
-    assert_resumes_exactly(lambda: make_handler(optimizer=kind), epochs=1, every=3)
+    assert_resumes_exactly(lambda: make_handler(optimizer=kind), epochs=1, every=every)
 
 
 FLAGS = {"plain": {}, "fused": {"fused": True}, "capturable": {"capturable": True}}
 
 
+@by_accelerator
 @pytest.mark.parametrize("flags", FLAGS)
 @pytest.mark.parametrize(
     "options",
     [{"gradient_accumulation_steps": 4}, {"precision": "fp16"}, {"ema_decay": 0.9}],
     ids=lambda options: next(iter(options)),
 )
-def test_with_windows_scaler_and_average(flags, options, accelerator):
+def test_with_windows_scaler_and_average(flags, options, accelerator, every):
     if "precision" in options and not accelerator.float64:
         options = {"precision": "bf16"}  # torch's scaler needs float64 on every device but MPS
-    assert_resumes_exactly(partial(make_handler, **FLAGS[flags]), epochs=2, every=3, **options)
+    handler = partial(make_handler, **FLAGS[flags])
+    assert_resumes_exactly(handler, epochs=2, every=3 * every, **options)
 
 
+@by_accelerator_too
 @pytest.mark.parametrize("saved", FLAGS)
 @pytest.mark.parametrize("own", FLAGS)
 @pytest.mark.parametrize("in_memory", [False, True], ids=["file", "state in memory"])
@@ -251,7 +271,7 @@ def test_a_learning_rate_in_a_tensor_stays_on_the_device(accelerator, tmp_path):
         handler.set_scheduler(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
         return handler
 
-    assert_resumes_exactly(make, epochs=2, every=4)
+    assert_resumes_exactly(make, epochs=2, every=8)
     handler, again = make(), make()
     handler.fit(epochs=1, progress_bar=False)
     handler.save(tmp_path / "saved.pth")
@@ -337,7 +357,7 @@ class KeepsInItsOwnWay(Keeps):
 
 @pytest.mark.parametrize("kind", [Keeps, KeepsInItsOwnWay])
 def test_a_callback_s_tensors_come_back_where_they_were(kind, accelerator):
-    assert_resumes_exactly(make_handler, make_callbacks=lambda: [kind()], epochs=2, every=3)
+    assert_resumes_exactly(make_handler, make_callbacks=lambda: [kind()], epochs=2, every=8)
 
 
 def test_the_state_of_a_callback_that_is_not_attached_takes_no_memory_of_the_device(
@@ -374,9 +394,10 @@ def test_the_state_of_a_callback_that_is_not_attached_takes_no_memory_of_the_dev
     ids=["on the device", "half of it", "pinned loader", "batches"],
 )
 @pytest.mark.filterwarnings("ignore:.*cannot seek:UserWarning")
-def test_with_each_kind_of_data(make_data, accelerator):
+@by_accelerator
+def test_with_each_kind_of_data(make_data, accelerator, every):
     handler = partial(make_handler, [fitkit.Accuracy()])
-    assert_resumes_exactly(handler, epochs=2, every=3, **make_data())
+    assert_resumes_exactly(handler, epochs=2, every=3 * every, **make_data())
 
 
 # ---- several devices, other devices -------------------------------------------------------------
@@ -417,6 +438,7 @@ def test_a_run_goes_on_on_a_device_of_another_index(first, second, accelerator, 
     assert torch.equal(rest.module.weight.cpu(), whole.module.weight.cpu())
 
 
+@by_accelerator_too
 @pytest.mark.parametrize("kind", [*FOR_VALUES, "documented", "of tensors", "a mean with a tensor"])
 @pytest.mark.parametrize(("first", "second"), [("sim", "cpu"), ("cpu", "sim")])
 def test_an_epoch_begun_on_another_kind_of_device_is_added_up(

@@ -83,7 +83,7 @@ class Rounds(fitkit.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: fitkit.Logs) -> None:
         """The background save of the last batch has been answered: what did training wait?"""
-        blocked = self.handler.saves.ledger.blocked_seconds
+        blocked = self.handler.saves.stats.blocked_seconds
         self._add("blocked", blocked - self._blocked, batch - 1)
         self._blocked = blocked
         self.handler.wait_for_saves()
@@ -95,7 +95,7 @@ class Rounds(fitkit.Callback):
         self._buffers = self._buffers or [torch.empty_like(one) for one in tensors]
         pairs = list(zip(self._buffers, tensors, strict=True))
         self._add("copy", timed(lambda: [a.copy_(b) for a, b in pairs]), batch)
-        state = fitkit.snapshot.take(self.handler)
+        state = fitkit.handler.state_dict.handler_state_dict(self.handler)
         self._add("by hand", timed(lambda: save_by_hand(state, self.folder / "hand.pth")), batch)
         self._add("save", timed(lambda: self.handler.save(self.folder / "ours.pth")), batch)
         path = self.folder / "ours.pth"
@@ -146,7 +146,7 @@ def several_savers(
     for _ in range(rounds):
         for savers, found in zip((few, many), seconds, strict=True):
             fit(handler, savers, 1)
-            found.append(handler.saves.ledger.blocked_seconds)
+            found.append(handler.saves.stats.blocked_seconds)
     return seconds
 
 
@@ -187,7 +187,7 @@ def in_load(megabytes: float, kind: str) -> dict[str, float]:
         optimizer.load_state_dict(state["optimizer_state_dict"])
 
     def ours() -> None:
-        state = fitkit.checkpointing.discovery.read_full(path)
+        state = fitkit.checkpointing.catalog.latest.read_full(path)
         handler.module.load_state_dict(state["model_state_dict"])
         optimizer.load_state_dict(state["optimizer_state_dict"])
 
@@ -224,7 +224,7 @@ def measure(megabytes: float, rounds: int, folder: Path) -> dict[str, list[float
     ]
     usual = in_process("memory", megabytes, "none", folder)
     peaks = [in_process("memory", megabytes, k, folder) for k in ("background", "waiting")]
-    beside = statistics.median(steps.seconds[True]) if steps.seconds[True] else float("nan")
+    side_group = statistics.median(steps.seconds[True]) if steps.seconds[True] else float("nan")
     return {
         "background save, blocked / plain copy": ratios(found["blocked"], found["copy"]),
         "durable save / torch.save + fsync": ratios(found["save"], found["by hand"]),
@@ -233,7 +233,7 @@ def measure(megabytes: float, rounds: int, folder: Path) -> dict[str, list[float
         "peak memory of a background save / state": [peaks[0] - usual],
         "peak memory while another one waits": [peaks[1] - usual],
         "a batch beside a background save / alone": [
-            beside / statistics.median(steps.seconds[False])
+            side_group / statistics.median(steps.seconds[False])
         ],
         "metadata, milliseconds": [1e3 * one for one in found["metadata"]],
     }

@@ -38,7 +38,7 @@ import speed_peers  # noqa: E402  the package and the file beside this one, wher
 from tqdm import tqdm  # noqa: E402
 
 import fitkit  # noqa: E402
-from fitkit.data.order import epoch_order  # noqa: E402
+from fitkit.data.epoch_sampler import epoch_order  # noqa: E402
 
 SEED = 0
 
@@ -264,15 +264,14 @@ def arms_of(workload: Workload, *, peers: bool) -> list[Arm]:
         Arm("plain loop, bar, loss and accuracy", by_hand(plain_kept, tensors)),
         Arm("fitkit, own DataLoader", by_fit(tensors)),
         Arm("fitkit, own DataLoader, bar, loss and accuracy", by_fit(tensors, kept=True)),
-        Arm("plain loop, a Dataset of one's own", by_hand(plain, samples)),
-        Arm("fitkit, a Dataset of one's own", by_fit(samples)),
+        Arm("plain loop, your own Dataset", by_hand(plain, samples)),
+        Arm("fitkit, your own Dataset", by_fit(samples)),
         Arm("plain loop, __getitems__", by_hand(plain, batches, **at_once)),
         Arm("fitkit, __getitems__", by_fit(batches)),
         Arm("plain loop that indexes tensors", lambda: plain(workload, limit)),
         Arm("fitkit, data in memory", lambda: fit(workload, data)),
         Arm(
-            "fitkit, data in memory, bar, loss and accuracy",
-            lambda: fit(workload, data, kept=True),
+            "fitkit, data in memory, bar, loss and accuracy", lambda: fit(workload, data, kept=True)
         ),
     ]
     for arm in arms[-2:]:
@@ -329,9 +328,9 @@ def show(workload: Workload, arms: list[Arm]) -> None:
     say(f"|{'-' * 48}|-----:|-------:|-----:|----------:|-----------|")
     for arm in arms:
         wanted = losses[arm.reference]
-        told = "equal" if arm.loss == wanted else f"{arm.loss:.6g}, not {wanted:.6g}"
+        message = "equal" if arm.loss == wanted else f"{arm.loss:.6g}, not {wanted:.6g}"
         values = f"{min(arm.wall):4.2f} | {statistics.median(arm.wall):6.2f} | {max(arm.wall):4.2f}"
-        say(f"| {arm.name:46} | {values} | {statistics.median(arm.cpu):9.2f} | {told:9} |")
+        say(f"| {arm.name:46} | {values} | {statistics.median(arm.cpu):9.2f} | {message:9} |")
 
 
 # ---- what a callback costs, and a long run ------------------------------------------------------

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # Three times the targets and more: this is about mistakes, not about a busy machine.
 FAR_OUTSIDE = {
     "background save, blocked / plain copy": 30.0,
@@ -17,6 +19,7 @@ FAR_OUTSIDE = {
 }
 
 
+@pytest.mark.slow
 def test_no_ratio_is_far_outside(tmp_path):
     script = Path(__file__).with_name("checkpoints.py")
     command = [sys.executable, script, "--sizes", "20", "--rounds", "2", "--folder", tmp_path]

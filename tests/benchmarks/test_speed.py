@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.no_cover
+pytestmark = [pytest.mark.no_cover, pytest.mark.slow]
 
 FAR_OUTSIDE = 1.15  # of the plain loop, for a user's own DataLoader with nothing attached
 TRIES = 4

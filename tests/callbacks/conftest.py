@@ -13,9 +13,10 @@ from torch import nn
 
 import fitkit
 from fitkit.callbacks.history import History
-from fitkit.callbacks.wandb_history import WandbHistory
-from fitkit.core.callback_list import CallbackList, Event
-from fitkit.core.fetch_clock import FetchClock
+from fitkit.callbacks.support.wandb_file import WandbFile
+from fitkit.core.callback_list import CallbackList
+from fitkit.core.data_timer import DataTimer
+from fitkit.core.event import Event
 from fitkit.core.logs import Logs
 from fitkit.core.state import FitState, Phase
 
@@ -35,17 +36,19 @@ class StandInHandler:
         self.logger.addHandler(_Lines(self.lines))
         self.ema = None
         self.gradient_accumulation_steps = 1
-        self.contributed = {}
+        self.logged = {}
         self.seed = 7
         self.parts = SimpleNamespace(
             model_spec=None, optimizer_spec=None, scheduler_spec=None, loss=None
         )
         self.callbacks = []
         self.device = torch.device("cpu")
-        self.clock = FetchClock()
-
-    def time_fetching(self):
-        return self.clock
+        self.clock = DataTimer()
+        self.weights = SimpleNamespace(
+            evaluated=lambda: {k: v.clone() for k, v in self.module.state_dict().items()},
+            restore=self.module.load_state_dict,
+        )
+        self.session = SimpleNamespace(time_data_loading=lambda: self.clock)
 
     def set_weight(self, value):
         with torch.no_grad():
@@ -59,14 +62,8 @@ class StandInHandler:
     def lr(self):
         return self.optimizer.param_groups[0]["lr"]
 
-    def scored_weights(self):
-        return copy.deepcopy(self.module.state_dict())
-
-    def restore_weights(self, weights):
-        self.module.load_state_dict(weights)
-
     def log(self, name, value):
-        self.contributed[name] = value
+        self.logged[name] = value
 
     def running_logs(self):
         return {"loss": 0.5}
@@ -114,7 +111,7 @@ class Driver:
 
     def epoch(self, logs, batch_logs=None):
         state, epoch = self.state, self.state.epoch
-        self.handler.contributed = {}
+        self.handler.logged = {}
         state.enter(Phase.TRAIN)
         self.callbacks.fire(Event.EPOCH_BEGIN, epoch, Logs())
         for batch in range(self.steps):
@@ -140,7 +137,7 @@ class Driver:
     def end_epoch(self, logs):
         epoch = self.state.epoch
         self.state.advance_epoch()
-        self.callbacks.fire(Event.EPOCH_END, epoch, Logs({**logs, **self.handler.contributed}))
+        self.callbacks.fire(Event.EPOCH_END, epoch, Logs({**logs, **self.handler.logged}))
 
     def end(self):
         self.callbacks.fire_to_all(Event.TRAIN_END, Logs())
@@ -264,14 +261,13 @@ class InWandb:
 
     def segments(self, run_id):
         files = [path / f"run-{run_id}.wandb" for path in Path("wandb").glob("offline-run-*")]
-        return sorted(
-            (path for path in files if path.exists()), key=lambda path: path.stat().st_ino
-        )
+        written = {path: path.stat().st_mtime_ns for path in files if path.exists()}
+        return sorted(written, key=written.__getitem__)  # a segment ends before the next begins
 
     def read(self, run_id):
         found = {}
         for path in self.segments(run_id):
-            for step, values in WandbHistory(path).read().items():
+            for step, values in WandbFile(path).read_steps().items():
                 for name in values.keys() - {"_timestamp", "_runtime"}:
                     found.setdefault(name, []).append((step, values[name]))
         return found
@@ -280,7 +276,7 @@ class InWandb:
         from wandb.proto.wandb_internal_pb2 import Record
 
         for path in self.segments(run_id):
-            for content in WandbHistory(path).records():
+            for content in WandbFile(path).read_records():
                 record = Record.FromString(content)
                 if record.WhichOneof("record_type") == kind:
                     yield getattr(record, kind)

@@ -199,7 +199,7 @@ def test_reset_makes_it_new(kind, trained):
 )
 def test_it_does_not_change_training_unless_it_is_there_for_that(kind):
     plain, watched = run(), run(MAKE[kind.__name__]())
-    weights = [handler.training_weights() for handler in (plain, watched)]
+    weights = [handler.weights.training() for handler in (plain, watched)]
     assert not list(differences(*weights))
     rngs = [handler.get_state_dict()["rng"] for handler in (plain, watched)]
     assert not list(differences(*rngs))

@@ -26,7 +26,7 @@ def test_momentum_or_first_beta(drive):
     driver.handler.optimizer = torch.optim.Adagrad(driver.handler.module.parameters(), lr=0.5)
     driver.fit([1.0])
     assert history.history["momentum_0"][:2] == [0.5, 0.9]
-    assert driver.handler.contributed == {"lr_0": 0.5}
+    assert driver.handler.logged == {"lr_0": 0.5}
 
 
 def test_a_rate_that_is_a_tensor_is_what_it_was_then(drive):
@@ -35,7 +35,7 @@ def test_a_rate_that_is_a_tensor_is_what_it_was_then(drive):
     driver.handler.optimizer.param_groups[0]["lr"] = rate
     driver.fit([1.0])
     rate.fill_(2.0)
-    assert driver.handler.contributed["lr_0"] == 1.0
+    assert driver.handler.logged["lr_0"] == 1.0
 
 
 def test_it_needs_an_optimizer(drive):

@@ -44,7 +44,7 @@ def test_parameters_stay_those_of_the_beginning(drive, make, mlflow_store):
 def test_times_are_those_of_the_values(drive, make, mlflow_store, monkeypatch):
     now = iter(range(1000, 2000))
     clock = SimpleNamespace(time=lambda: next(now) + 0.5, monotonic=time.monotonic)
-    monkeypatch.setattr("fitkit.callbacks.tracker.time", clock)
+    monkeypatch.setattr("fitkit.callbacks.support.tracker_logger.time", clock)
     logger = make(every_n_batches=1, refresh_seconds=1e6)
     drive(logger, steps=2).fit([0.5])
     found = mlflow_store.get_metric_history(logger.run_id, "batch/loss")
@@ -73,7 +73,7 @@ def test_a_run_that_is_not_in_the_store(drive, make):
     first = drive(make()).fit([0.5])
     saved = first.save()
     saved["callbacks"]["MLflowLogger"]["state"]["run_id"] = "0" * 32
-    with pytest.raises(ConfigurationError, match=r"cannot go on with.*Pass the tracking_uri"):
+    with pytest.raises(ConfigurationError, match=r"cannot continue.*Pass the tracking_uri"):
         first.resume(make(), saved=saved)
 
 

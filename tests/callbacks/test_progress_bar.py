@@ -215,8 +215,8 @@ def test_a_loader_that_is_too_slow_is_told_on_a_line_of_its_own(drive, monkeypat
     clock = driver.handler.clock
     clock.waiting_seconds, clock.working_seconds, clock.num_batches = 90.0, 10.0, 1000
     seen = []
-    told = SimpleNamespace(warn=lambda text, stacklevel: seen.append((text, screen.lines)))
-    monkeypatch.setattr(progress_bar, "warnings", told)
+    message = SimpleNamespace(warn=lambda text, stacklevel: seen.append((text, screen.lines)))
+    monkeypatch.setattr(progress_bar, "warnings", message)
     driver.batch(0, {})
     driver.batch(1, {})
     ((text, shown),) = seen

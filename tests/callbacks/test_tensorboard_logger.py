@@ -79,7 +79,7 @@ def test_a_missing_folder_is_told(drive):
     driver = drive(make()).fit([0.5])
     saved = driver.save()
     Path("logs").rename("moved")
-    with pytest.warns(UserWarning, match="'logs/tb/run', to which this run wrote before"):
+    with pytest.warns(UserWarning, match="'logs/tb/run', no longer exists"):
         second = driver.resume(make(), saved=saved)
     second.epoch({"loss": 3.0})
     second.end()

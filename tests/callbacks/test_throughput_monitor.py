@@ -39,7 +39,7 @@ def test_speed_of_training_without_validation(drive, clock):
         clock.now += 1000
         driver.validate()
         driver.end_epoch({})
-        assert driver.handler.contributed == EXPECTED
+        assert driver.handler.logged == EXPECTED
 
 
 def test_an_epoch_cut_by_a_restart_is_measured_as_a_whole(drive, clock):
@@ -51,7 +51,7 @@ def test_an_epoch_cut_by_a_restart_is_measured_as_a_whole(drive, clock):
     second = first.resume(ThroughputMonitor())
     train_batch(second, clock, 1, waiting=0.25, working=0.75)
     second.end_epoch({})
-    assert second.handler.contributed == EXPECTED
+    assert second.handler.logged == EXPECTED
 
 
 def test_an_epoch_that_took_no_time_logs_no_speed(drive, clock):
@@ -59,4 +59,4 @@ def test_an_epoch_that_took_no_time_logs_no_speed(drive, clock):
     driver.begin()
     driver.callbacks.fire(Event.EPOCH_BEGIN, 0, Logs())
     driver.end_epoch({})
-    assert driver.handler.contributed == {}
+    assert driver.handler.logged == {}

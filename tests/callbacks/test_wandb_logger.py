@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 import fitkit
-from fitkit.callbacks.wandb_history import WandbHistory
+from fitkit.callbacks.support.wandb_file import WandbFile
 from fitkit.core.errors import ConfigurationError
 
 
@@ -23,7 +23,7 @@ def records(run_id, kind):
     from wandb.proto.wandb_internal_pb2 import Record
 
     for path in sorted(Path("wandb").glob(f"offline-run-*/run-{run_id}.wandb")):
-        for content in WandbHistory(path).records():
+        for content in WandbFile(path).read_records():
             record = Record.FromString(content)
             if record.WhichOneof("record_type") == kind:
                 yield getattr(record, kind)
@@ -46,7 +46,7 @@ def test_options_reach_wandb(drive):
 
 def test_times_are_those_of_the_values(drive, monkeypatch):
     clock = SimpleNamespace(time=lambda: 1234.5, monotonic=time.monotonic)
-    monkeypatch.setattr("fitkit.callbacks.tracker.time", clock)
+    monkeypatch.setattr("fitkit.callbacks.support.tracker_logger.time", clock)
     logger = make()
     drive(logger).fit([0.5])
     (row,) = records(logger.run_id, "history")
@@ -93,14 +93,14 @@ def test_online_steps_that_the_server_has_are_left_out():
 
     logger = make()
     logger.wandb_run = Online()
-    assert logger.rows_beyond(0) == {}
+    assert logger.rows_after(0) == {}
     logger.write_rows([(step, 0.0, {"loss": step / 2}) for step in (2, 3, 4)])
     assert logger.wandb_run.rows == [(3, 1.5, True), (4, 2.0, True)]
 
 
 @pytest.mark.parametrize("option", ["config", "id", "resume", "resume_from"])
 def test_what_the_logger_decides_itself(option):
-    with pytest.raises(ConfigurationError, match=f"decides on '{option}'.*leave it out"):
+    with pytest.raises(ConfigurationError, match=f"sets the argument '{option}'.*leave it out"):
         make(**{option: "x"})
 
 

@@ -26,8 +26,8 @@ from torch import nn
 
 import fitkit
 from fitkit import FitkitError, ModelCheckpoint, NNHandler
-from fitkit.checkpointing import archive, files
-from fitkit.checkpointing.metadata import read_metadata
+from fitkit.checkpointing.catalog.metadata import read_metadata
+from fitkit.checkpointing.storage import atomic_write, safe_load
 from fitkit.testing import differences
 
 pytestmark = pytest.mark.no_cover
@@ -104,7 +104,7 @@ def original(tmp_path_factory):
     class Keeps(fitkit.Callback):
         def on_checkpoint_saved(self, path, logs):
             if self.handler.state.global_step == 5 and not found:
-                found.append(archive.read(Path(path)))
+                found.append(safe_load.read(Path(path)))
 
     fit(handler, callbacks=[Keeps()])
     (state,) = found
@@ -155,15 +155,16 @@ def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("scratch")
 
 
-def test_truncated_and_flipped_files_are_refused_or_are_what_they_were(original, scratch):
+@pytest.mark.parametrize("count", [400, pytest.param(2200, marks=pytest.mark.slow)])
+def test_truncated_and_flipped_files_are_refused_or_are_what_they_were(original, scratch, count):
     path = scratch / "bytes.pth"
-    files.write(original, path)
+    atomic_write.write(original, path)
     data = path.read_bytes()
     resumed = make(scratch / "resumed")
     before = resumed.get_state_dict()
     rng = random.Random(0)
     read, refused = 0, Counter()
-    for number in range(2200):
+    for number in range(count):
         spoiled = bytearray(data)
         if number % 3 == 0:
             del spoiled[rng.randrange(len(spoiled)) :]
@@ -183,11 +184,11 @@ def test_truncated_and_flipped_files_are_refused_or_are_what_they_were(original,
             refused[type(found).__name__] += 1
             continue
         read += 1  # bytes that mean nothing: padding, or a time
-        assert list(differences(original, archive.read(path))) == []
+        assert list(differences(original, safe_load.read(path))) == []
         resumed = make(scratch / "resumed")
     assert list(differences(before, resumed.get_state_dict())) == []
-    assert refused["DamagedCheckpointError"] > 1500
-    assert read < 200
+    assert refused["DamagedCheckpointError"] > 0.7 * count
+    assert read < 0.1 * count
 
 
 # ---- structure ----------------------------------------------------------------------------------
@@ -256,7 +257,7 @@ def at(state, path):
 
 def spoil(state, rng, paths):
     """One to three changes: another value, a missing key, a key too many, or two values swapped."""
-    state, told = mutable(state), []
+    state, message = mutable(state), []
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         path, other = rng.choice(paths), rng.choice(paths)
         how = rng.choice(["value"] * 5 + ["missing", "more", "swapped", "shape", "value"])
@@ -264,7 +265,7 @@ def spoil(state, rng, paths):
         with contextlib.suppress(KeyError, IndexError, TypeError, ValueError, RuntimeError):
             holder = at(state, path[:-1])
             old = holder[path[-1]]
-            told.append((how, path))
+            message.append((how, path))
             if how == "missing":
                 del holder[path[-1]]
             elif how == "more":
@@ -275,8 +276,8 @@ def spoil(state, rng, paths):
                 holder[path[-1]] = rng.choice([old.reshape(-1)[:1], old[None], old.double()])
             else:
                 holder[path[-1]] = rng.choice(JUNK)
-                told[-1] = (*told[-1], holder[path[-1]])
-    return state, told
+                message[-1] = (*message[-1], holder[path[-1]])
+    return state, message
 
 
 def write(state, path):
@@ -284,18 +285,21 @@ def write(state, path):
     torch.save(state, path)
 
 
-def shown(told, error):
-    text = f"{told}: {type(error).__name__}: {error}".replace("\n", " ")
+def shown(message, error):
+    text = f"{message}: {type(error).__name__}: {error}".replace("\n", " ")
     return text if len(text) < 300 else f"{text[:150]} ... {text[-150:]}"
 
 
-@pytest.mark.parametrize("share", range(2))
+SHARES = [0, pytest.param(1, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("share", SHARES)
 def test_spoiled_structures_loaded(original, scratch, share):
     rng, paths = random.Random(10 + share), list(paths_of(original))
     path = scratch / "load.pth"
     wrong, loaded = [], 0
     for number in range(250):
-        state, told = spoil(original, rng, paths)
+        state, message = spoil(original, rng, paths)
         write(state, path)
         use = (
             (lambda: NNHandler.load(path)),
@@ -306,7 +310,7 @@ def test_spoiled_structures_loaded(original, scratch, share):
         try:
             found = outcome(use)
         except BaseException as error:  # noqa: BLE001  whatever it is
-            wrong.append(shown(told, error))
+            wrong.append(shown(message, error))
             continue
         loaded += not isinstance(found, FitkitError)
     assert not wrong, f"{len(wrong)} of 250:\n" + "\n".join(wrong[:20])
@@ -323,7 +327,7 @@ class Began(fitkit.Callback):
         self.began = True
 
 
-@pytest.fixture(scope="module", params=range(2))
+@pytest.fixture(scope="module", params=SHARES)
 def resumed(request, original, tmp_path_factory):
     """What came of 150 spoiled files: sentences about what went wrong, by when it did."""
     rng, paths = random.Random(20 + request.param), list(paths_of(original))
@@ -334,24 +338,24 @@ def resumed(request, original, tmp_path_factory):
     went_on, handler = 0, make(folder)
     before = handler.get_state_dict()
     for _ in range(150):
-        state, told = spoil(original, rng, paths)
+        state, message = spoil(original, rng, paths)
         write(state, path)
         watch = Began()
         try:
             outcome(partial(fit, handler, resume=path, callbacks=[watch]))
         except BaseException as error:  # noqa: BLE001  whatever it is
-            wrong["training" if watch.began else "preparing"].append(shown(told, error))
+            wrong["training" if watch.began else "preparing"].append(shown(message, error))
         if watch.began:
             went_on += 1
             handler = make(folder)
         else:
             changed = list(differences(before, handler.get_state_dict()))
             if changed:
-                wrong["changed"].append(f"{told}: {changed[0][0]}")
+                wrong["changed"].append(f"{message}: {changed[0][0]}")
                 handler = make(folder)
         now = contents(root)
         for one in [one for one, data in outside.items() if now.get(one) != data]:
-            wrong["hurt"].append(f"{told}: {one}")
+            wrong["hurt"].append(f"{message}: {one}")
             one.parent.mkdir(parents=True, exist_ok=True)
             one.write_bytes(outside[one])
     assert 20 < went_on < 145
@@ -419,13 +423,13 @@ for use in (lambda: fit(make(), epochs=3, resume=path),
 """
 
 
-@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+@pytest.mark.parametrize("name", ["AdamW", pytest.param("SGD", marks=pytest.mark.slow)])
 def test_moments_of_another_shape_do_not_corrupt_memory(tmp_path, name):
     found = subprocess.run(
         [sys.executable, "-c", CRASHES, name, str(tmp_path / "a.pth")],
         capture_output=True,
         text=True,
-        timeout=20,  # a damaged heap may also hang
+        timeout=60,  # a damaged heap may also hang
     )
     assert found.returncode == 0, f"ended with {found.returncode}: {found.stderr[-500:]}"
     assert found.stdout.split() == ["refused", "refused"]
@@ -465,11 +469,17 @@ def put_sentinels(root):
         (place / "x").write_text(f"sentinel of {place}")
         (place / "notes.txt").write_text("notes")
         if place in (root, root / "above"):
-            files.write({"a": 1}, place / "mine.pth")
+            atomic_write.write({"a": 1}, place / "mine.pth")
     return folder
 
 
-@pytest.mark.parametrize("field", FIELDS)
+FEW_FIELDS = {"kept", "asked", "last_path"}
+
+
+@pytest.mark.parametrize(
+    "field",
+    [one if one in FEW_FIELDS else pytest.param(one, marks=pytest.mark.slow) for one in FIELDS],
+)
 def test_hostile_names_of_files_hurt_nobody(original, tmp_path, field):
     folder, path = put_sentinels(tmp_path), tmp_path / "hostile.pth"
     outside = contents(tmp_path)

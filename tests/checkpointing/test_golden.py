@@ -13,8 +13,10 @@ import torch
 
 import fitkit
 from fitkit import CheckpointError, NNHandler
-from fitkit.checkpointing import archive, discovery, files, schema
-from fitkit.checkpointing.metadata import read_metadata
+from fitkit.checkpointing.catalog import latest
+from fitkit.checkpointing.catalog.metadata import read_metadata
+from fitkit.checkpointing.format import schema
+from fitkit.checkpointing.storage import atomic_write, safe_load
 
 REPOSITORY = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -31,7 +33,7 @@ def script():
     return module
 
 
-def beside(name):
+def facts_of(name):
     return json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -46,24 +48,24 @@ def test_the_files_are_there_and_small():
     ]  # fmt: skip
     for path in GOLDEN.glob("*.pth"):
         assert path.stat().st_size < 40_000
-        archive.verify(path)
+        safe_load.verify(path)
 
 
 @pytest.mark.parametrize("name", [*RUNS, "weights"])
 def test_a_file_holds_what_the_run_held(script, name):
-    assert script.told(archive.read(GOLDEN / f"{name}.pth")) == beside(name)["holds"]
+    assert script.summarize_value(safe_load.read(GOLDEN / f"{name}.pth")) == facts_of(name)["holds"]
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_every_key_of_version_one_is_in_it(name):
-    state = archive.read(GOLDEN / f"{name}.pth")
+    state = safe_load.read(GOLDEN / f"{name}.pth")
     assert state["format_version"] == 1
     assert set(schema.KEYS) <= set(state)
 
 
 def test_the_rich_file_is_rich():
     """Inside an epoch and an accumulation window, with everything that has a state."""
-    state = archive.read(GOLDEN / "rich.pth")
+    state = safe_load.read(GOLDEN / "rich.pth")
     progress = state["progress"]
     assert (progress["state"]["epoch"], progress["state"]["batch"]) == (1, 1)
     assert progress["window"]["gradients"]
@@ -78,7 +80,7 @@ def test_the_rich_file_is_rich():
 @pytest.mark.parametrize("name", RUNS)
 def test_a_loaded_handler_is_what_was_saved(script, name):
     handler = load(script, name)
-    found, expected = script.told(handler.get_state_dict()), beside(name)["holds"]
+    found, expected = script.summarize_value(handler.get_state_dict()), facts_of(name)["holds"]
     assert list(found) == list(expected)
     for key in expected:
         assert found[key] == expected[key], key
@@ -90,7 +92,7 @@ def test_a_loaded_handler_is_what_was_saved(script, name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_metadata(name):
-    found, state = read_metadata(GOLDEN / f"{name}.pth"), archive.read(GOLDEN / f"{name}.pth")
+    found, state = read_metadata(GOLDEN / f"{name}.pth"), safe_load.read(GOLDEN / f"{name}.pth")
     assert (found.format_version, found.epoch) == (1, {"plain": 2, "rich": 1}[name])
     assert found.metrics["loss"] == state["history"]["history"]["loss"][-1]
     assert set(found.callbacks) == set(state["callback_states"])
@@ -98,7 +100,7 @@ def test_metadata(name):
 
 def assert_ended(handler, name):
     """Numbers may differ in their last bits from machine to machine."""
-    end = beside(name)["end"]
+    end = facts_of(name)["end"]
     assert list(handler.module.state_dict()) == list(end["weights"])
     for key, value in handler.module.state_dict().items():
         expected = torch.tensor(end["weights"][key], dtype=value.dtype)
@@ -124,12 +126,12 @@ def test_a_run_goes_on_to_its_end(script, tmp_path, name, how):
     else:
         script.fit(handler, options, resume=file if how == "file" else tmp_path)
     assert_ended(handler, name)
-    discovery.read_full(tmp_path / "3.pth" if name == "plain" else tmp_path / "auto" / "03.pth")
+    latest.read_full(tmp_path / "3.pth" if name == "plain" else tmp_path / "auto" / "03.pth")
 
 
 def test_weights(script):
     handler = NNHandler.initialize_from_checkpoint(GOLDEN / "weights.pth", script.Net, width=4)
-    assert script.told(dict(handler.module.state_dict())) == beside("weights")["holds"]
+    assert script.summarize_value(dict(handler.module.state_dict())) == facts_of("weights")["holds"]
     with pytest.raises(CheckpointError, match=r"weights\.pth.*holds weights only"):
         NNHandler.load(GOLDEN / "weights.pth")
     run, options = script.rich(GOLDEN.parent / "nowhere")
@@ -143,10 +145,10 @@ def test_weights(script):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_keys_that_a_newer_minor_version_adds_do_not_matter(script, tmp_path, name):
-    state = archive.read(GOLDEN / f"{name}.pth")
+    state = safe_load.read(GOLDEN / f"{name}.pth")
     state |= {"added": {"a": [1, torch.ones(2)]}, "another_state_dict": None, "zz": "text"}
     file = tmp_path / script.GOLDEN[name][1]
-    files.write(state, file)
+    atomic_write.write(state, file)
     assert read_metadata(file).state["zz"] == "text"
     handler, options = getattr(script, name)(tmp_path)
     script.fit(handler, options, resume=tmp_path)
@@ -155,8 +157,8 @@ def test_keys_that_a_newer_minor_version_adds_do_not_matter(script, tmp_path, na
 
 @pytest.mark.parametrize("version", [2, 3, 10**9])
 def test_a_newer_version_is_refused_with_a_sentence(script, tmp_path, version):
-    state = archive.read(GOLDEN / "plain.pth")
-    files.write({**state, "format_version": version}, tmp_path / "new.pth")
+    state = safe_load.read(GOLDEN / "plain.pth")
+    atomic_write.write({**state, "format_version": version}, tmp_path / "new.pth")
     sentence = rf"new\.pth.*format version {version}, this fitkit reads up to 1.*upgrade fitkit"
     handler, options = script.plain(tmp_path)
     for use in (
@@ -177,7 +179,7 @@ def test_todays_fitkit_writes_what_the_script_says(script, tmp_path):
         one.name for one in GOLDEN.iterdir()
     )
     for name in RUNS:
-        old, new = (archive.read(folder / f"{name}.pth") for folder in (GOLDEN, tmp_path))
+        old, new = (safe_load.read(folder / f"{name}.pth") for folder in (GOLDEN, tmp_path))
         assert keys_of(old) <= keys_of(new)
         assert new["format_version"] == schema.FORMAT_VERSION
 
@@ -198,11 +200,11 @@ def test_every_key_is_described():
     described = {key: words for keys, words in rows for key in re.findall(r"`(\w+)`", keys)}
     assert set(schema.KEYS) <= set(described)
     for name in RUNS:
-        assert set(archive.read(GOLDEN / f"{name}.pth")) <= set(described)
+        assert set(safe_load.read(GOLDEN / f"{name}.pth")) <= set(described)
     for key in schema.KEYS:
         assert len(described[key]) > 3, key
 
 
 def test_the_version_is_one_until_there_are_golden_files_of_another():
-    versions = {archive.read(GOLDEN / f"{name}.pth")["format_version"] for name in RUNS}
+    versions = {safe_load.read(GOLDEN / f"{name}.pth")["format_version"] for name in RUNS}
     assert versions == set(range(1, schema.FORMAT_VERSION + 1))

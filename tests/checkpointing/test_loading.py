@@ -11,7 +11,8 @@ from torch import nn
 
 import fitkit
 from fitkit import CheckpointError, DamagedCheckpointError, NNHandler, UnsafeCheckpointError
-from fitkit.checkpointing import files, loading
+from fitkit.checkpointing import loading
+from fitkit.checkpointing.storage import atomic_write
 
 
 class Net(nn.Module):
@@ -80,7 +81,7 @@ def change(path: Path, **changes):
     """The same file with some keys changed."""
     state = torch.load(path, weights_only=True)
     state.update(changes)
-    files.write(state, path)
+    atomic_write.write(state, path)
     return path
 
 
@@ -323,7 +324,7 @@ def test_a_scheduler_whose_arguments_cannot_be_stored_goes_on_when_set_again(tmp
     fit(whole, data, 4)
     fit(part, data, 2)
     part.save(tmp_path / "a.pth")
-    with pytest.warns(UserWarning, match="call set_scheduler before going on"):
+    with pytest.warns(UserWarning, match="call set_scheduler before fit"):
         loaded = NNHandler.load(tmp_path / "a.pth")
     with_schedule(loaded)
     assert loaded.scheduler.last_epoch == 2
@@ -438,10 +439,7 @@ def unfitting(trained):
             "unknown to the model: 'unknown",
         ),
         "optimizer": (sgd.get_state_dict(), "SGD.*Adam.*set the same optimizer"),
-        "groups": (
-            spoil(state, "optimizer_state_dict", "param_groups", []),
-            "parameter groups of",
-        ),
+        "groups": (spoil(state, "optimizer_state_dict", "param_groups", []), "parameter groups of"),
         "history": (
             spoil(state, "history", {"epoch": [0]}),
             "callback '[Hh]istory'.*missing 'history'",
@@ -479,7 +477,7 @@ def test_what_does_not_fit_is_said_and_the_handler_is_as_before(
     trained, other, tmp_path, data, case
 ):
     state, sentence = unfitting(trained)[case]
-    files.write(state, tmp_path / "bad.pth")
+    atomic_write.write(state, tmp_path / "bad.pth")
     twin = copy.deepcopy((other.get_state_dict(), counter_of(other).count))
     untouched = make(width=5, seed=8)
     untouched.add_callback(Counter())
@@ -506,7 +504,7 @@ def test_a_callback_that_refuses_its_state_leaves_everything_as_it_was(trained, 
     state = trained.get_state_dict()
     entry = {"name": "Refuses", "identity": "", "state": {"count": 9}}
     states = {**state["callback_states"], "Refuses": entry}
-    files.write(spoil(state, "callback_states", states), tmp_path / "a.pth")
+    atomic_write.write(spoil(state, "callback_states", states), tmp_path / "a.pth")
     handler = make(width=5, seed=8)
     counter, last = Counter(), Counter()
     last.name = "Last"
@@ -524,7 +522,7 @@ def test_a_callback_that_refuses_its_state_leaves_everything_as_it_was(trained, 
 
 
 def test_a_fresh_handler_after_a_failed_resume_is_still_fresh(trained, tmp_path, data):
-    files.write(unfitting(trained)["callback"][0], tmp_path / "bad.pth")
+    atomic_write.write(unfitting(trained)["callback"][0], tmp_path / "bad.pth")
     failed, untouched = make(width=5, seed=8), make(width=5, seed=8)
     for handler in (failed, untouched):
         handler.add_callback(Counter())

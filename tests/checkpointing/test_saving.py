@@ -11,11 +11,7 @@ from torch import nn
 import fitkit
 from fitkit import CheckpointError, NNHandler, SaveError
 from fitkit.checkpointing.autosaver import AutoSaver
-from fitkit.checkpointing.saving import (
-    save_multi_files,
-    save_multi_from_single,
-    save_single_file,
-)
+from fitkit.checkpointing.saving import save_multi_files, save_multi_from_single, save_single_file
 from fitkit.checkpointing.trainer_saving import auto_save_epoch
 
 

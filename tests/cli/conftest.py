@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from torch import nn
 
 import fitkit
-from fitkit.cli.main import main
+from fitkit.cli.all_commands import main
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def cli(monkeypatch):
 
 @pytest.fixture
 def as_json(cli):
-    """What a verb prints with ``--json``: one document of plain JSON."""
+    """What a command prints with ``--json``: one document of plain JSON."""
 
     def call(*arguments, code=0):
         def refuse(constant):

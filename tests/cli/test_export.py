@@ -14,7 +14,7 @@ import tqdm
 from torch import nn
 
 import fitkit
-from fitkit.checkpointing.loading import read_weights
+from fitkit.checkpointing.read_weights import read_weights
 
 SOURCE = """
 from torch import nn
@@ -91,8 +91,8 @@ def test_tied_weights_as_safetensors(cli, as_json, models, tied, tmp_path, ema):
     model = models.Tied(6)
     safetensors.torch.load_model(model, output)
     assert same(model.state_dict(), read_weights(tied, averaged=ema == "--ema"))
-    told = cli("export", tied, "--format", "safetensors", "-o", output, "--force").stdout
-    assert "head.weight is tied to embed.weight" in told
+    sentence = cli("export", tied, "--format", "safetensors", "-o", output, "--force").stdout
+    assert "head.weight is tied to embed.weight" in sentence
 
 
 def test_weights_that_are_not_tied_are_all_in_it(cli, run, tmp_path):
@@ -111,7 +111,7 @@ def test_averages_where_there_are_none(cli, run, tmp_path):
     message = cli(
         "export", run / "best.pth", "--format", "state-dict", "--ema", "-o", output, code=3
     ).stderr
-    assert "no averaged weights" in message
+    assert "no EMA weights" in message
     assert not output.exists()
 
 
@@ -172,7 +172,7 @@ def test_a_ready_module_and_a_fixed_shape(cli, tied, tmp_path):
         ({"model": "torch.nn:Linear"}, 3, "width"),
         ({"shape": "x y"}, 2, "received 'x y'"),
         ({"shape": "1,0"}, 2, "received '1,0'"),
-        ({"shape": "2,3:nothing"}, 2, "a type of torch"),
+        ({"shape": "2,3:nothing"}, 2, "a dtype of torch"),
         ({"shape": "2,3:float32"}, 3, "Expected tensor for argument"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fitkit
-from fitkit.checkpointing import archive
+from fitkit.checkpointing.storage import safe_load
 
 GOLDEN = Path(__file__).parents[1] / "checkpointing" / "golden"
 
@@ -35,7 +35,7 @@ def test_a_checkpoint_at_a_glance(cli):
 
 def test_the_same_for_programs(as_json):
     found = as_json("inspect", GOLDEN / "rich.pth")
-    state = archive.read(GOLDEN / "rich.pth")
+    state = safe_load.read(GOLDEN / "rich.pth")
     assert found["kind"] == "checkpoint"
     assert found["progress"]["global_step"] == 5
     assert found["scores"]["val_loss"]["best"] == state["history"]["history"]["val_loss"][0]
@@ -54,7 +54,7 @@ def test_the_same_for_programs(as_json):
 
 def test_the_best_epoch_is_that_of_the_best_value(as_json, run):
     found = as_json("inspect", run / "best.pth")
-    values = archive.read(run / "best.pth")["history"]["history"]
+    values = safe_load.read(run / "best.pth")["history"]["history"]
     best = found["scores"]["val_loss"]
     assert best["best"] == min(values["val_loss"])
     assert best["best_epoch"] == 1 + values["val_loss"].index(min(values["val_loss"]))

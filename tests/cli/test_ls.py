@@ -54,10 +54,7 @@ def test_damage(cli, as_json, run, damage):
     (run / "short").write_bytes(whole[:5000])  # known by its beginning, whatever its name
     damage(run / "epochs" / "02.pth")
     result = cli("ls", run)
-    assert {line[0] for line in rows(result) if line[-1] == "damaged"} == {
-        "epochs/03.pth",
-        "short",
-    }
+    assert {line[0] for line in rows(result) if line[-1] == "damaged"} == {"epochs/03.pth", "short"}
     assert "03.pth' is not a whole checkpoint" in result.stderr
     found = {one["name"]: one["kind"] for one in as_json("ls", run, "--verify")}
     assert found["epochs/02.pth"] == "damaged", "a tensor is, which takes --verify to see"

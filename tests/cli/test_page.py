@@ -12,7 +12,7 @@ import pytest
 import tqdm
 from click.testing import CliRunner
 
-from fitkit.cli.main import main
+from fitkit.cli.all_commands import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "command-line.md"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -22,7 +22,7 @@ def blocks(kind):
     return [body for name, body in BLOCK.findall(PAGE.read_text()) if name == kind]
 
 
-def likened(text):
+def normalized(text):
     """Without what depends on the machine: sizes, ages, versions, the last digits, widths."""
     text = re.sub(r"\d+(\.\d+)? (B|[KM]iB)\b", "SIZE", text)
     text = re.sub(r"\b\d+ (s|min)$|\b\d+ (s|min)(?=  )", "AGE", text, flags=re.MULTILINE)
@@ -54,22 +54,24 @@ def in_the_run(tmp_path, monkeypatch):
 def test_commands_print_what_the_page_shows(in_the_run):
     codes = {}
     for command, shown in commands():
-        program, verb, *arguments = shlex.split(command)
+        program, name, *arguments = shlex.split(command)
         assert program == "fitkit"
-        result = CliRunner().invoke(main, [verb, *arguments], catch_exceptions=False)
-        assert likened(result.output) == likened(shown), command
-        codes[verb] = result.exit_code
+        result = CliRunner().invoke(main, [name, *arguments], catch_exceptions=False)
+        assert normalized(result.output) == normalized(shown), command
+        codes[name] = result.exit_code
         assert max(map(len, shown.splitlines())) <= 100, command
     assert codes.pop("diff") == 1
     assert set(codes.values()) == {0}
 
 
-def test_every_verb_is_on_the_page():
+def test_every_command_is_on_the_page():
     text = PAGE.read_text()
     assert all(re.search(rf"`{name}[ `]", text) for name in main.commands)
 
 
-def test_what_is_likened_is_little():
-    assert likened("a.pth  4  16  0.24657  22.9 KiB  3 s  best") == "a.pth 4 16 0.25 SIZE AGE best"
-    assert likened("0.24657") != likened("0.34657")
-    assert likened("best last") != likened("last")
+def test_what_is_normalized_is_little():
+    assert (
+        normalized("a.pth  4  16  0.24657  22.9 KiB  3 s  best") == "a.pth 4 16 0.25 SIZE AGE best"
+    )
+    assert normalized("0.24657") != normalized("0.34657")
+    assert normalized("best last") != normalized("last")

@@ -1,4 +1,4 @@
-"""What verbs print with."""
+"""The output of commands."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from fitkit import SaveError
-from fitkit.cli.printing import json_text, painted, require_free, table
+from fitkit.cli.printing import colored, json_text, require_free, table
 
 
 def test_colors(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert painted("text", fg="red") == "\x1b[31mtext\x1b[0m"
+    assert colored("text", "red") == "\x1b[31mtext\x1b[0m"
     monkeypatch.setenv("NO_COLOR", "")
-    assert "\x1b" in painted("text", fg="red"), "an empty one counts as none"
+    assert "\x1b" in colored("text", "red"), "an empty one counts as none"
     monkeypatch.setenv("NO_COLOR", "1")
-    assert painted("text", fg="red") == "text"
+    assert colored("text", "red") == "text"
 
 
 def test_json_takes_whatever_a_checkpoint_holds():
@@ -34,10 +34,7 @@ def test_json_takes_whatever_a_checkpoint_holds():
 
 
 def test_tables():
-    assert table([("name", "n"), ("a", "100")], right=[1], indent=2) == [
-        "  name    n",
-        "  a     100",
-    ]
+    assert table([("name", "n"), ("a", "100")], right=[1]) == ["name    n", "a     100"]
 
 
 def test_files_that_are_there(tmp_path):

@@ -130,7 +130,7 @@ def test_what_is_freed_counts_files_and_not_names(as_json, run):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ([], "Say what to keep"),
+        ([], "Pass what to keep"),
         (["--keep-last", 0], "x>=1"),
         (["--keep-best", 1], "name a monitor"),
         (["--keep-best", 1, "--monitor", "val_los", "--mode", "min"], "Did you mean 'val_loss'"),
@@ -143,5 +143,7 @@ def test_rules_that_cannot_be_used(cli, run, options, text):
 
 
 def test_what_cannot_be_removed_is_told(cli, run, monkeypatch):
-    monkeypatch.setattr("fitkit.checkpointing.files.remove", lambda path: f"{path} stays.")
+    monkeypatch.setattr(
+        "fitkit.checkpointing.storage.atomic_write.remove", lambda path: f"{path} stays."
+    )
     assert "01.pth stays." in cli("prune", run, "--keep-last", 1, code=3).stderr

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from torch import nn
 
 import fitkit
-from fitkit.cli.main import main
+from fitkit.cli.all_commands import main
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_the_page_lies_in_the_folder_or_where_it_is_wanted(folder):
 
 
 def test_checksums_are_left_alone_if_asked(folder):
-    assert '"condition":"whole"' in run_and_read(folder)
+    assert '"condition":"valid"' in run_and_read(folder)
     assert '"condition":"not verified"' in run_and_read(folder, "--no-verify")
 
 
@@ -49,8 +49,8 @@ def run_and_read(folder, *options):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere"], "no folder"),
-        (["run/1.pth"], "no folder"),
+        (["nowhere"], "not a folder"),
+        (["run/1.pth"], "not a folder"),
         (["empty"], "no checkpoint"),
         (["run", "-o", "file/page.html"], "could not save"),
     ],
@@ -58,6 +58,6 @@ def run_and_read(folder, *options):
 def test_what_cannot_be_done_is_said(folder, arguments, said):
     Path("empty").mkdir()
     Path("file").write_text("")
-    told = run(*arguments)
-    assert told.exit_code == 3
-    assert said in told.stderr
+    message = run(*arguments)
+    assert message.exit_code == 3
+    assert said in message.stderr

@@ -1,8 +1,9 @@
 import pytest
 
 from fitkit.core.callback import Callback
-from fitkit.core.callback_list import CallbackList, Event
+from fitkit.core.callback_list import CallbackList
 from fitkit.core.errors import CheckpointError, ConfigurationError
+from fitkit.core.event import Event
 
 
 class Counter(Callback):
@@ -343,7 +344,7 @@ def test_what_departed_callbacks_knew_stays_in_the_state_until_the_next_fit():
     staying, leaving = Counter("stays"), Counter("leaves")
     attached = run_of(staying, leaving)
     staying.count, leaving.count = 1, 2
-    attached.depart([leaving])
+    attached.detach([leaving])
     entries = attached.state_dict().values()
     assert [(e["identity"], e["state"]["count"]) for e in entries] == [("stays", 1), ("leaves", 2)]
     staying.count = 7  # of the same name: its own state must not be kept as it was
@@ -355,8 +356,8 @@ def test_what_departed_callbacks_knew_stays_in_the_state_until_the_next_fit():
 def test_departing_twice_loses_nothing():
     one, two = Counter("one"), Counter("two")
     attached = run_of(one, two)
-    attached.depart([one])
-    attached.depart([two])
+    attached.detach([one])
+    attached.detach([two])
     assert {e["identity"] for e in attached.state_dict().values()} == {"one", "two"}
 
 
@@ -365,5 +366,5 @@ def test_departing_does_not_double_what_nobody_claimed():
     attached.load_state_dict(saved((1, "a"), (2, "b"), (3, "c")))
     with pytest.warns(UserWarning, match="not attached"):
         attached.begin()
-    attached.depart(list(attached))
+    attached.detach(list(attached))
     assert sorted(e["state"]["count"] for e in attached.state_dict().values()) == [1, 2, 3]

@@ -6,8 +6,7 @@ from fitkit.core.logs import EMPTY_LOGS, Deferred, Logs, as_float
 
 
 @pytest.mark.parametrize(
-    "value",
-    [1.5, torch.tensor(1.5), torch.tensor([[1.5]]), torch.tensor(1.5, requires_grad=True)],
+    "value", [1.5, torch.tensor(1.5), torch.tensor([[1.5]]), torch.tensor(1.5, requires_grad=True)]
 )
 def test_one_number_becomes_a_plain_float(value):
     assert as_float("x", value) == 1.5

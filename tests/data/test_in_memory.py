@@ -9,8 +9,14 @@ from torch.utils.data import TensorDataset
 
 from fitkit.core.errors import DataError
 from fitkit.core.tree import iterate_leaves
-from fitkit.data.in_memory import InMemorySource, as_tensors, is_in_memory, take, tensors_of
-from fitkit.data.order import epoch_order
+from fitkit.data.epoch_sampler import epoch_order
+from fitkit.data.in_memory import (
+    InMemorySource,
+    as_tensors,
+    is_in_memory,
+    slice_samples,
+    tensors_of,
+)
 
 Named = namedtuple("Named", "x y")
 
@@ -178,14 +184,12 @@ def test_arrays_of_any_layout_are_taken_and_not_changed(array):
     "array", [np.array(["a"]), np.array([None]), np.array(["2020"], dtype="datetime64[Y]")]
 )
 def test_arrays_of_other_things_are_refused(array):
-    with pytest.raises(
-        DataError, match=r"an array of numbers was expected, received dtype .*encode"
-    ):
+    with pytest.raises(DataError, match=r"expected an array of numbers, received dtype .*encode"):
         as_tensors(array, torch.float32)
 
 
 def test_take_keeps_the_nesting():
-    taken = take({"a": Named(A, T), "b": (np.arange(5),)}, slice(1, 3))
+    taken = slice_samples({"a": Named(A, T), "b": (np.arange(5),)}, slice(1, 3))
     assert type(taken["a"]) is Named
     assert taken["a"].x.shape == (1,)
     assert taken["b"][0].tolist() == [1, 2]

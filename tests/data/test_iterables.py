@@ -142,7 +142,7 @@ def test_an_iterator_cannot_be_brought_back():
     saved = source.state_dict()
     list(islice(source.iterate(1), 3))
     source.load_state_dict(saved)
-    with pytest.raises(DataError, match=r"can be read only once and stands at batch 5, after .* 2"):
+    with pytest.raises(DataError, match=r"can be read only once and is at batch 5, after .* 2"):
         next(source.iterate(1))
 
 
@@ -337,7 +337,7 @@ def test_a_state_that_the_loader_refuses_is_a_clear_error():
     other = StatefulSource(torchdata_loader("workers"), 3)
     other.load_state_dict(one.state_dict())
     with pytest.raises(
-        CheckpointError, match=r"StatefulDataLoader refuses the position .*same num_w"
+        CheckpointError, match=r"StatefulDataLoader rejects the position .*same num_w"
     ):
         next(other.iterate(0, 1))
 

@@ -13,8 +13,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from fitkit.data.epoch_sampler import EpochSampler
 from fitkit.data.map_style import MapStyleSource
-from fitkit.data.order import EpochSampler
 from fitkit.runtime.rng import get_host_state
 
 SIZE = 10
@@ -42,10 +42,7 @@ LOADERS = {
     },
     "unbatched": lambda kit: {"batch_size": None, "shuffle": True},
     "noisy collation": lambda kit: {"shuffle": True, "collate_fn": kit.noisy_collate},
-    "own generator": lambda kit: {
-        "shuffle": True,
-        "generator": torch.Generator().manual_seed(5),
-    },
+    "own generator": lambda kit: {"shuffle": True, "generator": torch.Generator().manual_seed(5)},
 }
 
 

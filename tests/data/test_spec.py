@@ -4,12 +4,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from fitkit.core.errors import ConfigurationError, DataError
-from fitkit.data.spec import (
-    DataSpec,
-    loader_settings,
-    require_rereadable,
-    split_off_validation,
-)
+from fitkit.data.spec import DataSpec, loader_settings, require_rereadable, split_off_validation
 
 TENSOR = torch.arange(10)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -203,8 +204,8 @@ def result(folder: Path, rank: int = 0) -> dict[str, Any]:
     """What a process knew at the end; a failure of the test if it did not get there."""
     path = folder / f"rank{rank}.pth"
     if not path.exists():
-        told = folder / "output.txt"
-        pytest.fail(f"{path} was not written:\n{told.read_text() if told.exists() else ''}")
+        output = folder / "output.txt"
+        pytest.fail(f"{path} was not written:\n{output.read_text() if output.exists() else ''}")
     found: dict[str, Any] = torch.load(path, weights_only=False)
     return {name: value for name, value in found.items() if name not in PLACES_OF_A_CLOCK}
 
@@ -323,18 +324,45 @@ INTERRUPTED = [*WINDOWS, "--delay", "0.1", "--strike", "SIGINT", "1", "2", "--sa
 
 
 @pytest.fixture(scope="session")
-def one(shared_launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything in one process."""
-    cases = {**TRAJECTORIES, **{name: SAVED[name] for name in ALONE}}
-    return shared_launcher.run_cases(tmp_path_factory.mktemp("one"), cases, processes=1)
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Fills a folder in one of the workers of the test run; the others find it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        out = root / f"shared_{name}"
+        with (root / f"shared_{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (out / "complete").exists():
+                fill(out)
+                (out / "complete").touch()
+        return out
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def two(shared_launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one(shared_launcher: Launcher, once: Callable[..., Path]) -> Path:
+    """Everything in one process."""
+    cases = {**TRAJECTORIES, **{name: SAVED[name] for name in ALONE}}
+    return once("one", lambda out: shared_launcher.run_cases(out, cases, processes=1))
+
+
+@pytest.fixture(scope="session")
+def two(shared_launcher: Launcher, once: Callable[..., Path]) -> Path:
     """Everything in two processes."""
     cases = {**TRAJECTORIES, **SAVED, "killed": KILLED, "early": EARLY}
     cases |= {"interrupted": INTERRUPTED, "uninterrupted": WINDOWS}
-    return shared_launcher.run_cases(tmp_path_factory.mktemp("two"), cases, processes=2)
+    return once("two", lambda out: shared_launcher.run_cases(out, cases, processes=2))
+
+
+@pytest.fixture(scope="module")
+def places(request: pytest.FixtureRequest) -> set[str]:
+    """Where the chosen tests of the module go on; the others are not tried."""
+    ours = [item for item in request.session.items if item.path == request.path]
+    found = [item.callspec.params for item in ours if hasattr(item, "callspec")]
+    return {params["place"] for params in found if "place" in params}
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from torch import nn
 
 import fitkit
 from fitkit.core.errors import FitkitError
-from fitkit.runtime.joining import current_world
+from fitkit.distributed.join_world import current_world
 
 RANK = int(os.environ.get("RANK", "0"))
 HERE = Path(__file__).parent
@@ -69,7 +69,7 @@ def whole_weights(handler: fitkit.NNHandler) -> list[list[float]]:
     return [list(itertools.chain(*one)) for one in parts]
 
 
-def told(action: Callable[[], Any]) -> dict[str, Any]:
+def outcome(action: Callable[[], Any]) -> dict[str, Any]:
     """What an action raised, and how long it took."""
     began = time.monotonic()
     try:
@@ -102,8 +102,8 @@ def resume(device: str, folder: Path) -> dict[str, Any]:
     return {
         "same logs": logs[0]["loss"][-1] == logs[1]["loss"][-1],
         "same weights": whole_weights(handler) == whole_weights(again),
-        "same averages": [_local(one) for one in handler.scored_weights().values()]
-        == [_local(one) for one in again.scored_weights().values()],
+        "same averages": [_local(one) for one in handler.weights.evaluated().values()]
+        == [_local(one) for one in again.weights.evaluated().values()],
         "meshes of moments": sorted(meshes),
         "steps": sorted({str(state["step"].device) for state in again.optimizer.state.values()}),
     }
@@ -119,7 +119,7 @@ def wait_for_a_rank_that_sleeps() -> dict[str, Any]:
     if RANK == 1:
         time.sleep(TIMEOUT + 2.5)
         return {}
-    return told(lambda: current_world().gather_all("here"))
+    return outcome(lambda: current_world().gather_all("here"))
 
 
 def wait_in_a_kernel_for_a_rank_that_fails(device: str) -> dict[str, Any]:
@@ -131,9 +131,9 @@ def wait_in_a_kernel_for_a_rank_that_fails(device: str) -> dict[str, Any]:
         failed = str(world.fail(ValueError("boom on purpose")))
         time.sleep(4)  # its end would break the connections of the stand-in, unlike those of NCCL
         return {"error": failed}
-    found = told(lambda: world.copy_from_main([torch.ones(2, device=device)]))
+    found = outcome(lambda: world.copy_from_main([torch.ones(2, device=device)]))
     first = world.fail(RuntimeError(found["error"]))
-    later = told(lambda: world.gather_all("anything"))
+    later = outcome(lambda: world.gather_all("anything"))
     return {**found, "first": str(first), "later": later["error"]}
 
 
@@ -145,7 +145,7 @@ def wait_on_the_host_for_a_rank_that_fails() -> dict[str, Any]:
         failed = str(world.fail(ValueError("boom on purpose")))
         time.sleep(3)
         return {"error": failed}
-    found = told(lambda: world.gather_all("anything"))
+    found = outcome(lambda: world.gather_all("anything"))
     return {**found, "first": str(world.fail(RuntimeError(found["error"])))}
 
 
@@ -157,7 +157,7 @@ def on_a_device_group(folder: Path) -> None:
         device_group.prepare_for_fsdp(sim)
         dist.init_process_group("sim:standin")
         group = dist.group.WORLD
-        tell(folder, "shared", told(lambda: make("sim:0", "ddp")))
+        tell(folder, "shared", outcome(lambda: make("sim:0", "ddp")))
         os.environ["SIM_VISIBLE_DEVICES"] = str(RANK)
         tell(folder, "ddp", train("sim:0", "ddp"))
         tell(folder, "fsdp", train("sim:0", "fsdp"))
@@ -192,7 +192,7 @@ def on_a_group_of_fitkit(folder: Path) -> None:
     handler = make("cpu", fitkit.FSDP(timeout=TIMEOUT))
     tell(folder, "late", wait_for_a_rank_that_sleeps())
     if RANK == 0:
-        tell(folder, "beside", told(lambda: handler.parallel.beside.gather_all("here")))
+        tell(folder, "beside", outcome(lambda: handler.parallel.side_world.gather_all("here")))
 
 
 def tell(folder: Path, name: str, found: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ JOBS = EXAMPLES / "jobs"
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
 def test_the_example_as_it_is_in_two_processes(launcher, tmp_path, kit):
     command = [*kit.torchrun(2), str(EXAMPLES / "digits.py"), "--epochs", "1", "--output"]
     ended = launcher.run_command(tmp_path / "runs", [*command, str(tmp_path / "runs")])

@@ -1,467 +1,244 @@
-"""Sharded training follows whole training; its checkpoints go on anywhere."""
+"""A model spread over processes, as one of them can see it; several are in tests/distributed."""
 
 from __future__ import annotations
 
-import random
-import re
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import Shard
 
-from fitkit.checkpointing import checkpoint, discovery, loading
-from fitkit.checkpointing.shards import SUFFIX
+from fitkit.distributed.distributed_world import DistributedWorld
+from fitkit.distributed.dtensor import distribute_all_like, is_dtensor, local_tensor
+from fitkit.distributed.fsdp import FSDPParallel
+from fitkit.distributed.process_group import new_host_group
+from fitkit.distributed.rank_info import RankInfo
+from fitkit.distributed.world import World
+from fitkit.runtime.host_staging import HostStaging
 
-pytestmark = pytest.mark.ddp
-
-FSDP = ["--strategy", "fsdp"]
-TRAJECTORIES: dict[str, list[str]] = {
-    "arrays": ["--clip", "0.3", "--ema", "0.9"],
-    "nothing_for_a_rank": ["--train", "1", "--val", "1", "--ema", "0.9", "--epochs", "2"],
-    "windows": ["--train", "17", "--val", "17", "--accumulation", "4", "--clip", "0.5", "--custom"],
-    "odd_batch": ["--batch", "7", "--data", "dataset", "--train", "36", "--epochs", "2"],
-    "unknown_end": ["--data", "stream", "--batch", "12", "--accumulation", "3", "--epochs", "2"],
-    "blocks": ["--model", "blocks", "--clip", "0.3", "--ema", "0.9", "--epochs", "2"],
-    "restored": ["--patience", "1", "--epochs", "30", "--restore-best", "--ema", "0.5"],
-}
-LEAVES_OUT = ["--model", "leaves-out", "--epochs", "2"]
-# Ends inside the second window of each epoch of four batches.
-SAVED = ["--train", "29", "--epochs", "2", "--accumulation", "3", "--save-freq", "1", "--keep"]
-SAVED += ["--ema", "0.9", "--clip", "1.0", "--save-by-hand", "validation", "--data", "dataset"]
-EXACT = [*SAVED, "--dropout", "--norm", "--background", *FSDP]
-STEPS = tuple(f"{step:03d}" for step in range(1, 9))
-PLACES = (*STEPS, "004_0", "008_2")
-SOME = ("003", "004_2", "006")
-KEPT = ["--save-freq", "2", "--keep", "--max-to-keep", "2", "--weights-only", "--ema", "0.9"]
-KEPT += ["--auto-save"]
-KILLED = ["--train", "50", "--epochs", "3", "--accumulation", "3", "--dropout", "--save-freq", "1"]
-KILLED += ["--background", "--delay", "0.01", *FSDP]
-FULL = ["--epochs", "2", "--save-freq", "1", "--strike", "full-disk", "1", "5", *FSDP]
-
-OF_TWO: dict[str, list[str]] = {
-    **{name: [*how, *FSDP] for name, how in TRAJECTORIES.items()},
-    "policy": [*TRAJECTORIES["blocks"], "--strategy", "fsdp-blocks"],
-    "leaves_out": [*LEAVES_OUT, *FSDP],
-    "leaves_out_ddp": [*LEAVES_OUT, "--strategy", "ddp-unused"],
-    "norm": ["--norm", "--dropout", "--epochs", "2", *FSDP],
-    "norm_ddp": ["--norm", "--dropout", "--epochs", "2", "--strategy", "ddp"],
-    "float32": ["--dtype", "float32", "--epochs", "2", *FSDP],
-    "fp16": ["--dtype", "float32", "--precision", "fp16", "--epochs", "2", *FSDP],
-    "bf16": ["--dtype", "float32", "--precision", "bf16", "--epochs", "2", *FSDP],
-    "param_bf16": ["--dtype", "float32", "--epochs", "2", "--strategy", "fsdp-bf16"],
-    "exact": EXACT,
-    "plain": [*SAVED, *FSDP],
-    "one_epoch": [*SAVED, "--epochs", "1", "--save-after", *FSDP],
-    "plain_ddp": [*SAVED, "--strategy", "ddp"],
-    "kept": [*KEPT, *FSDP],
-    "kept_behind": [*KEPT, "--background", *FSDP],
-    "counted": ["--model", "blocks", "--count", *FSDP],
-    "counted_saves": ["--count", "--save-freq", "1", *FSDP],
-    "killed": KILLED,
-    "goes_on": [*FULL, "--on-error", "warn"],
-    "goes_on_behind": [*FULL, "--on-error", "warn", "--background"],
-}
-OF_ONE: dict[str, list[str]] = {
-    **TRAJECTORIES,
-    "leaves_out": LEAVES_OUT,
-    "float32": ["--dtype", "float32", "--epochs", "2"],
-    "fp16": ["--dtype", "float32", "--precision", "fp16", "--epochs", "2"],
-    "bf16": ["--dtype", "float32", "--precision", "bf16", "--epochs", "2"],
-    "plain": SAVED,
-    "kept": KEPT,
-}
-OWN = ("drawn",)  # what the hooks of each process draw
-CHANGED = ("drawn", "logs", "steps")
-OWN_STATISTICS = ("1.running_mean", "1.running_var")
-SECONDS_TO_END = 10.0
+CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def whole(shared_launcher, tmp_path_factory):
-    """One process."""
-    return shared_launcher.run_cases(tmp_path_factory.mktemp("whole"), OF_ONE, processes=1)
+class Block(nn.Module):
+    """A block with blocks inside."""
+
+    def __init__(self, depth=0):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.inner = nn.ModuleList([Block(depth - 1)] if depth else [])
+
+    def forward(self, x):
+        x = self.linear(x).tanh()
+        for block in self.inner:
+            x = block(x)
+        return x
 
 
-@pytest.fixture(scope="module")
-def spread(shared_launcher, tmp_path_factory):
-    """Two processes, each with a part of the model."""
-    return shared_launcher.run_cases(tmp_path_factory.mktemp("spread"), OF_TWO, processes=2)
+class Model(nn.Module):
+    """A list of blocks, an entry that has no parameters, and layers around it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.blocks = nn.ModuleList([Block(1), nn.Tanh(), Block()])
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.last(x)
 
 
-def resumes(source, out, name, how, places):
-    """A case for each of these files of a run; each begins with the whole log file."""
-    found = {}
-    for place in places:
-        case = f"{name}_from_{place}"
-        (out / case).mkdir(parents=True)
-        shutil.copy(source / "log.csv", out / case)
-        found[case] = [*how, "--resume-from", str(source / "steps" / f"{place}.pth")]
-    return found
+@pytest.fixture
+def parallel(mesh):
+    """The policy as it is by default."""
+    return FSDPParallel(World(), CPU)
 
 
-@pytest.fixture(scope="module")
-def again(shared_launcher, tmp_path_factory, whole, spread):
-    """Two processes go on from each file."""
-    out = tmp_path_factory.mktemp("again")
-    ddp = [*SAVED, "--strategy", "ddp"]
-    wanted = resumes(spread / "exact", out, "exact", EXACT, PLACES)
-    wanted |= resumes(spread / "plain", out, "to_ddp", ddp, SOME)
-    wanted |= resumes(spread / "plain_ddp", out, "of_ddp", [*SAVED, *FSDP], SOME)
-    wanted |= resumes(whole / "plain", out, "of_one", [*SAVED, *FSDP], SOME)
-    ended = spread / "one_epoch" / "after.pth"
-    wanted["loaded"] = [*SAVED, *FSDP, "--epochs", "1", "--load", str(ended), "--save-after"]
-    weights = ["--save-after", "--epochs", "1", *FSDP, "--weights-of"]
-    wanted["with_weights"] = [*weights, str(spread / "kept" / "runs" / "weights.pth")]
-    wanted["with_averages"] = [*weights, str(spread / "kept" / "runs" / "best.pth")]
-    for name, how in OF_TWO.items():
-        if name in ("fp16", "param_bf16"):
-            wanted[f"{name}_again"] = [*how, "--resume-from", str(spread / name / "runs/best.pth")]
-    return shared_launcher.run_cases(out, wanted, processes=2)
+def gathered(model):
+    return [name for name, part in model.named_modules() if isinstance(part, FSDPModule)]
 
 
-def resumed_with(processes, places, shared_launcher, tmp_path_factory, spread):
-    out = tmp_path_factory.mktemp(f"as_{processes}")
-    how = [*SAVED, *FSDP]
-    wanted = resumes(spread / "plain", out, "plain", how, places)
-    return shared_launcher.run_cases(out, wanted, processes=processes)
+def test_items_of_lists_are_gathered_one_at_a_time(parallel):
+    model = Model()
+    parallel.shard(model)
+    assert gathered(model) == ["", "blocks.0", "blocks.0.inner.0", "blocks.2"]
+    assert all(is_dtensor(parameter) for parameter in model.parameters())
 
 
-@pytest.fixture(scope="module")
-def as_one(shared_launcher, tmp_path_factory, spread):
-    """One process goes on from files of two."""
-    return resumed_with(1, SOME, shared_launcher, tmp_path_factory, spread)
-
-
-@pytest.fixture(scope="module")
-def as_three(shared_launcher, tmp_path_factory, spread):
-    """Three processes go on from files of two."""
-    return resumed_with(3, SOME, shared_launcher, tmp_path_factory, spread)
-
-
-# ---- trajectory ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", TRAJECTORIES)
-def test_a_sharded_model_follows_a_whole_one(name, whole, spread, kit):
-    expected = kit.result(whole / name)
-    assert expected["samples"] > 0
-    for rank in (0, 1):
-        kit.assert_close(kit.result(spread / name, rank), expected, 1e-9, but=OWN)
-    kit.assert_equal(kit.result(spread / name, 1), kit.result(spread / name), but=OWN)
-
-
-def test_the_blocks_are_a_matter_of_memory_alone(spread, kit):
-    kit.assert_close(kit.result(spread / "policy"), kit.result(spread / "blocks"), 1e-12, but=OWN)
-
-
-def test_statistics_and_dropout_are_those_of_each_process_as_with_whole_models(spread, kit):
-    kit.assert_close(kit.result(spread / "norm"), kit.result(spread / "norm_ddp"), 1e-9)
-
-
-@pytest.mark.parametrize("name", ["leaves_out", "leaves_out_ddp"])
-def test_parameters_that_take_no_part(name, whole, spread, kit):
-    kit.assert_close(kit.result(spread / name), kit.result(whole / "leaves_out"), 1e-9, but=OWN)
-
-
-def test_without_being_told_whole_models_have_to_use_every_parameter(launcher, tmp_path, kit):
-    ended = launcher.run(tmp_path / "out", *LEAVES_OUT, "--strategy", "ddp")
-    assert ended.code != 0
-    told = " ".join(kit.error_of(tmp_path / "out", rank)["text"] for rank in (0, 1))
-    assert "find_unused_parameters=True" in told
-
-
-@pytest.mark.parametrize(
-    ("name", "reference", "tolerance"),
-    [
-        ("float32", "float32", 1e-5),
-        ("fp16", "fp16", 0.02),
-        ("bf16", "bf16", 0.1),
-        ("param_bf16", "float32", 0.1),
-    ],
-)
-def test_mixed_precision_follows_one_process(name, reference, tolerance, whole, spread, kit):
-    found, expected = kit.result(spread / name), kit.result(whole / reference)
-    kit.assert_close(found["history"]["loss"], expected["history"]["loss"], tolerance)
-    kit.assert_close(found["weights"], expected["weights"], tolerance)
-    assert all(value.dtype is torch.float32 for value in found["weights"].values())
-    kit.assert_equal(kit.result(spread / name, 1), found, but=OWN)
-
-
-def test_the_scale_of_losses_is_in_the_file(spread):
-    saved = discovery.read_full(spread / "fp16" / "runs" / "best.pth")
-    assert saved["scaler_state_dict"]["scale"] > 1
-
-
-# ---- resuming -----------------------------------------------------------------------------------
-
-
-def test_there_is_a_file_at_each_step(spread):
-    for name in ("exact", "plain", "plain_ddp"):
-        found = {path.stem for path in (spread / name / "steps").glob("*.pth")}
-        assert found >= set(PLACES)
-    assert len(list((spread / "plain" / "steps").glob(f"*{SUFFIX}"))) >= len(PLACES)
-    assert not list((spread / "plain_ddp").rglob(f"*{SUFFIX}"))
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_as_many_processes_end_bit_for_bit_as_uninterrupted(place, spread, again, kit):
-    folder = again / f"exact_from_{place}"
-    kit.assert_equal(kit.result(folder), kit.result(spread / "exact"))
-    found, expected = (
-        without_own_statistics(kit.result(where, 1)) for where in (folder, spread / "exact")
-    )
-    kit.assert_equal(found, expected, but=OWN)
-    assert (folder / "log.csv").read_bytes() == (spread / "exact" / "log.csv").read_bytes()
-
-
-def without_own_statistics(found):
-    for name in ("weights", "averaged"):
-        kept = {key: value for key, value in found[name].items() if key not in OWN_STATISTICS}
-        found = {**found, name: kept}
-    return found
-
-
-@pytest.mark.parametrize("place", SOME)
-@pytest.mark.parametrize("name", ["to_ddp", "of_ddp", "of_one"])
-def test_between_whole_and_sharded_models(name, place, spread, again, kit):
-    folder, expected = again / f"{name}_from_{place}", kit.result(spread / "plain")
-    for rank in (0, 1):
-        kit.assert_close(kit.result(folder, rank), expected, 1e-9, but=CHANGED)
-
-
-@pytest.mark.parametrize("place", SOME)
-@pytest.mark.parametrize("processes", [1, 3])
-def test_another_number_of_processes_goes_on(processes, place, spread, request, kit):
-    out = request.getfixturevalue("as_one" if processes == 1 else "as_three")
-    expected = kit.result(spread / "plain")
-    for rank in range(processes):
-        found = kit.result(out / f"plain_from_{place}", rank)
-        kit.assert_close(found, expected, 1e-9, but=CHANGED)
-
-
-@pytest.mark.parametrize("name", ["fp16", "param_bf16"])
-def test_mixed_precision_goes_on_bit_for_bit(name, spread, again, kit):
-    kit.assert_equal(
-        kit.result(again / f"{name}_again"), kit.result(spread / name), but=("logs", "steps")
-    )
-
-
-# ---- what the page says -------------------------------------------------------------------------
-
-LOSSES = ("loss", "val_loss")
-METRICS = ("accuracy", "val_accuracy", "mean_output", "val_mean_output")
-PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
-
-
-def deviation(found, expected, names):
-    """The largest relative one."""
-    pairs = [
-        pair
-        for name in names
-        for pair in zip(found["history"][name], expected["history"][name], strict=True)
+def test_kinds_of_blocks_may_be_named(mesh):
+    model = Model()
+    FSDPParallel(World(), CPU, nn.Linear).shard(model)
+    assert gathered(model) == [
+        "",
+        "first",
+        "blocks.0.linear",
+        "blocks.0.inner.0.linear",
+        "blocks.2.linear",
+        "last",
     ]
-    return max(abs(one - other) / max(abs(other), 1e-12) for one, other in pairs)
+    model = Model()
+    FSDPParallel(World(), CPU, (nn.Linear, Model)).shard(model)
+    assert "" in gathered(model)
 
 
-def weights_apart(found, expected):
-    """The largest deviation of a weight, of the largest weight in its tensor."""
-    return max(
-        float((found["weights"][name] - value).abs().max() / value.abs().max())
-        for name, value in expected["weights"].items()
-    )
+def test_a_model_without_lists_is_one(parallel):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    parallel.shard(model)
+    assert gathered(model) == [""]
 
 
-def test_the_documented_figures_are_those_that_are_found(
-    whole, spread, again, as_one, as_three, kit
-):
-    expected = kit.result(whole / "plain")
-    exact = [kit.result(where) for where in (again / "exact_from_003", spread / "exact")]
-    runs = {
-        "DDP 2": (spread, "plain_ddp", 0.0),  # test_resume.py compares the bits
-        "FSDP 2": (spread, "plain", weights_apart(*exact)),
-        "FSDP 2, then 1": (as_one, "plain_from_003", None),
-        "FSDP 2, then 3": (as_three, "plain_from_003", None),
-        "FSDP 2, then DDP 2": (again, "to_ddp_from_003", None),
-        "DDP 2, then FSDP 2": (again, "of_ddp_from_003", None),
-        "one process, then FSDP 2": (again, "of_one_from_003", None),
-    }
-    figure = r"([\d.e-]+)"
-    row = rf"^\| ([^|]+) \| {figure} \| {figure} \| (\d+) of (\d+) \| {figure} \|$"
-    rows = {name: told for name, *told in re.findall(row, PAGE.read_text(), re.MULTILINE)}
-    assert set(rows) == {"one process", *runs}
-    for name, (out, case, resumed) in runs.items():
-        found, told = kit.result(out / case), [float(one) for one in rows[name]]
-        apart = weights_apart(found, expected) if resumed is None else resumed
-        figures = [deviation(found, expected, names) for names in (LOSSES, METRICS)]
-        figures += [found["samples"], expected["samples"], apart]
-        assert figures[2:4] == told[2:4]
-        for one, most in zip(figures, told, strict=True):
-            assert one <= most, (name, figures, told)
+def test_it_computes_what_the_whole_model_does(parallel):
+    torch.manual_seed(0)
+    model, whole = Model().double(), Model().double()
+    whole.load_state_dict(model.state_dict())
+    parallel.shard(model)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    for one in (model, whole):
+        one(x).square().sum().backward()
+    for (name, own), theirs in zip(model.named_parameters(), whole.parameters(), strict=True):
+        assert torch.allclose(local_tensor(own.grad), theirs.grad, rtol=1e-12), name
 
 
-# ---- files --------------------------------------------------------------------------------------
+def test_after_an_evaluation_parameters_are_spread_again(parallel):
+    model = Model()
+    parallel.shard(model)
+    x = torch.randn(5, 3)
+    with parallel.without_gradients():
+        before = model(x)
+    assert not before.requires_grad
+    assert all(is_dtensor(parameter) for parameter in model.parameters())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    with parallel.without_gradients():
+        assert not model(x).any()
+    model(x).sum().backward()
 
 
-@pytest.mark.parametrize("name", ["kept", "kept_behind"])
-def test_retention_keeps_as_many_with_their_shards(name, whole, spread):
-    folder = spread / name / "steps"
-    assert {path.name for path in folder.glob("*.pth")} == {"018.pth", "020.pth"}
-    assert {path.name for path in (whole / "kept" / "steps").iterdir()} == {"018.pth", "020.pth"}
-    for where, most in ((folder, 2), (spread / name / "runs", 2)):
-        files = list(where.glob("*.pth"))
-        assert {reference_of(path) for path in files} == {
-            path.name for path in where.iterdir() if path.is_dir()
-        }
-        assert len(files) == most
-        for path in files:
-            checkpoint.verify(path)
-        assert not [path for path in where.iterdir() if path.name.startswith(".")]
+def test_types_to_gather_and_to_reduce_in(mesh):
+    model = nn.Linear(3, 2)
+    seen = []
+    model.register_forward_hook(lambda module, args, output: seen.append(module.weight.dtype))
+    FSDPParallel(World(), CPU, None, torch.bfloat16, torch.float32).shard(model)
+    model(torch.randn(4, 3)).sum().backward()
+    assert seen == [torch.bfloat16]
+    assert model.weight.dtype is model.weight.grad.dtype is torch.float32
 
 
-def reference_of(path):
-    return torch.load(path, weights_only=True)["__fitkit_shards__"]["folder"]
+def test_copies_are_pieces_of_the_same_tensor(parallel):
+    model = nn.Linear(3, 2)
+    parallel.shard(model)
+    copies = HostStaging()
+    place = parallel.on_local_tensors(copies.reserve)
+    content = {"weight": place(model.weight.detach()), "step": place(torch.tensor(3.0))}
+    copies.fetch()
+    copies.wait()
+    copied = content["weight"]
+    assert is_dtensor(copied)
+    assert (copied.shape, copied.placements) == (model.weight.shape, model.weight.placements)
+    assert local_tensor(copied).data_ptr() != local_tensor(model.weight).data_ptr()
+    assert torch.equal(local_tensor(copied), local_tensor(model.weight))
+    assert float(content["step"]) == 3.0
+    with torch.no_grad():
+        model.weight.zero_()
+    assert local_tensor(copied).any()
 
 
-@pytest.mark.parametrize("name", ["kept", "kept_behind"])
-def test_files_hold_what_one_process_writes(name, whole, spread, kit):
-    for path in (whole / "kept").rglob("*.pth"):
-        if path.name.startswith("rank"):
-            continue
-        own = checkpoint.read(spread / name / path.relative_to(whole / "kept"))
-        expected = checkpoint.read(path)
-        if "model_state_dict" in expected:
-            for key in ("model_state_dict", "optimizer_state_dict", "ema_state_dict"):
-                kit.assert_close(own[key], expected[key], 1e-9)
-            assert set(own) == set(expected)
-        else:
-            kit.assert_close(dict(own), dict(expected), 1e-9)
-
-
-def test_best_and_last_of_one_moment_are_the_same_file(spread):
-    """In folders of their own, so that the pieces are linked; weights alone are others."""
-    folder = spread / "kept"
-    best, last = folder / "runs" / "best.pth", folder / "auto" / "auto.pth"
-    assert loading.read_metadata(best).place == loading.read_metadata(last).place
-    assert best.samefile(last)
-    own, theirs = (path.parent / reference_of(path) for path in (best, last))
-    assert own.name == theirs.name
-    for piece in own.iterdir():
-        assert piece.samefile(theirs / piece.name)
-    assert reference_of(folder / "runs" / "weights.pth") != own.name
-
-
-def test_a_loaded_handler_goes_on(spread, again, kit):
-    found, expected = kit.result(again / "loaded"), kit.result(spread / "plain")
-    kit.assert_equal(found, expected, but=CHANGED)
-    after = checkpoint.read(again / "loaded" / "after.pth")
-    kit.assert_close(dict(after["model_state_dict"]), found["weights"], 0.0)
-    assert (again / "loaded" / reference_of(again / "loaded" / "after.pth")).is_dir()
-
-
-def test_a_run_may_begin_with_the_weights_of_a_file(spread, again, kit):
-    found = [kit.result(again / name) for name in ("with_weights", "with_averages")]
-    assert all(one["step"] == 7 for one in found)
-    last = loading.read_weights(spread / "kept" / "runs" / "weights.pth")
-    kit.assert_close(dict(last), kit.result(spread / "kept")["averaged"], 0.0)
-
-
-# ---- what it costs ------------------------------------------------------------------------------
-
-
-def test_collectives_of_a_step(spread, kit):
-    """Parameters are in three groups: each block's, and the rest.
-
-    In training each group is gathered for the forward pass and again for the backward pass, and its
-    gradients are reduced once; in evaluation it is gathered once.
-    """
-    found = kit.clock_of(spread / "counted")["collectives"]
-    groups, train_batches, val_batches = 3, 3 * 7, 3 * 3
-    assert found["reduce_scatter_single"] == groups * train_batches
-    assert found["all_gather_single"] == groups * (2 * train_batches + val_batches)
-
-
-def test_collectives_of_an_epoch_and_of_a_save(spread, kit):
-    """Besides those of a step, and of whole models, there are only those of saves."""
-    epochs, batches = 3, 3 * 7
-    for name, meetings in (("counted", 0), ("counted_saves", batches)):
-        found, times = (kit.clock_of(spread / name)[key] for key in ("collectives", "times"))
-        now_and_then = 2 + 4 * (times[-1] - times[0] + 0.25)
-        assert found["all_reduce"] <= 5 * epochs + 2 + meetings + now_and_then, found
-        saves = found["scatter_object_list"]  # torch deals its plan out
-        assert 1 <= saves - meetings <= epochs  # the best ones
-        assert found["all_gather_object"] == saves  # checksums
-        # torch's plan, and what was written; inside an epoch what each has added up
-        assert found["gather_object"] == 2 * saves + meetings
-        # the order, the folder, torch's result, and that it is done; each meeting's end
-        assert found["broadcast_object_list"] == 4 * saves + meetings + 2 * epochs + 2
-        assert not set(found) & {"barrier", "broadcast"}
-
-
-# ---- failures -----------------------------------------------------------------------------------
-
-
-def _number(path):
-    return int(path.read_text())
-
-
-def assert_ended_as(out, whole, kit):
-    kit.assert_equal(kit.result(out), kit.result(whole))
-    kit.assert_equal(kit.result(out, 1), kit.result(whole, 1), but=OWN)
-    for name in ("last.pth", "best.pth"):
-        kit.assert_equal(
-            discovery.read_full(out / "runs" / name), discovery.read_full(whole / "runs" / name)
+def test_memory_of_copies_is_used_again(parallel):
+    model = nn.Linear(3, 2)
+    parallel.shard(model)
+    copies, seen = HostStaging(), []
+    for _ in range(3):
+        seen.append(
+            local_tensor(
+                parallel.on_local_tensors(copies.reserve)(model.weight.detach())
+            ).data_ptr()
         )
-    named = {reference_of(path) for path in (out / "runs").glob("*.pth")}
-    assert {path.name for path in (out / "runs").iterdir() if path.is_dir()} == named
-    assert not [path for path in (out / "runs").iterdir() if path.name.startswith(".")]
+        copies.fetch()
+    assert seen[0] == seen[1] == seen[2]
 
 
-def test_a_killed_process_takes_all_with_it_and_torchrun_brings_them_back(
-    launcher, tmp_path, spread, kit
-):
-    # More is left of the launch before than files: torchrun keeps its store.
-    out = tmp_path / "out"
-    how = ("--strike", "SIGKILL", 1, random.Random(3).randint(9, 17))
-    ended = launcher.run(out, *KILLED, "--resume", *how, options=("--max-restarts=1",))
-    assert ended.code == 0, ended.output
-    assert kit.error_of(out, 0)["time"] - kit.struck_at(out) < 2.0
-    assert_ended_as(out, spread / "killed", kit)
+def test_a_piece_to_be_filled(parallel):
+    piece = parallel.empty_dtensor((5, 2), torch.float64)
+    assert (piece.shape, piece.dtype, piece.device.type) == ((5, 2), torch.float64, "cpu")
+    assert piece.placements == (Shard(0),)
 
 
-@pytest.mark.slow
-def test_told_to_end_it_saves_and_goes_on(launcher, tmp_path, spread, kit):
-    out = tmp_path / "out"
-    ended = launcher.run(out, *KILLED, "--resume", "--strike", "SIGTERM", 1, 8)
-    assert ended.code != 0
-    assert ended.at - kit.struck_at(out) < SECONDS_TO_END
-    assert [kit.error_of(out, rank)["text"] for rank in (0, 1)] == ["143", "143"]
-    saved = loading.read_metadata(out / "runs" / "last.pth").global_step
-    assert saved == _number(out / "step0") == _number(out / "step1")
-    ended = launcher.run(out, *KILLED, "--resume")
-    assert ended.code == 0, ended.output
-    assert_ended_as(out, spread / "killed", kit)
+def test_nothing_is_held_back_and_nothing_wrapped(parallel):
+    model = nn.Linear(1, 1)
+    parallel.shard(model)
+    assert parallel.wrap(model) is model
+    assert parallel.is_sharded
+    with parallel.no_sync(model):
+        model(torch.ones(1, 1)).sum().backward()
+    before = local_tensor(model.weight.grad).clone()
+    parallel.average_gradients(model.parameters())
+    assert torch.equal(local_tensor(model.weight.grad), before)
 
 
-def test_a_full_disk_of_one_process_ends_all_and_is_told(launcher, tmp_path, kit):
-    out = tmp_path / "out"
-    ended = launcher.run(out, *FULL)
-    assert ended.code != 0
-    own, other = kit.error_of(out, 1), kit.error_of(out, 0)
-    assert other["type"] == "SaveError"
-    assert "rank 1 could not write its part" in other["text"]
-    assert own["type"] == "RankError"
-    assert "rank 1 could not write its part" in own["text"]
-    assert loading.read_metadata(out / "runs" / "last.pth").global_step == 4
-    checkpoint.verify(out / "runs" / "last.pth")
+def test_frozen_parameters_stay_frozen(parallel):
+    model = Model()
+    model.first.requires_grad_(False)
+    parallel.shard(model)
+    model(torch.randn(2, 3)).sum().backward()
+    assert model.first.weight.grad is None
+    assert model.last.weight.grad is not None
 
 
-@pytest.mark.parametrize("name", ["goes_on", "goes_on_behind"])
-def test_a_full_disk_of_one_process_need_not_end_training(name, spread, kit):
-    assert (spread / name / "struck").exists()
-    assert kit.result(spread / name)["step"] == 2 * 7
-    last = spread / name / "runs" / "last.pth"
-    checkpoint.verify(last)
-    assert loading.read_metadata(last).global_step == 2 * 7
-    output = "".join(path.read_text() for path in spread.parent.glob("spread0-*.log"))
-    assert re.search("rank 1 could not write its part.*File too large", output)
+def test_tied_weights_stay_tied(parallel):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    parallel.shard(model)
+    assert model[1].weight is model[0].weight
+    model(torch.randn(2, 3)).sum().backward()
+    assert model[0].weight.grad is not None
+
+
+# ---- a device -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_device(accelerator, group):
+    """The policy of a rank that computes on an accelerator."""
+    group("cpu:gloo,sim:gloo")
+    return FSDPParallel(World(), torch.device("sim", 0))
+
+
+def test_a_checkpoint_is_read_on_the_host_and_goes_where_parameters_are(on_device):
+    model = nn.Linear(3, 2).to("sim")
+    on_device.shard(model)
+    read = {}
+    for name, own in model.state_dict().items():
+        read[name] = on_device.empty_dtensor(tuple(own.shape), own.dtype)
+        local_tensor(read[name]).fill_(5.0)
+        assert (local_tensor(read[name]).device.type, local_tensor(own).device.type) == (
+            "cpu",
+            "sim",
+        )
+    model.load_state_dict(distribute_all_like(read, model.state_dict()))
+    for parameter in model.parameters():
+        assert parameter.device_mesh.device_type == local_tensor(parameter).device.type == "sim"
+        assert local_tensor(parameter).eq(5.0).all()
+
+
+def test_copies_for_a_checkpoint_are_pieces_on_the_host(on_device):
+    model = nn.Linear(3, 2).to("sim")
+    on_device.shard(model)
+    copied = on_device.on_local_tensors(lambda tensor: tensor.cpu())(model.weight.detach())
+    assert copied.device_mesh.device_type == local_tensor(copied).device.type == "cpu"
+    assert (copied.shape, copied.placements) == (model.weight.shape, model.weight.placements)
+    moved = on_device.on_local_tensors(torch.clone)(model.weight.detach())
+    assert moved.device_mesh.device_type == local_tensor(moved).device.type == "sim"
+
+
+def test_pieces_on_the_host_have_a_group_that_takes_them(group):
+    """Where the default group is NCCL's alone, their collectives go through gloo."""
+    group("cuda:gloo")
+    world = DistributedWorld(None, RankInfo(0, 1, 0, "env://"), {}, new_host_group(None))
+    piece = FSDPParallel(world, CPU).empty_dtensor((3, 2), torch.float32)
+    local_tensor(piece).fill_(1.0)
+    assert piece.device_mesh.get_group() is world.group
+    assert piece.full_tensor().eq(1.0).all()
+    world.leave(is_ours=False)

@@ -14,6 +14,8 @@ PLACES = ("001", "002", "003", "004", "004_0", "004_1", "004_2")
 PLACES += ("005", "006", "007", "008", "008_0", "008_1", "008_2")
 # The changed number of processes: in a window and between, at an epoch's last batch, in validation.
 SOME = ("002", "003", "004", "004_1", "004_2", "006")
+# Without -m slow: in a window, and in validation.
+FEW = ("002", "004_1")
 # The statistics of batch normalisation are those of each process; the main one's count.
 OWN_STATISTICS = ("1.running_mean", "1.running_var")
 
@@ -23,11 +25,18 @@ def positions(folder):
     return sorted((folder / "steps").glob("*.pth"))
 
 
-def resumes(cases, source, out, name, places=None):
-    """A case for each file of a run; each begins with the whole log file."""
+def marked(places):
+    """Those places, of which all but a few are for ``-m slow``."""
+    return [
+        place if place in FEW else pytest.param(place, marks=pytest.mark.slow) for place in places
+    ]
+
+
+def resumes(cases, source, out, name, places):
+    """A case for each of these files of a run; each begins with the whole log file."""
     found = {}
     for number, path in enumerate(positions(source)):
-        if places is not None and path.stem not in places:
+        if path.stem not in places:
             continue
         case = f"{name}_from_{path.stem}"
         (out / case).mkdir(parents=True)
@@ -39,14 +48,14 @@ def resumes(cases, source, out, name, places=None):
 
 
 @pytest.fixture(scope="module")
-def again(shared_launcher, tmp_path_factory, cases, one, two):
+def again(shared_launcher, tmp_path_factory, cases, one, two, places):
     """Two processes go on from each file of two, and of one."""
     out = tmp_path_factory.mktemp("again")
     wanted = {}
     for name in ("exact", "noisy"):
-        wanted |= resumes(cases, two / name, out, name)
+        wanted |= resumes(cases, two / name, out, name, places)
     (out / "of_one").mkdir()
-    of_one = resumes(cases, one / "plain", out / "of_one", "plain", SOME)
+    of_one = resumes(cases, one / "plain", out / "of_one", "plain", places & set(SOME))
     wanted |= {f"of_one/{name}": how for name, how in of_one.items()}
     ended = two / "early" / "auto" / "auto.pth"
     wanted["after_an_early_stop"] = [*cases.early, "--resume-from", str(ended)]
@@ -62,15 +71,16 @@ def resumed_with(processes, places, shared_launcher, tmp_path_factory, cases, tw
 
 
 @pytest.fixture(scope="module")
-def as_one(shared_launcher, tmp_path_factory, cases, two):
+def as_one(shared_launcher, tmp_path_factory, cases, two, places):
     """One process goes on from each file of two."""
-    return resumed_with(1, PLACES, shared_launcher, tmp_path_factory, cases, two)
+    return resumed_with(1, places, shared_launcher, tmp_path_factory, cases, two)
 
 
 @pytest.fixture(scope="module")
-def as_three(shared_launcher, tmp_path_factory, cases, two):
+def as_three(shared_launcher, tmp_path_factory, cases, two, places):
     """Three processes go on from each file of two."""
-    return resumed_with(3, SOME, shared_launcher, tmp_path_factory, cases, two)
+    some = places & set(SOME)
+    return resumed_with(3, some, shared_launcher, tmp_path_factory, cases, two)
 
 
 def without_own_statistics(found):
@@ -86,7 +96,7 @@ def test_there_is_a_file_at_each_place(two):
         assert [path.stem for path in positions(two / name)] == list(PLACES)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", marked(PLACES))
 @pytest.mark.parametrize("name", ["exact", "noisy"])
 def test_as_many_processes_end_bit_for_bit_as_uninterrupted(name, place, two, again, kit):
     folder = again / f"{name}_from_{place}"
@@ -117,14 +127,14 @@ def test_saved_by_hand_after_an_interrupt_it_goes_on_exactly(two, again, kit):
     kit.assert_equal(found, expected, but=("drawn", "logs", "steps"))
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", marked(PLACES))
 def test_one_process_goes_on_with_the_run_of_two(place, two, as_one, kit):
     found, expected = kit.result(as_one / f"plain_from_{place}"), kit.result(two / "plain")
     kit.assert_close(found, expected, 1e-9, but=CHANGED)
     kit.assert_close(found["logs"], expected["logs"], 1e-9)
 
 
-@pytest.mark.parametrize("place", SOME)
+@pytest.mark.parametrize("place", marked(SOME))
 def test_two_processes_go_on_with_the_run_of_one(place, one, again, kit):
     folder, expected = again / "of_one" / f"plain_from_{place}", kit.result(one / "plain")
     for rank in (0, 1):
@@ -132,6 +142,7 @@ def test_two_processes_go_on_with_the_run_of_one(place, one, again, kit):
     kit.assert_equal(kit.result(folder, 1), kit.result(folder), but=("drawn",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", SOME)
 def test_three_processes_go_on_with_the_run_of_two(place, two, as_three, kit):
     folder, expected = as_three / f"plain_from_{place}", kit.result(two / "plain")

@@ -49,6 +49,7 @@ def test_the_same_run(launcher, tmp_path, two, cases, kit):
         kit.assert_equal(kit.result(out, rank), kit.result(two / "windows", rank))
 
 
+@pytest.mark.slow
 def test_an_error_of_the_first_task_is_told_by_the_second(launcher, tmp_path, kit):
     # The first task keeps the store through which the second hears of it.
     out = tmp_path / "out"

@@ -20,6 +20,7 @@ CASES = (
     "windows_of_unknown_end",
     "float32",
 )
+# Fewer processes than the others show the same; with -m slow.
 OF_THREE = (
     "nothing_for_a_rank",
     "one_in_the_last_batch",
@@ -59,6 +60,7 @@ def test_both_processes_know_the_same_to_the_bit(name, two, kit):
     kit.assert_equal(kit.result(two / name, 1), kit.result(two / name, 0), but=OWN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_THREE)
 def test_three_processes_follow_one(name, one, three, kit):
     expected = kit.result(one / name)

@@ -1,4 +1,4 @@
-"""A small handler, and a callback that writes down everything it hears."""
+"""A small handler, and a callback that records every event."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fitkit import Callback, Event, NNHandler
 
 
 class Recorder(Callback):
-    """Writes down each event with its number, where it has one."""
+    """Records each event with its number, if it has one."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []

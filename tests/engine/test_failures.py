@@ -1,4 +1,4 @@
-"""When something fails or somebody interrupts: everybody hears of it, the first error is raised."""
+"""Errors and interrupts: every callback hears of them, and the first error is raised."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_callbacks_of_the_call_are_detached_on_errors(make_handler, make_data, r
 def test_a_fit_inside_a_fit_is_refused(make_handler, make_data):
     handler = make_handler()
     again = LambdaCallback(on_epoch_end=lambda epoch, logs: fit(handler, make_data))
-    with pytest.raises(ValueError, match="while a fit of the same handler is under way"):
+    with pytest.raises(ValueError, match="during a fit of the same handler"):
         fit(handler, make_data, callbacks=[again])
 
 
@@ -150,10 +150,7 @@ def test_a_fit_inside_a_fit_is_refused(make_handler, make_data):
 def test_ctrl_c_in_a_hook_ends_fit_cleanly(make_handler, make_data, recorder, event):
     handler = make_handler()
     history = fit(
-        handler,
-        make_data,
-        epochs=3,
-        callbacks=[Raises(event, KeyboardInterrupt()), recorder],
+        handler, make_data, epochs=3, callbacks=[Raises(event, KeyboardInterrupt()), recorder]
     )
     assert history is handler.history
     assert history.interrupted
@@ -162,7 +159,7 @@ def test_ctrl_c_in_a_hook_ends_fit_cleanly(make_handler, make_data, recorder, ev
 
 
 def test_what_fails_after_ctrl_c_is_not_swallowed(make_handler, make_data):
-    """Somebody who interrupts still has to learn that the last save did not work."""
+    """A save that failed is reported even after an interrupt."""
     interrupt = Raises(Event.TRAIN_BATCH_END, KeyboardInterrupt())
     with pytest.raises(OSError, match="disk full"):
         fit(
@@ -215,7 +212,7 @@ def test_a_handler_of_the_program_runs_and_is_put_back(make_handler, make_data, 
 
 
 SCRIPT = """
-import os, signal, sys, time
+import os, signal, sys
 import torch
 from torch import nn
 import fitkit
@@ -225,8 +222,11 @@ from fitkit import Callback, ModelCheckpoint, NNHandler
 class Slow(Callback):
     def on_train_batch_begin(self, batch, logs):
         if self.handler.state.global_step == 3:
+            heard, wakes = os.pipe()
+            os.set_blocking(wakes, False)
+            signal.set_wakeup_fd(wakes)
             print("ready", flush=True)
-            time.sleep(0.5)
+            os.read(heard, 1)  # until the signal is here
 
     def on_train_end(self, logs):
         print("ended at", self.handler.state.global_step, flush=True)
@@ -245,7 +245,7 @@ print("interrupted", history.interrupted, flush=True)
 
 
 def strike(script, number, *arguments):
-    """The script's exit code and what it printed, after a signal in its middle."""
+    """The script's exit code and output after a signal during training."""
     with subprocess.Popen(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *arguments],
         stdout=subprocess.PIPE,

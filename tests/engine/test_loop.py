@@ -1,4 +1,4 @@
-"""The loop: what happens when, when it ends, and what it leaves behind."""
+"""The training loop: the order of events, when it ends, and its final state."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_a_callback_cannot_log_under_a_name_that_is_taken(make_handler, make_dat
 
 
 class StopsAt(Callback):
-    """Asks for the end in one hook, in one of the ways in which people ask."""
+    """Stops training in one hook, in one of the supported ways."""
 
     def __init__(self, event, way, epoch=0):
         def hook(*args):

@@ -1,4 +1,4 @@
-"""A Gaussian data set: everything about it is known in closed form."""
+"""A Gaussian data set, whose scores and densities are known in closed form."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Gaussian:
         return score
 
     def flow_log_density(self, sde, x):
-        """What the probability-flow ODE gives, without a solver: the prior's mismatch is in it."""
+        """The exact solution of the probability-flow ODE, including the mismatch of the prior."""
         (first, last) = (
             torch.tensor([t], dtype=torch.float64) for t in (sde.smallest_time, sde.end_time)
         )
@@ -56,21 +56,21 @@ SDES = {
 
 @pytest.fixture(params=SDES)
 def sde(request):
-    """Each process, from where the data has hardly any noise."""
+    """Each SDE, with a small smallest time."""
     return SDES[request.param]()
 
 
 @pytest.fixture(params=SDES)
 def wide_sde(request):
-    """Each process with a prior that no data of size 1 can be told from."""
+    """Each SDE with a prior that is close to the marginal of data of size 1."""
     name = request.param
     return SDES[name](**({"sigma_max": 5000.0} if name == "VE" else {"beta_max": 40.0}))
 
 
 def ignore(t, x):
-    """A watch that does not look."""
+    """A callback of steps that does nothing."""
 
 
 @pytest.fixture
-def no_watch():
+def no_op():
     return ignore

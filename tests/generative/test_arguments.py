@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fitkit import ConfigurationError
-from fitkit.generative.arguments import as_conditions, checked_shape, method_of
-from fitkit.generative.guidance import guided
+from fitkit.generative.arguments import as_conditions, as_sample_shape, find_method
+from fitkit.generative.guidance import guide_score
 
 
 def test_conditions_serve_all_samples():
@@ -26,17 +26,17 @@ def test_conditions_for_another_number_of_samples(given):
 @pytest.mark.parametrize("shape", [(), (3,), (0, 2), (2, -1), (2.0, 2), (True, 2)])
 def test_shapes_that_hold_no_samples(shape):
     with pytest.raises(ConfigurationError, match="the shape of samples must be"):
-        checked_shape(shape)
+        as_sample_shape(shape)
 
 
 def test_methods_and_their_options():
-    assert method_of("ode", {"tolerance": 1.0}).__name__ == "flow"
+    assert find_method("ode", {"tolerance": 1.0}).__name__ == "probability_flow_ode"
     with pytest.raises(ConfigurationError, match="Did you mean 'euler_maruyama'"):
-        method_of("euler_maruyma", {})
+        find_method("euler_maruyma", {})
     with pytest.raises(ConfigurationError, match=r"takes the options 'corrector_steps'.*Did you"):
-        method_of("predictor_corrector", {"corector_steps": 1})
+        find_method("predictor_corrector", {"corector_steps": 1})
     with pytest.raises(ConfigurationError, match="takes the options none, received 'tolerance'"):
-        method_of("euler_maruyama", {"tolerance": 1.0})
+        find_method("euler_maruyama", {"tolerance": 1.0})
 
 
 def score(t, x, *conditions):
@@ -46,6 +46,6 @@ def score(t, x, *conditions):
 @pytest.mark.parametrize(("scale", "expected"), [(0.0, 1.0), (1.0, 6.0), (2.0, 11.0)])
 def test_guidance_moves_away_from_the_unconditional_score(scale, expected):
     t, x, condition = torch.zeros(1), torch.ones(1, 1), torch.tensor([[5.0]])
-    assert guided(score, [condition], [], scale)(t, x).item() == expected
+    assert guide_score(score, [condition], [], scale)(t, x).item() == expected
     null = torch.tensor([[1.0]])
-    assert guided(score, [condition], [null], 0.0)(t, x).item() == 2.0
+    assert guide_score(score, [condition], [null], 0.0)(t, x).item() == 2.0

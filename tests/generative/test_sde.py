@@ -91,7 +91,7 @@ def test_the_prior(cls):
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: VPSDE(beta_min=0.0), "beta_min must be above 0"),
         (lambda: VPSDE(beta_min=3.0, beta_max=2.0), "at most beta_max, received 3.0 and 2.0"),
@@ -103,8 +103,8 @@ def test_the_prior(cls):
         (lambda: VPSDE(beta_min=True), "beta_min must be a finite number"),
     ],
 )
-def test_arguments_out_of_range(make, told):
-    with pytest.raises(ConfigurationError, match=told):
+def test_arguments_out_of_range(make, message):
+    with pytest.raises(ConfigurationError, match=message):
         make()
 
 

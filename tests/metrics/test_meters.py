@@ -23,9 +23,9 @@ from fitkit import (
     StepOutput,
     TopKAccuracy,
 )
+from fitkit.metrics.accumulators import WeightedMean
 from fitkit.metrics.meters import Meters
 from fitkit.metrics.running_sum import FOLD_AFTER
-from fitkit.metrics.sums import WeightedMean
 
 torchmetrics = pytest.importorskip("torchmetrics")
 
@@ -218,7 +218,7 @@ def test_one_reduction_serves_everything():
         (torch.zeros(3), r"a tensor of shape \(3,\)"),
         (None, "a NoneType"),
         ("0.5", "a str"),
-        ({"a": 1}, "a dict"),
+        ({"a": 1}, "a mapping with the keys .a."),
     ],
 )
 def test_a_metric_function_must_return_one_number(value, received):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fitkit.checkpointing.metadata import read_metadata
-from fitkit.checkpointing.plain import to_plain
+from fitkit.checkpointing.catalog.metadata import read_metadata
+from fitkit.checkpointing.format.encoding import encode
+from fitkit.reporting.checkpoint_state import learning_rates
 from fitkit.reporting.configuration import (
-    class_name,
+    as_text,
     environment,
-    learning_rates,
+    import_path,
     sections,
-    shown,
     weights_by_module,
 )
 
@@ -77,12 +77,12 @@ def test_facts_that_a_file_made_up_do_no_harm(state, value):
 
 
 def test_values_are_short():
-    assert len(shown("x" * 10_000)) < 400
-    assert len(shown(list(range(10_000)))) < 400
-    assert shown({"a": {"b": {"c": {"d": {}}}}}) == "{a: {b: {c: {d: …}}}}"
-    assert shown(torch.zeros(2, 3)) == "tensor 2×3 float32"  # noqa: RUF001
-    assert shown(to_plain({"kind": torch.float16})).startswith("{kind: ")
-    assert shown(torch.nn.ReLU) == "ReLU"
+    assert len(as_text("x" * 10_000)) < 400
+    assert len(as_text(list(range(10_000)))) < 400
+    assert as_text({"a": {"b": {"c": {"d": {}}}}}) == "{a: {b: {c: {d: …}}}}"
+    assert as_text(torch.zeros(2, 3)) == "tensor 2×3 float32"  # noqa: RUF001
+    assert as_text(encode({"kind": torch.float16})).startswith("{kind: ")
+    assert as_text(torch.nn.ReLU) == "ReLU"
 
 
 @pytest.mark.parametrize(
@@ -96,4 +96,4 @@ def test_values_are_short():
     ],
 )
 def test_classes_are_named_as_they_are_imported(name, expected):
-    assert class_name(name) == expected
+    assert import_path(name) == expected

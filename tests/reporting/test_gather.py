@@ -30,7 +30,7 @@ def test_a_folder_tells_the_whole_run(finished_run):
     assert data["notes"] == []
     assert rows(data)[f"all/{epochs:02d}.pth"]["marks"][0] == "last"
     assert rows(data)["best.pth"]["marks"][0] == "best"
-    assert {row["condition"] for row in data["checkpoints"]} == {"whole"}
+    assert {row["condition"] for row in data["checkpoints"]} == {"valid"}
     assert sum("newest" in row["marks"] for row in data["checkpoints"]) == 1
     assert lane(data, "EarlyStopping")[-1]["kind"] == "stop"
     assert len(lane(data, "Learning rate")) == epochs // 3

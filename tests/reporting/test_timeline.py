@@ -10,7 +10,7 @@ import pytest
 import fitkit
 from fitkit.core.logs import Logs
 from fitkit.core.state import FitState
-from fitkit.reporting.curves import Curves
+from fitkit.reporting.curve_data import Curves
 from fitkit.reporting.timeline import lanes
 
 

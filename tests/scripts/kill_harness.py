@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import fitkit
-from fitkit.checkpointing import archive
+from fitkit.checkpointing.storage import safe_load
 from fitkit.testing import differences
 
 SOURCES = str(Path(fitkit.__file__).parent)
@@ -156,7 +156,7 @@ def contents(folder):
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             name = path.relative_to(folder).as_posix()
-            found[name] = archive.read(path) if path.suffix == ".pth" else path.read_bytes()
+            found[name] = safe_load.read(path) if path.suffix == ".pth" else path.read_bytes()
     return found
 
 

@@ -101,15 +101,17 @@ def fit(handler, options, **more):
     return handler.fit(data(), batch_size=4, progress_bar=False, **options, **more)
 
 
-def told(value):
+def summarize_value(value):
     """A state as JSON tells it, exactly: tensors with type and shape, keys with their types."""
     if isinstance(value, torch.Tensor):
         numbers = [repr(number) for number in value.reshape(-1).tolist()]
         return {"tensor": [str(value.dtype), list(value.shape), numbers]}
     if isinstance(value, dict):
-        return {repr(key): told(item) for key, item in value.items() if key not in NOT_TOLD}
+        return {
+            repr(key): summarize_value(item) for key, item in value.items() if key not in NOT_TOLD
+        }
     if isinstance(value, (list, tuple, set)):
-        return {type(value).__name__: [told(item) for item in value]}
+        return {type(value).__name__: [summarize_value(item) for item in value]}
     return repr(value)
 
 
@@ -126,7 +128,9 @@ class Notes(fitkit.Callback):
         if Path(path).name == self.file:
             weights = self.file.startswith("w")
             handler = self.handler
-            self.found = told(handler.scored_weights() if weights else handler.get_state_dict())
+            self.found = summarize_value(
+                handler.weights.evaluated() if weights else handler.get_state_dict()
+            )
 
 
 def make(name, folder):
@@ -139,8 +143,8 @@ def make(name, folder):
         history = fit(handler, options)
         shutil.copy(Path(scratch, file), folder / f"{name}.pth")
     end = {key: value.tolist() for key, value in handler.module.state_dict().items()}
-    beside = {"holds": notes.found, "end": {"weights": end, "history": history.history}}
-    (folder / f"{name}.json").write_text(json.dumps(beside, indent=1) + "\n", encoding="utf-8")
+    run_result = {"holds": notes.found, "end": {"weights": end, "history": history.history}}
+    (folder / f"{name}.json").write_text(json.dumps(run_result, indent=1) + "\n", encoding="utf-8")
 
 
 def main():

@@ -55,13 +55,13 @@ from torch import Tensor, nn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 import fitkit  # noqa: E402
-from fitkit.checkpointing import checkpoint  # noqa: E402
-from fitkit.core import devices  # noqa: E402
+from fitkit.checkpointing.storage import single_or_sharded  # noqa: E402
+from fitkit.core import device_capabilities, state_placement  # noqa: E402
 from fitkit.core.errors import FitkitError  # noqa: E402
 from fitkit.core.tree import map_tensors  # noqa: E402
 from fitkit.runtime.device import resolve_device, to_device  # noqa: E402
-from fitkit.runtime.host_copy import HostCopies  # noqa: E402
-from fitkit.runtime.memory import free_pinned_memory, is_out_of_memory  # noqa: E402
+from fitkit.runtime.host_staging import HostStaging  # noqa: E402
+from fitkit.runtime.out_of_memory import free_pinned_memory, is_out_of_memory  # noqa: E402
 from fitkit.testing import assert_resumes_exactly, deterministic, differences  # noqa: E402
 
 SIM, SIM_WITHOUT_FLOAT64 = "sim", "sim-without-float64"
@@ -119,7 +119,7 @@ class Target:
 
     @property
     def has_float64(self) -> bool:
-        return devices.has_float64(self.device)
+        return device_capabilities.has_float64(self.device)
 
     def other(self) -> str:
         """Another device of the kind."""
@@ -306,13 +306,13 @@ class Cases:
         except Skip as reason:
             self.tried -= 1
             self.skipped.append(f"{name} ({reason})")
-        except Exception as error:  # noqa: BLE001  all of them are told at the end
+        except Exception as error:  # noqa: BLE001  all of them are reported at the end
             self.failed.append(f"{name}: {described(error, 150)}")
         finally:
             if TARGET.kind == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
 
-    def told(self, what: str) -> str:
+    def summary(self, what: str) -> str:
         if self.failed:
             count = f"{len(self.failed)} of {self.tried} cases fail"
             raise CheckError(f"{count}: {'; '.join(self.failed)}")
@@ -422,11 +422,7 @@ CLASSIFICATION = {
     "stacked": MeanOutputStacked,
     "function": lambda: share_right,
 }
-REGRESSION = {
-    "mse": fitkit.MeanSquaredError,
-    "mae": fitkit.MeanAbsoluteError,
-    "r2": fitkit.R2Score,
-}
+REGRESSION = {"mse": fitkit.MeanSquaredError, "mae": fitkit.MeanAbsoluteError, "r2": fitkit.R2Score}
 
 
 def small_model() -> nn.Module:
@@ -463,7 +459,7 @@ def make_sgd(metrics: tuple[str, ...] = (), **options) -> fitkit.NNHandler:
 
 def state_of(handler: fitkit.NNHandler) -> dict:
     """The whole state in memory of the host, so that the device's is free for the next run."""
-    return map_tensors(devices.on_host, handler.get_state_dict())
+    return map_tensors(state_placement.copy_to_host, handler.get_state_dict())
 
 
 def require_same(expected: dict, found: dict, what: str) -> None:
@@ -582,7 +578,7 @@ def a_run_resumes_bit_for_bit_inside_an_epoch(folder):
                 ema_decay=0.9,
                 **settings(regression=regression),
             )
-    return cases.told(f"sets of metrics, each resumed at {len(cuts())} places")
+    return cases.summary(f"sets of metrics, each resumed at {len(cuts())} places")
 
 
 @check(seconds=6)
@@ -600,7 +596,7 @@ def accumulation_windows_clipping_bf16_and_fp16_resume_bit_for_bit(folder):
                 raise Skip("torch's scaler computes in float64")
             fit = settings(gradient_clipping_norm=1.0, **options)
             require_resumes(lambda: make(("accuracy",)), folder, inside_a_window, **fit)
-    return cases.told("settings")
+    return cases.summary("settings")
 
 
 TIMES = ("*seconds*", "*samples_per_second*", "*batches_per_second*", "*waiting_share*")
@@ -648,7 +644,7 @@ def every_boundary_resumes_exactly_with_callbacks_that_keep_state(folder):
                     epochs=2,
                 )
             )
-    return cases.told(f"sets of callbacks, {boundaries} boundaries")
+    return cases.summary(f"sets of callbacks, {boundaries} boundaries")
 
 
 class KeepsTensors(fitkit.Callback):
@@ -695,11 +691,7 @@ def tensors_of_a_callback_come_back_on_the_device(folder):
     return f"a vector, a dict and a deque, {len(tried)} boundaries"
 
 
-IMPLEMENTATIONS = {
-    "plain": {},
-    "fused": {"fused": True},
-    "capturable": {"capturable": True},
-}
+IMPLEMENTATIONS = {"plain": {}, "fused": {"fused": True}, "capturable": {"capturable": True}}
 
 
 def implementations() -> dict[str, dict]:
@@ -739,7 +731,7 @@ def optimizers_take_over_the_state_of_another_implementation(folder):
                 if saved == own:
                     require_same(wholes[own], state_of(handler), "resumed")
     missing = [name for name in IMPLEMENTATIONS if name not in kinds]
-    return cases.told(f"pairs{f', without {missing}' if missing else ''}")
+    return cases.summary(f"pairs{f', without {missing}' if missing else ''}")
 
 
 @check(seconds=3)
@@ -770,7 +762,7 @@ def a_learning_rate_in_a_tensor_resumes_on_its_device(folder):
             rate = made[0].optimizer.param_groups[0]["lr"]
             require(isinstance(rate, Tensor), f"the rate became a {type(rate).__name__}")
             require(str(rate.device) == where, f"the rate is on {rate.device}, not on {where}")
-    return cases.told("implementations")
+    return cases.summary("implementations")
 
 
 OPTIMIZERS = {
@@ -803,7 +795,7 @@ def every_optimizer_of_torch_resumes_bit_for_bit(folder):
             require_resumes(
                 lambda k=kind, o=options: make(optimizer=k, **o), folder, [("train", 2)], **fit
             )
-    return cases.told("optimizers")
+    return cases.summary("optimizers")
 
 
 class Noisy(nn.Module):
@@ -934,7 +926,7 @@ def background_saves_hold_what_training_had(folder):
     paths = sorted(folder.glob("*.pth"))
     require(paths, "no file was written")
     for path in paths:
-        saved = checkpoint.read(path)
+        saved = single_or_sharded.read(path)
         expected = kept[int(path.stem) - 1]
         require_same(expected, {key: saved[key] for key in keys}, f"{path.name} is torn")
     return f"{len(paths)} files, {sum(p.stat().st_size for p in paths) / 1e6:.0f} MB"
@@ -945,7 +937,7 @@ def copies_under_load_are_not_torn(folder):
     """Kernels that change a tensor after its copy was asked for wait for the copy."""
     elements = 1 << (12 if TARGET.is_small else 26)
     source = torch.zeros(elements, device=TARGET.device)
-    copies, torn, rounds = HostCopies(), 0, 20
+    copies, torn, rounds = HostStaging(), 0, 20
     for value in range(1, rounds + 1):
         source.fill_(value)
         target = copies.reserve(source)
@@ -954,7 +946,7 @@ def copies_under_load_are_not_torn(folder):
             source.add_(1000.0)
         copies.wait()
         torn += int((target != value).any())
-    require(not torn, f"{torn} of {rounds} copies are torn (fitkit/runtime/host_copy.py)")
+    require(not torn, f"{torn} of {rounds} copies are torn (fitkit/runtime/host_staging.py)")
     return f"{rounds} copies of {4 * elements / 1e6:.2g} MB"
 
 
@@ -985,7 +977,7 @@ def batches_hold_the_right_values_while_the_device_is_behind(folder):
     """From pinned memory, forgotten at once; from pageable memory, written to at once."""
     TARGET.require_accelerator()
     rounds, shape = (20, (16, 8)) if TARGET.is_small else (400, (256, 1024))
-    has_pinned, sums = devices.reads_pinned_memory(TARGET.device), []
+    has_pinned, sums = device_capabilities.has_async_copies(TARGET.device), []
     for value in range(rounds):
         if value % 10 == 0:
             keep_busy()
@@ -1077,8 +1069,8 @@ def require_agreement(names: tuple[str, ...], source: tuple[Tensor, Tensor]) -> 
     expected, found = (metrics_on(device, names, source) for device in ("cpu", TARGET.name))
     gaps = {key: abs(found[key] - value) for key, value in expected.items()}
     worst = max(gaps, key=gaps.get)
-    told = f"{worst} is {found[worst]!r}, on the CPU {expected[worst]!r}"
-    require(all(gap <= 1e-6 * max(1.0, abs(expected[key])) for key, gap in gaps.items()), told)
+    detail = f"{worst} is {found[worst]!r}, on the CPU {expected[worst]!r}"
+    require(all(gap <= 1e-6 * max(1.0, abs(expected[key])) for key, gap in gaps.items()), detail)
     return gaps[worst]
 
 
@@ -1099,7 +1091,7 @@ def every_metric_agrees_with_that_of_the_cpu(folder):
         with cases.case(name):
             gaps.append(require_agreement(names, source))
     count = len(CLASSIFICATION) + len(REGRESSION)
-    return cases.told(f"cases of {count} metrics, largest difference {max(gaps):.1e}")
+    return cases.summary(f"cases of {count} metrics, largest difference {max(gaps):.1e}")
 
 
 @check(seconds=1)
@@ -1176,7 +1168,7 @@ def sources(samples: int, *, regression: bool) -> dict[str, tuple[object, dict]]
     pinned = DataLoader(
         TensorDataset(inputs, targets),
         shuffle=True,
-        pin_memory=devices.reads_pinned_memory(TARGET.device),
+        pin_memory=device_capabilities.has_async_copies(TARGET.device),
         **size,
     )
     return {
@@ -1228,7 +1220,7 @@ def training_steps_wait_for_nothing(folder):
                 wait_for_nothing(
                     source, names, folder, regression=regression, last=batches - 1, **options
                 )
-    return cases.told(f"settings of {batches} batches")
+    return cases.summary(f"settings of {batches} batches")
 
 
 @check(seconds=4)
@@ -1247,7 +1239,7 @@ def evaluation_waits_for_nothing_between_batches(folder):
                 options = {name: value for name, value in options.items() if name != "shuffle"}
                 handler.evaluate(source, callbacks=[watch], **options)
                 watch.require_none()
-    return cases.told(f"settings of {batches} batches")
+    return cases.summary(f"settings of {batches} batches")
 
 
 # ---- memory -------------------------------------------------------------------------------------
@@ -1284,9 +1276,9 @@ def a_resume_takes_no_more_memory_than_a_fresh_run(folder):
     held.pop().save(path)
     peaks = {name: TARGET.peak_of(f) for name, f in (("loaded", loaded), ("resumed", resumed))}
     shares = ", ".join(f"{name} {one / weights:.2f}" for name, one in peaks.items())
-    told = f"peak in sizes of the model: fresh {peak / weights:.2f}, {shares}"
-    require(max(peaks.values()) < 1.1 * peak, told)
-    return told
+    detail = f"peak in sizes of the model: fresh {peak / weights:.2f}, {shares}"
+    require(max(peaks.values()) < 1.1 * peak, detail)
+    return detail
 
 
 @check(seconds=5)
@@ -1301,12 +1293,12 @@ def memory_does_not_grow_from_epoch_to_epoch(folder):
     fit = settings(epochs=4 if TARGET.is_small else 12, callbacks=[Mark()], ema_decay=0.9)
     handler = make(("accuracy", "custom"))
     handler.fit(**fit)
-    told = f"{marks[1]} bytes after 2 epochs, {marks[-1]} after {len(marks)}"
-    require(marks[-1] <= marks[1] + 65536, told)
+    detail = f"{marks[1]} bytes after 2 epochs, {marks[-1]} after {len(marks)}"
+    require(marks[-1] <= marks[1] + 65536, detail)
     during = TARGET.settled()
     handler.fit(**{**fit, "callbacks": []})
     require(TARGET.settled() <= during + 65536, f"a second fit keeps {TARGET.settled() - during}")
-    return told
+    return detail
 
 
 @check(seconds=2)
@@ -1328,7 +1320,7 @@ def outputs_do_not_live_through_the_next_forward_pass(folder):
             run()
             more = max(marks[2:]) - TARGET.settled()
             require(more < output / 2, f"{more} bytes besides the model, an output has {output}")
-    return cases.told(f"phases with outputs of {output / 1e6:.1f} MB")
+    return cases.summary(f"phases with outputs of {output / 1e6:.1f} MB")
 
 
 @check(seconds=3)
@@ -1349,12 +1341,12 @@ def pinned_memory_is_given_back_after_fit(folder):
     handler.fit(**fit)
     gc.collect()
     after = TARGET.pinned()
-    told = f"{(max(during) - before) / 1e6:.2f} MB in use, {(after - before) / 1e6:.2f} MB after"
-    require(max(during) > before, f"nothing was pinned: {told}")
-    require(after - before <= MEBIBYTE / (1024 if TARGET.is_small else 1), told)
+    detail = f"{(max(during) - before) / 1e6:.2f} MB in use, {(after - before) / 1e6:.2f} MB after"
+    require(max(during) > before, f"nothing was pinned: {detail}")
+    require(after - before <= MEBIBYTE / (1024 if TARGET.is_small else 1), detail)
     kept = TARGET.num_pinned() - alive
-    require(kept <= 0, f"{kept} pinned tensors are still referred to: {told}")
-    return told
+    require(kept <= 0, f"{kept} pinned tensors are still referred to: {detail}")
+    return detail
 
 
 @contextlib.contextmanager
@@ -1407,10 +1399,10 @@ def out_of_memory_is_recognized(folder):
     with limited_memory(limit):
         size = handler.find_batch_size(data(samples), start=16, num_steps=1)
     left = TARGET.settled() - before
-    told = f"{size} samples in {limit / 1e6:.1f} MB, {left} bytes kept"
-    require(16 <= size < samples, told)
-    require(left <= MEBIBYTE, told)
-    return told
+    detail = f"{size} samples in {limit / 1e6:.1f} MB, {left} bytes kept"
+    require(16 <= size < samples, detail)
+    require(left <= MEBIBYTE, detail)
+    return detail
 
 
 @check(seconds=2)
@@ -1501,7 +1493,7 @@ def several_devices_train_save_and_resume(folder):
     for strategy in ("ddp", "fsdp"):
         with cases.case(strategy):
             start_several(strategy, folder)
-    return cases.told("strategies, bit for bit")
+    return cases.summary("strategies, bit for bit")
 
 
 def start_several(strategy: str, folder: Path) -> None:
@@ -1511,8 +1503,8 @@ def start_several(strategy: str, folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "Error" in line and ":" in line]
-        told = lines[0] if lines else (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CheckError(" ".join(told.split())[:MAX_CHARACTERS])
+        detail = lines[0] if lines else (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise CheckError(" ".join(detail.split())[:MAX_CHARACTERS])
 
 
 def several(strategy: str, folder: Path) -> None:
@@ -1530,7 +1522,7 @@ def several(strategy: str, folder: Path) -> None:
     def weights(handler: fitkit.NNHandler) -> dict[str, Tensor]:
         own = dict(handler.module.named_parameters())
         pieces = {n: p.to_local() if hasattr(p, "to_local") else p for n, p in own.items()}
-        return map_tensors(devices.on_host, pieces)
+        return map_tensors(state_placement.copy_to_host, pieces)
 
     fit = {**settings(ema_decay=0.9), "train_data": data(200), "batch_size": 16}
     whole = trained(build, **fit)
@@ -1562,7 +1554,7 @@ def a_compiled_run_resumes_bit_for_bit(folder):
                 require_same(expected, state_of(trained(build, resume=path, **fit)), "resumed")
             finally:
                 torch._dynamo.reset()
-    return cases.told("ways to compile AdamW")
+    return cases.summary("ways to compile AdamW")
 
 
 # ---- costs --------------------------------------------------------------------------------------
@@ -1574,7 +1566,7 @@ def by_hand(optimizer, source: tuple[Tensor, Tensor], epochs: int) -> Callable[[
     model, loss_function = small_model().to(TARGET.device), nn.CrossEntropyLoss()
     stepper = optimizer(model.parameters())
     inputs, targets = source
-    if devices.reads_pinned_memory(TARGET.device):
+    if device_capabilities.has_async_copies(TARGET.device):
         inputs, targets = inputs.pin_memory(), targets.pin_memory()
     size = batch_size()
 
@@ -1664,7 +1656,7 @@ def carry_out(function: Check, most: float) -> tuple[str, object]:
     try:
         TARGET.tidy()
         with tempfile.TemporaryDirectory() as folder, time_limit(most):
-            told = function(Path(folder).resolve())
+            detail = function(Path(folder).resolve())
             TARGET.require_safe_copies()
     except KeyboardInterrupt:
         raise
@@ -1673,7 +1665,7 @@ def carry_out(function: Check, most: float) -> tuple[str, object]:
     except BaseException as error:  # noqa: BLE001  one that fails must not end the others
         return "FAIL", described(error)
     else:
-        return "PASS", told
+        return "PASS", detail
     finally:
         os.chdir(here)
         if TARGET.kind == "cuda":
@@ -1688,16 +1680,16 @@ def run_all(chosen: list[tuple[Check, float]], budget: float) -> int:
             at = time.monotonic()
             left = budget - (at - began)
             if not is_alive:
-                verdict, told = "SKIP", "the device does not answer any more"
+                verdict, detail = "SKIP", "the device does not answer any more"
             elif left <= (0.0 if TARGET.is_small else seconds):
-                verdict, told = "SKIP", f"it does not fit into the budget of {budget:.0f} s"
+                verdict, detail = "SKIP", f"it does not fit into the budget of {budget:.0f} s"
             else:
                 most = min(max(60.0, 5 * seconds), left + GRACE_SECONDS)
-                verdict, told = carry_out(function, most)
+                verdict, detail = carry_out(function, most)
                 is_alive = verdict != "FAIL" or TARGET.answers()
             counts[verdict] += 1
-            spent, told = time.monotonic() - at, " ".join(str(told).split())
-            print(f"{verdict} {sentence_of(function)} ({spent:.1f} s): {told}", flush=True)
+            spent, detail = time.monotonic() - at, " ".join(str(detail).split())
+            print(f"{verdict} {sentence_of(function)} ({spent:.1f} s): {detail}", flush=True)
     finally:  # an interrupt ends the run, and this line says how far it came
         found = f"{counts['PASS']} passed, {counts['FAIL']} failed, {counts['SKIP']} skipped"
         print(f"{found}, {time.monotonic() - began:.0f} s", flush=True)
@@ -1717,10 +1709,10 @@ def target(name: str) -> Iterator[Target]:
     with contextlib.ExitStack() as stack:
         has_float64 = name == SIM
         if has_float64:
-            known = (*devices.WITH_FLOAT64, SIM)
-            stack.enter_context(mock.patch.object(devices, "WITH_FLOAT64", known))
-        known = (*devices.WITH_PINNED_COPIES, SIM)
-        stack.enter_context(mock.patch.object(devices, "WITH_PINNED_COPIES", known))
+            known = (*device_capabilities.WITH_FLOAT64, SIM)
+            stack.enter_context(mock.patch.object(device_capabilities, "WITH_FLOAT64", known))
+        known = (*device_capabilities.WITH_ASYNC_COPIES, SIM)
+        stack.enter_context(mock.patch.object(device_capabilities, "WITH_ASYNC_COPIES", known))
         simulation = stack.enter_context(sim.switched_on(float64=has_float64))
         yield Target(resolve_device(SIM), simulation)
 

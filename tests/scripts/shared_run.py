@@ -28,7 +28,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 
 import fitkit
 from fitkit import EarlyStopping, ModelCheckpoint, NNHandler
-from fitkit.runtime.on_rank import on_rank
+from fitkit.distributed.on_rank import on_rank
 
 
 class Samples(Dataset):
@@ -199,7 +199,7 @@ class SavesByHand(fitkit.Callback):
 
     def on_test_batch_end(self, batch: int, logs: fitkit.Logs) -> None:
         """In validation."""
-        if self.where == "validation" and self.handler.unfinished.run is not None:
+        if self.where == "validation" and self.handler.session.run is not None:
             step = self.handler.state.global_step
             self.handler.save(self.out / "steps" / f"{step:03d}_{batch}.pth")
 
@@ -515,8 +515,8 @@ def run_one(options: argparse.Namespace) -> None:
         try_on_rank(options) if options.on_rank else run(options)
     except BaseException as error:
         limit_files(resource.RLIM_INFINITY)
-        told = {"type": type(error).__name__, "text": str(error), "time": time.time()}
-        (options.out / f"error{rank}.json").write_text(json.dumps(told))
+        message = {"type": type(error).__name__, "text": str(error), "time": time.time()}
+        (options.out / f"error{rank}.json").write_text(json.dumps(message))
         raise
 
 

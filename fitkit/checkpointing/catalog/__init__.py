@@ -1,0 +1,1 @@
+"""Finding and describing the checkpoints of a folder."""

@@ -1,0 +1,1 @@
+"""What is in a checkpoint: keys, encoding of values, class names."""

@@ -1,0 +1,223 @@
+"""Encode values as tensors and plain types, the only things that a checkpoint may hold.
+
+``torch.load(weights_only=True)`` refuses NumPy scalars, ``deque``, ``Path`` and other types that
+callbacks like to keep. Those are written as tagged dicts and decoded to what they were.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fitkit.core.errors import CheckpointError, as_checkpoint_error
+from fitkit.core.tree import MAX_DEPTH, TensorMap
+from fitkit.distributed.dtensor import is_dtensor
+
+TAG = "__fitkit__"
+_ATOMS = (type(None), bool, int, float, complex, str, bytes)
+_UNCHANGED_ATOMS = frozenset(_ATOMS) - {bytes}
+_TORCH_ATOMS = (torch.dtype, torch.device, torch.Size)
+
+
+def encode(value: Any, name: str = "state", tensor_map: TensorMap = lambda tensor: tensor) -> Any:
+    """``value`` with every leaf a tensor or a plain type.
+
+    Args:
+        value: what is to be saved; not changed.
+        name: what it is called in the error.
+        tensor_map: gives what is saved for each tensor; by default the live tensor itself.
+
+    Raises:
+        CheckpointError: a leaf is of another type, or the nesting is too deep; the message says
+            where.
+    """
+    try:
+        return _encode(value, MAX_DEPTH, tensor_map)
+    except _UnsavableError as error:
+        raise CheckpointError(f"{name}{error.path} {error}") from None
+
+
+class _UnsavableError(Exception):
+    """Why a leaf cannot be saved; ``path`` grows as the error leaves containers."""
+
+    path = ""
+
+
+def _encode(value: Any, depth: int, tensor_map: TensorMap) -> Any:
+    """Encode ``value``, which may be nested ``depth`` more levels."""
+    kind = type(value)
+    if kind in _ATOMS:
+        # empty bytes are pickled as a call, which weights_only=True refuses
+        return {TAG: "bytes", "text": ""} if kind is bytes and not value else value
+    if isinstance(value, Tensor):
+        return tensor_map(_plain_tensor(value.detach()))
+    if kind in (dict, OrderedDict, Counter):
+        return _encode_dict(value, depth, tensor_map)
+    if kind in (list, tuple):
+        return kind(_encode_items(value, depth, tensor_map))
+    if isinstance(value, _TORCH_ATOMS):
+        return value
+    return _encode_tagged(value, depth, tensor_map)
+
+
+def _plain_tensor(tensor: Tensor) -> Tensor:
+    """The tensor without its subclass and attributes, which could not be loaded again."""
+    if is_dtensor(tensor):
+        return tensor
+    plain = tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
+    if plain.layout is torch.strided and plain.nbytes > plain.untyped_storage().nbytes():
+        return plain.contiguous()  # safe_load refuses a tensor larger than its memory
+    return plain
+
+
+def _encode_items(items: Iterable[Any], depth: int, tensor_map: TensorMap) -> Iterator[Any]:
+    _check_depth(depth)
+    number = -1
+    try:
+        for number, item in enumerate(items):  # noqa: B007  also used in the error
+            yield item if type(item) in _UNCHANGED_ATOMS else _encode(item, depth - 1, tensor_map)
+    except _UnsavableError as error:
+        error.path = f"[{number}]{error.path}"
+        raise
+
+
+def _encode_dict(value: dict[Any, Any], depth: int, tensor_map: TensorMap) -> Any:
+    _check_depth(depth)
+    encoded: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
+    key = None
+    for key in value:
+        if type(key) is not str and not _is_plain_key(key):
+            raise _UnsavableError(
+                f"has a key of type {type(key).__name__}, but a checkpoint takes only plain keys "
+                f"(str, int, ...): convert it."
+            )
+    try:
+        for key, item in value.items():
+            is_atom = type(item) in _UNCHANGED_ATOMS
+            encoded[key] = item if is_atom else _encode(item, depth - 1, tensor_map)
+    except _UnsavableError as error:
+        error.path = f"[{key!r}]{error.path}"
+        raise
+    if isinstance(value, OrderedDict):
+        metadata = getattr(value, "_metadata", None)  # versions of modules in a state dict
+        if metadata is not None:
+            vars(encoded)["_metadata"] = _encode(metadata, depth - 1, tensor_map)
+        return encoded
+    return Counter(encoded) if isinstance(value, Counter) else encoded
+
+
+def _check_depth(depth: int) -> None:
+    if not depth:
+        raise _UnsavableError(
+            f"is nested more than {MAX_DEPTH} levels deep, or contains itself: save a flatter "
+            f"description of it instead."
+        )
+
+
+def _is_plain_key(key: Any) -> bool:
+    if type(key) is tuple:
+        return all(map(_is_plain_key, key))
+    return type(key) in _ATOMS and not (type(key) is bytes and key == b"")
+
+
+def _encode_tagged(value: Any, depth: int, tensor_map: TensorMap) -> Any:
+    if isinstance(value, np.generic):
+        return _encode(_python_number(value), depth, tensor_map)
+    if isinstance(value, Enum) and isinstance(value.value, _ATOMS):
+        return _encode(value.value, depth, tensor_map)
+    if type(value) in (np.ndarray, np.memmap) and _is_storable(value.dtype):
+        native = np.array(value, dtype=value.dtype.newbyteorder("="))
+        return {TAG: "ndarray", "data": torch.from_numpy(native), "dtype": str(value.dtype)}
+    if isinstance(value, (set, frozenset, deque)):
+        items = list(_encode_items(value, depth, tensor_map))
+        if type(value) is set:
+            return set(items) if all(map(_is_plain_key, items)) else {TAG: "set", "items": items}
+        if isinstance(value, deque):
+            return {TAG: "deque", "items": items, "maxlen": value.maxlen}
+        return {TAG: "frozenset", "items": items}
+    if isinstance(value, PurePath):
+        return {TAG: "path", "path": value.as_posix()}
+    if isinstance(value, datetime.timedelta):
+        return {TAG: "timedelta", "parts": [value.days, value.seconds, value.microseconds]}
+    if isinstance(value, datetime.datetime):
+        return {TAG: "datetime", "iso": value.isoformat()}
+    if isinstance(value, range):
+        return {TAG: "range", "parts": [value.start, value.stop, value.step]}
+    bases: tuple[Any, ...] = (list, tuple, Mapping, str, int, float)
+    for base in bases:  # named tuples and other subclasses
+        if isinstance(value, base):
+            return _encode(dict(value) if base is Mapping else base(value), depth, tensor_map)
+    raise _UnsavableError(
+        f"is a {type(value).__module__}.{type(value).__qualname__}, but a checkpoint holds only "
+        f"tensors and plain types (numbers, strings, lists, dicts, ...): save what describes it "
+        f"instead, and rebuild it when the state is loaded."
+    )
+
+
+def _is_storable(dtype: np.dtype[Any]) -> bool:
+    """Whether torch has the same type: a boolean or a number of at most 64 bits, or two of them."""
+    return (
+        dtype.itemsize <= 8 if dtype.kind in "biuf" else dtype.kind == "c" and dtype.itemsize <= 16
+    )
+
+
+def _python_number(value: np.generic[Any]) -> Any:
+    item = value.item()
+    if isinstance(item, np.generic):  # more digits than Python's own types have
+        return complex(value) if isinstance(value, np.complexfloating) else float(value)
+    return item
+
+
+_DECODERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "ndarray": lambda saved: _decode_array(saved["data"], saved["dtype"]),
+    "set": lambda saved: set(decode(saved["items"])),
+    "bytes": lambda saved: saved["text"].encode(),
+    "deque": lambda saved: deque(decode(saved["items"]), saved["maxlen"]),
+    "frozenset": lambda saved: frozenset(decode(saved["items"])),
+    "path": lambda saved: Path(saved["path"]),
+    "timedelta": lambda saved: datetime.timedelta(*saved["parts"]),
+    "datetime": lambda saved: datetime.datetime.fromisoformat(saved["iso"]),
+    "range": lambda saved: range(*saved["parts"]),
+}
+
+
+def _decode_array(data: Tensor, name: str) -> Any:
+    dtype = np.dtype(name)
+    if not _is_storable(dtype):
+        raise ValueError(f"an array of {name!r}")
+    return data.cpu().numpy().astype(dtype)
+
+
+def decode(value: Any) -> Any:
+    """The value that ``encode`` was given.
+
+    Raises:
+        CheckpointError: a tag is unknown, or its content does not fit.
+    """
+    if type(value) is dict:
+        if TAG in value:
+            return _decode_tagged(value, value[TAG])
+        return {key: decode(item) for key, item in value.items()}
+    if type(value) is OrderedDict:
+        ordered = OrderedDict((key, decode(item)) for key, item in value.items())
+        vars(ordered).update(vars(value))
+        return ordered
+    if type(value) in (list, tuple, set):
+        return type(value)(decode(item) for item in value)
+    return value
+
+
+def _decode_tagged(value: dict[str, Any], tag: Any) -> Any:
+    decoder = _DECODERS.get(tag) if isinstance(tag, str) else None
+    if decoder is None:
+        raise CheckpointError(f"the checkpoint holds a value of the unknown kind {tag!r}.")
+    with as_checkpoint_error(f"the checkpoint holds a {tag} that cannot be rebuilt"):
+        return decoder(value)

@@ -1,0 +1,148 @@
+"""The keys of a checkpoint, their types, and the position in the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fitkit.core.errors import CheckpointError, DamagedCheckpointError, as_checkpoint_error, listed
+from fitkit.core.event import Event
+from fitkit.core.state import FitState
+
+FORMAT_VERSION = 1
+
+# The keys without which a file is damaged, with the types of their values (docs/checkpoints.md).
+# A new optional key needs only a line in handler/state_dict.ENTRIES, not here: old files lack it.
+KEYS: Mapping[str, type | tuple[type, ...]] = {
+    "format_version": int,
+    "fitkit_version": str,
+    "pytorch_version": str,
+    "model_class": (str, type(None)),
+    "model_kwargs": (dict, type(None)),
+    "model_type": str,
+    "model_code": (str, type(None)),
+    "model_state_dict": dict,
+    "optimizer_class": (str, type(None)),
+    "optimizer_kwargs": (dict, type(None)),
+    "optimizer_state_dict": (dict, type(None)),
+    "scheduler_class": (str, type(None)),
+    "scheduler_kwargs": (dict, type(None)),
+    "scheduler_interval": str,
+    "scheduler_monitor": (str, type(None)),
+    "scheduler_state_dict": (dict, type(None)),
+    "loss": (dict, type(None)),
+    "scaler_state_dict": dict,
+    "ema_state_dict": (dict, type(None)),
+    "callback_states": dict,
+    "history": dict,
+    "progress": dict,
+    "rng": (dict, type(None)),
+    "loader": dict,
+    "seed": (int, type(None)),
+    "data_seed": (int, type(None)),
+    "sampler": (dict, type(None)),
+    "sde": (dict, type(None)),
+}
+
+# Their tensors are spread over the ranks that share a model, so a sharded checkpoint stores them
+# in its folder.
+SHARDED_KEYS = ("model_state_dict", "optimizer_state_dict", "ema_state_dict")
+# Whoever loads these copies the tensors into the model's own, so they may stay mapped to the file.
+COPIED_KEYS = ("model_state_dict", "ema_state_dict")
+_BAD_PROGRESS = "the checkpoint's progress cannot be read"
+
+
+def is_full(state: Any) -> bool:
+    """Whether ``state`` is the state of a whole handler, not only weights."""
+    return isinstance(state, dict) and "model_state_dict" in state and "progress" in state
+
+
+def is_weights(state: Any) -> bool:
+    """Whether ``state`` is a bare state dict: names and tensors."""
+    if not isinstance(state, dict) or not state:
+        return False
+    return all(
+        isinstance(key, str) and (isinstance(value, Tensor) or key.endswith("_extra_state"))
+        for key, value in state.items()
+    )
+
+
+def validate(state: Any, path: Path | str) -> dict[str, Any]:
+    """``state`` as a full checkpoint of a version that this fitkit reads.
+
+    Raises:
+        CheckpointError: it holds only weights, or is of a newer format.
+        DamagedCheckpointError: it is not a checkpoint of fitkit, or has values of wrong types.
+    """
+    file = repr(str(path))
+    if is_weights(state):
+        raise CheckpointError(
+            f"{file} holds weights only, but a full checkpoint is needed here: load it with "
+            f"NNHandler.initialize_from_checkpoint, or save with save_weights_only=False."
+        )
+    if not is_full(state):
+        received = listed(map(str, state)) if isinstance(state, dict) else type(state).__name__
+        raise DamagedCheckpointError(
+            f"{file} is not a checkpoint of fitkit: expected the keys 'model_state_dict', "
+            f"'progress' and others, received {received[:200]}."
+        )
+    version = state.get("format_version")
+    if type(version) is not int or version < 1:
+        raise DamagedCheckpointError(f"{file} has no valid format_version: {version!r}.")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file} has format version {version}, this fitkit reads up to {FORMAT_VERSION} (it "
+            f"was written by fitkit {state.get('fitkit_version')}): upgrade fitkit."
+        )
+    wrong = [k for k, kind in KEYS.items() if k not in state or not isinstance(state[k], kind)]
+    if wrong:
+        raise DamagedCheckpointError(
+            f"{file} is not a valid checkpoint: {listed(wrong)} missing or of a wrong type."
+        )
+    run_position(state)
+    checked: dict[str, Any] = state
+    return checked
+
+
+def run_position(state: dict[str, Any]) -> tuple[int, int, int, int]:
+    """The position in the run at which a checkpoint was made; later is greater.
+
+    Raises:
+        DamagedCheckpointError: its progress cannot be read.
+    """
+    progress = FitState()
+    with as_checkpoint_error(_BAD_PROGRESS, kind=DamagedCheckpointError):
+        progress.load_state_dict(state["progress"]["state"])
+        position = progress.position()
+    wrong = [name for name, value in vars(progress).items() if not _is_valid(name, value)]
+    if wrong:
+        raise DamagedCheckpointError(f"{_BAD_PROGRESS}: {listed(wrong)} of a wrong type or value.")
+    if not _is_pending_event(state["progress"].get("unheard")):
+        raise DamagedCheckpointError(f"{_BAD_PROGRESS}: its event is not one of fitkit.")
+    return position
+
+
+def _is_pending_event(value: Any) -> bool:
+    """Whether ``value`` can be ``CallbackList.pending_event``."""
+    if value is None:
+        return True
+    return (
+        isinstance(value, dict)
+        and value.get("event") in [event.value for event in Event]
+        and isinstance(value.get("args"), list)
+        and isinstance(value.get("waiting"), list)
+    )
+
+
+def _is_valid(name: str, value: Any) -> bool:
+    """Whether an attribute of ``FitState`` has a value that a run can give it."""
+    if name == "stop_reason":
+        return value is None or type(value) is str
+    if type(value) is not type(getattr(FitState(), name)):
+        return False
+    if isinstance(value, dict):
+        return all(type(key) is str and type(item) in (int, float) for key, item in value.items())
+    return not (type(value) is int and value < 0)

@@ -1,0 +1,1 @@
+"""The source code of a model: collected, stored and imported again."""

@@ -1,0 +1,129 @@
+"""SaveJob: writes the files that savers requested in one event."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fitkit.checkpointing.format.encoding import encode
+from fitkit.checkpointing.save_queue.replicated_ranks import ReplicatedRanks, SaveCommand
+from fitkit.checkpointing.savers.save_request import SaveRequest
+from fitkit.checkpointing.savers.saver import Saver
+from fitkit.checkpointing.storage import single_or_sharded
+from fitkit.core.errors import SaveError
+from fitkit.runtime.host_staging import HostStaging
+
+
+@dataclass
+class SaveJob:
+    """One save: its requests, the state to write, and how it ended.
+
+    ``run`` may be called in a thread, so it changes no saver; ``rollback`` does, once it has ended.
+
+    Attributes:
+        requests: the files to write; none on ranks other than 0, which write their parts.
+        ranks: how this rank and the others write.
+        whole: the whole state of the handler, if a file is to hold it.
+        weights: the weights that evaluation uses, if a file is to hold only them.
+        staging: the host memory that both are copied in; ``None``: they are the live tensors.
+        existing: a file that holds the whole state already; others become links to it.
+        saver_states: the state of each saver in ``whole``.
+        obsolete: the files that each saver deletes once all others are durable.
+        taken_at: when the state was taken, in seconds of the monotonic clock.
+        written: the files that are durable.
+        failed: savers whose file could not be written, although the others were.
+        warnings: what the user has to be told.
+        error: why the save failed.
+        seconds: how long writing took.
+    """
+
+    requests: list[SaveRequest]
+    ranks: ReplicatedRanks
+    whole: dict[str, Any] | None = None
+    weights: dict[str, Any] | None = None
+    staging: HostStaging | None = None
+    existing: Path | None = None
+    saver_states: dict[Saver, dict[str, Any]] = field(default_factory=dict)
+    obsolete: dict[Saver, list[Path]] = field(default_factory=dict)
+    taken_at: float = field(default_factory=time.monotonic)
+    written: list[Path] = field(default_factory=list)
+    failed: list[Saver] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    error: BaseException | None = None
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.savers: list[Saver] = list(dict.fromkeys(one.saver for one in self.requests))
+        self._before = {saver: saver.file_state() for saver in self.savers}
+
+    def paths(self, *, weights_only: bool) -> list[Path]:
+        """The files that hold the whole state, or those that hold only weights."""
+        paths = dict.fromkeys(one.path for one in self.requests if not one.weights_only)
+        if weights_only:
+            weights = dict.fromkeys(one.path for one in self.requests if one.weights_only)
+            return [path for path in weights if path not in paths]
+        return list(paths)
+
+    def command(self) -> SaveCommand:
+        """What every rank has to do for this save."""
+        return SaveCommand(
+            whole=bool(self.paths(weights_only=False)) and self.existing is None,
+            weights=bool(self.paths(weights_only=True)),
+            in_background=all(request.in_background for request in self.requests),
+        )
+
+    def rollback(self) -> None:
+        """Let the savers that failed describe their files as before this save."""
+        for saver in self.failed if self.error is None else self.savers:
+            saver.rollback(self._before[saver])
+
+    def run(self) -> None:
+        """Write every file, then delete obsolete ones; an error is kept in ``error``."""
+        began = time.perf_counter()
+        try:
+            if self.staging is not None:
+                self.staging.wait()
+            if self.requests:
+                self._write_all()
+            else:
+                self.ranks.write_parts(self.whole, self.weights)
+        except BaseException as error:  # noqa: BLE001  raised where training waits for this save
+            self.error = error
+        self.seconds = time.perf_counter() - began
+
+    def _write_all(self) -> None:
+        with self.ranks.writing():
+            while self.requests and not self.written:
+                try:
+                    self.written = self._write()
+                except SaveError as error:
+                    self._drop_failed(error)
+        for path in (path for paths in self.obsolete.values() for path in paths):
+            problem = None if path in self.written else single_or_sharded.remove(path)
+            self.warnings += [] if problem is None else [problem]
+
+    def _write(self) -> list[Path]:
+        """Serialize each content once; further names of it are links or copies."""
+        whole, weights = self.paths(weights_only=False), self.paths(weights_only=True)
+        if self.existing is not None:
+            for path in whole:
+                single_or_sharded.duplicate(self.existing, path)
+        elif whole:
+            self.ranks.write(self.whole, whole[0], whole[1:], weights_only=False)
+        if weights:
+            self.ranks.write(self.weights, weights[0], weights[1:], weights_only=True)
+        return whole + weights
+
+    def _drop_failed(self, error: SaveError) -> None:
+        """Go on without the savers whose file failed; raises unless they all only warn."""
+        failed = [one.saver for one in self.requests if one.path == error.path] or self.savers
+        if error.path is None or any(saver.on_error == "raise" for saver in failed):
+            raise error
+        self.warnings.append(f"{error} Training goes on, as on_error='warn' says.")
+        self.failed += failed
+        self.requests = [one for one in self.requests if one.saver not in failed]
+        for saver in failed:  # the other files must not describe one that does not exist
+            self.obsolete.pop(saver, None)
+            self.saver_states.get(saver, {}).update(encode(self._before[saver]))

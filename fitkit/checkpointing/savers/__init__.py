@@ -1,0 +1,1 @@
+"""What the saving callbacks share: requests, retention, file names, overhead."""

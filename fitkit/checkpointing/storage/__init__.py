@@ -1,0 +1,1 @@
+"""Files on disk: atomic writes, safe reads, folders of shards."""

@@ -1,0 +1,218 @@
+"""Load one file safely: every checksum is checked, and nothing in the file is executed.
+
+``torch.load(weights_only=True)`` decides what a pickle may do. It checks no checksum, so a flipped
+bit in a tensor would load silently: they are checked here. So are structures that are harmless to
+read, but would bring the program down when they are used.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fitkit.core.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    DamagedCheckpointError,
+    UnsafeCheckpointError,
+)
+from fitkit.core.tree import MAX_DEPTH, map_tensors
+
+Record = zipfile.ZipInfo
+
+_MAX_ENCODED_DEPTH = 2 * MAX_DEPTH + 10  # a tagged value takes two levels in a file
+_CHUNK_BYTES = 1 << 20
+_BYTES_WORTH_THREADS = 16 << 20
+_MAX_THREADS = 4
+# Tensors may share memory, so together they may be larger than the file, within reason.
+_SHARED_TIMES, _SHARED_BYTES = 16, 64 << 20
+
+
+def verify(path: Path) -> None:
+    """Check every checksum in the file; raises as ``read``."""
+    _check_records(path)
+
+
+def read(path: Path, *, mmap: bool = False) -> Any:
+    """The verified content of a file; nothing in it is executed.
+
+    Args:
+        path: the file.
+        mmap: map tensors from the file instead of copying them to memory; the file must not be
+            changed in place while they are used.
+
+    Raises:
+        CheckpointNotFoundError: there is no such file.
+        DamagedCheckpointError: the file is truncated, altered, or not a checkpoint.
+        UnsafeCheckpointError: it holds something other than tensors and plain types.
+    """
+    return _load(path, _check_records(path), mmap=mmap)
+
+
+def read_without_tensors(path: Path) -> Any:
+    """The content of a file with tensors on the device ``"meta"``: shapes and types, no values.
+
+    Only what is read is verified, so this takes milliseconds whatever the file's size.
+    """
+    content = _load(path, _check_records(path, tensors_too=False), mmap=True)
+    return map_tensors(lambda tensor: torch.empty_like(tensor, device="meta"), content)
+
+
+# ---- checksums ----------------------------------------------------------------------------------
+
+
+def _check_records(path: Path, *, tensors_too: bool = True) -> list[Record]:
+    """Check the records, or only those without tensors' values; return all of them."""
+    _require_file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = _list_records(archive, path.stat().st_size)
+            checked = records if tensors_too else _without_tensors(records)
+            damaged = _find_damaged(archive, path, checked)
+    except Exception as error:  # zipfile raises many kinds for a file that is not a zip archive
+        raise DamagedCheckpointError(
+            f"{str(path)!r} is not a whole checkpoint: {str(error) or type(error).__name__}. It "
+            f"was truncated or is another kind of file; use an earlier checkpoint."
+        ) from error
+    if damaged is not None:
+        raise DamagedCheckpointError(
+            f"{str(path)!r} is damaged: the checksum of its record {damaged!r} does not match. Use "
+            f"an earlier checkpoint."
+        )
+    return records
+
+
+def _list_records(archive: zipfile.ZipFile, size: int) -> list[Record]:
+    """The records of a file in which, as torch writes it, none is compressed or overlaps."""
+    records = archive.infolist()
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise zipfile.BadZipFile("a record is compressed")
+    if any(record.file_size != record.compress_size for record in records):
+        raise zipfile.BadZipFile("a record has two sizes")
+    if _num_bytes(records) > size:
+        raise zipfile.BadZipFile("its records are larger than the file")
+    return records
+
+
+def _without_tensors(records: Iterable[Record]) -> list[Record]:
+    return [record for record in records if "/data/" not in record.filename]
+
+
+def _num_bytes(records: Iterable[Record]) -> int:
+    return sum(record.file_size for record in records)
+
+
+def _find_damaged(archive: zipfile.ZipFile, path: Path, records: list[Record]) -> str | None:
+    """The name of a record whose checksum does not match."""
+    threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    if threads == 1 or _num_bytes(records) < _BYTES_WORTH_THREADS:
+        return _first_damaged(archive, records)
+
+    def find_in(share: list[Record]) -> str | None:
+        with zipfile.ZipFile(path) as own_archive:  # an archive is not safe for several threads
+            return _first_damaged(own_archive, share)
+
+    shares = [records[first::threads] for first in range(threads)]
+    with ThreadPoolExecutor(threads, "fitkit-verify") as pool:  # zlib releases the GIL
+        return next(filter(None, pool.map(find_in, shares)), None)
+
+
+def _first_damaged(archive: zipfile.ZipFile, records: list[Record]) -> str | None:
+    for record in records:
+        with archive.open(record) as content:
+            try:
+                while content.read(_CHUNK_BYTES):
+                    pass
+            except zipfile.BadZipFile:  # at the end, if the checksum does not match
+                return record.filename
+    return None
+
+
+# ---- content ------------------------------------------------------------------------------------
+
+
+def _load(path: Path, records: list[Record], *, mmap: bool) -> Any:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise UnsafeCheckpointError(
+            f"{str(path)!r} holds something other than tensors and plain types, which could run "
+            f"code when it is read, so it was not read: {_first_line(error)} Save it again with "
+            f"tensors and plain types only."
+        ) from error
+    except Exception as error:
+        raise DamagedCheckpointError(
+            f"{str(path)!r} cannot be read as a checkpoint: {_first_line(error)} Use an earlier "
+            f"checkpoint."
+        ) from error
+    problem = _find_trap(content, records)
+    if problem is not None:
+        raise DamagedCheckpointError(
+            f"{str(path)!r} cannot be used: {problem}. Use another checkpoint."
+        )
+    return content
+
+
+def _find_trap(content: Any, records: list[Record]) -> str | None:
+    """What would exhaust memory or the stack when the content is used.
+
+    Without recursion, as the file decides on the depth.
+    """
+    values_left = 1000 + 2 * _num_bytes(_without_tensors(records))
+    bytes_left = _SHARED_BYTES + _SHARED_TIMES * _num_bytes(records)
+    pending, views = [(content, 0)], set[Any]()
+    while pending:
+        value, depth = pending.pop()
+        values_left -= 1
+        if depth > _MAX_ENCODED_DEPTH:
+            return f"it is nested more than {MAX_DEPTH} levels deep"
+        if values_left < 0:
+            return "it holds far more values than bytes"
+        if isinstance(value, Tensor):
+            if value.is_meta:
+                return "it holds a tensor without values"
+            bytes_left -= _new_bytes(value, views)
+            if bytes_left < 0:
+                return "its tensors claim far more memory than the file has"
+        elif isinstance(value, dict):
+            pending += [(item, depth + 1) for pair in value.items() for item in pair]
+            pending += [(item, depth + 1) for item in getattr(value, "__dict__", {}).values()]
+        elif isinstance(value, (list, tuple, set)) and type(value) is not torch.Size:
+            pending += [(item, depth + 1) for item in value]
+    return None
+
+
+def _new_bytes(tensor: Tensor, views: set[Any]) -> int:
+    """Bytes of memory that a tensor takes, unless the same view was counted before."""
+    if tensor.layout is torch.sparse_coo:
+        parts = [tensor._indices(), tensor._values()]  # noqa: SLF001  also if not coalesced
+        return sum(_new_bytes(part, views) for part in parts)
+    if tensor.layout is not torch.strided:
+        return 0
+    view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+    if view in views:
+        return 0
+    views.add(view)
+    return tensor.nbytes
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".") + "."
+
+
+def _require_file(path: Path) -> None:
+    if not os.path.exists(path):  # unlike Path.exists, also for a name that no file can have
+        raise CheckpointNotFoundError(f"there is no file {str(path)!r}: check the path.")
+    if path.is_dir():
+        raise CheckpointError(f"{str(path)!r} is a folder: name a file in it.")
+    if not path.is_file():  # opening a pipe or a device could wait forever
+        raise CheckpointError(f"{str(path)!r} is not an ordinary file: check the path.")

@@ -1,0 +1,149 @@
+"""The shard folder next to a sharded checkpoint, in which each rank has written its shards.
+
+The checkpoint itself is an ordinary file that is written last and names its folder: if the file
+exists, the folder is complete. A folder is never written to twice, so no crash can mix old and new
+data. Where each part of a tensor is stands in ``index.json``, with a checksum for each part.
+torch's own ``.metadata`` is there for torch's tools; fitkit does not read it, because unpickling it
+could run code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fitkit.checkpointing.storage import atomic_write, safe_load, temp_files
+from fitkit.checkpointing.storage.is_checkpoint import SHARDS_SUFFIX, is_torch_file
+from fitkit.checkpointing.storage.shard_index import (
+    INDEX_NAME,
+    Chunk,
+    ShardedTensor,
+    damaged_shards,
+    read_index,
+)
+from fitkit.core.errors import CheckpointError, DamagedCheckpointError
+
+# Keys of the checkpoint file: one for which folder is its own, one for everything but tensors.
+REFERENCE_KEY, CONTENT_KEY = "__fitkit_shards__", "content"
+_CHUNK_BYTES = 1 << 20
+
+
+def write_index(folder: Path, tensors: Mapping[str, ShardedTensor]) -> dict[str, Any]:
+    """Write the index and make the folder durable; return size and checksum of the index."""
+    index = {
+        "tensors": {
+            key: {**tensor._asdict(), "chunks": [chunk._asdict() for chunk in tensor.chunks]}
+            for key, tensor in tensors.items()
+        },
+        "files": {
+            path.name: [path.stat().st_size, checksum(path)] for path in sorted(folder.iterdir())
+        },
+    }
+    text = json.dumps(index).encode()
+    with (folder / INDEX_NAME).open("xb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    atomic_write.flush_folder(folder)
+    return {"bytes": len(text), "crc32": zlib.crc32(text)}
+
+
+def find_folder(path: Path, reference: Any) -> Path:
+    """The shard folder of the checkpoint ``path``; raises if it is missing or not named."""
+    name = reference.get("folder") if isinstance(reference, dict) else None
+    if not isinstance(name, str) or not name.endswith(SHARDS_SUFFIX) or Path(name).name != name:
+        raise DamagedCheckpointError(f"{str(path)!r} does not say where its tensors are.")
+    folder = path.resolve().parent / name
+    if not os.path.isdir(folder):  # unlike Path.is_dir, raises for no name
+        raise DamagedCheckpointError(
+            f"{str(path)!r} has its tensors in the folder {name!r}, which is not next to it: keep "
+            f"them together when you move or copy a checkpoint."
+        )
+    return folder
+
+
+def verify(path: Path, reference: Any) -> None:
+    """Check every checksum of the shard folder of the checkpoint ``path``."""
+    folder = find_folder(path, reference)
+    index = read_index(path, folder, reference)
+    chunks = [(key, chunk) for key, tensor in index.tensors.items() for chunk in tensor.chunks]
+    for key, chunk in chunks:
+        verify_chunk(path, folder, key, chunk)
+    for name in index.files.keys() - {chunk.file for _, chunk in chunks}:
+        file = index.files[name]
+        try:
+            size = max(file.bytes, (folder / name).stat().st_size)
+        except OSError as error:
+            raise damaged_shards(path, error) from error
+        verify_chunk(path, folder, name, Chunk([], [], name, 0, size, file.crc32))
+
+
+def verify_chunk(path: Path, folder: Path, key: str, chunk: Chunk) -> None:
+    """Check the checksum of a part of the tensor ``key``; raises ``DamagedCheckpointError``."""
+    try:
+        is_intact = checksum(folder / chunk.file, chunk.at, chunk.bytes) == chunk.crc32
+    except OSError as error:
+        raise damaged_shards(path, error) from error
+    if not is_intact:
+        raise damaged_shards(path, f"the checksum of {key!r} in {chunk.file!r} does not match")
+
+
+def checksum(path: Path, at: int = 0, size: int | None = None) -> int:
+    """The CRC-32 of ``size`` bytes from offset ``at``, by default to the end of the file."""
+    value = 0
+    with path.open("rb") as file:
+        file.seek(at)
+        left = os.fstat(file.fileno()).st_size - at if size is None else size
+        while left > 0 and (data := file.read(min(left, _CHUNK_BYTES))):
+            value = zlib.crc32(data, value)
+            left -= len(data)
+    return value
+
+
+def link_into(folder: Path, parent: Path) -> None:
+    """Have the shard ``folder`` in ``parent`` too: hard links where possible, else copies."""
+    if parent.resolve() == folder.parent.resolve() or (parent / folder.name).exists():
+        return
+    with temp_files.temp_folder(parent) as copy:
+        for source in folder.iterdir():
+            atomic_write.link_or_copy(source, copy / source.name)
+        atomic_write.flush_folder(copy)
+        os.rename(copy, parent / folder.name)
+    atomic_write.flush_folder(parent)
+
+
+def remove_orphans(parent: Path) -> None:
+    """Delete the shard folders in ``parent`` that no checkpoint there refers to.
+
+    A writer keeps its new folder locked until the checkpoint that refers to it is written.
+    """
+    locks = {}
+    for path in parent.glob(f"*{SHARDS_SUFFIX}"):
+        descriptor = temp_files.try_lock(path)
+        if descriptor is not None:
+            locks[path.name] = descriptor
+    try:
+        for name in locks.keys() - _referenced_in(parent) if locks else ():
+            shutil.rmtree(parent / name, ignore_errors=True)
+    finally:
+        for descriptor in locks.values():
+            os.close(descriptor)
+
+
+def _referenced_in(parent: Path) -> set[str]:
+    """The names of shard folders that checkpoints in ``parent`` refer to."""
+    names = set()
+    for path in filter(is_torch_file, sorted(parent.iterdir())):
+        try:
+            content = safe_load.read_without_tensors(path)
+        except CheckpointError:  # not a checkpoint, or one that cannot be used any more
+            continue
+        reference = content.get(REFERENCE_KEY) if isinstance(content, dict) else None
+        if isinstance(reference, dict):
+            names.add(reference.get("folder", ""))
+    return names

@@ -1,0 +1,50 @@
+"""ComponentSpec and LossSpec: how to build a model, an optimizer, a scheduler or a loss."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from fitkit.core.errors import ConfigurationError, did_you_mean, listed
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """A class and the keyword arguments to build it with."""
+
+    cls: type[Any]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, *args: Any) -> Any:
+        """Build an instance, or raise ``ConfigurationError`` if the class lacks an argument."""
+        try:
+            inspect.signature(self.cls).bind(*args, **self.kwargs)
+        except TypeError as error:
+            names = [name for name in inspect.signature(self.cls).parameters if name != "params"]
+            wrong = [name for name in self.kwargs if name not in names]
+            raise ConfigurationError(
+                f"{self.cls.__name__} cannot be built with the arguments {listed(self.kwargs)}: "
+                f"{error}. It takes {listed(names)}."
+                + (did_you_mean(wrong[0], names) if wrong else "")
+            ) from error
+        except ValueError:  # some classes written in C have no signature
+            pass
+        return self.cls(*args, **self.kwargs)
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A loss function and its arguments besides outputs and targets."""
+
+    function: Callable[..., Any]
+    pass_epoch: bool = False
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def bound(self, epoch: Callable[[], int]) -> Callable[..., Any]:
+        """The function of outputs and targets; ``epoch`` returns the current epoch."""
+        if self.pass_epoch:
+            return lambda *args: self.function(*args, epoch=epoch(), **self.kwargs)
+        return partial(self.function, **self.kwargs) if self.kwargs else self.function

@@ -1,0 +1,149 @@
+"""SeededFetch: loads a batch by indices; its randomness depends on (seed, epoch, position)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+    get_worker_info,
+)
+
+from fitkit.core.errors import DataError
+from fitkit.data.deterministic_dataset import (
+    fetches_batches,
+    is_deterministic,
+    is_deterministic_collate,
+)
+from fitkit.data.in_memory import rows
+from fitkit.runtime.rng import derive_seed, get_host_state, seed_host_streams, set_host_state
+
+
+class Request(NamedTuple):
+    """What a worker receives: the indices of a batch, and its place in the run."""
+
+    indices: Any
+    seed: int
+    epoch: int
+    position: int
+
+
+class SeededFetch(Dataset[Any]):
+    """Loads and collates the batch of a ``Request``.
+
+    Before each sample the host streams are seeded from (seed, epoch, position), so random
+    augmentation depends neither on the number of workers nor on a resume. The main process restores
+    its streams afterwards. Nothing is seeded if neither dataset nor collation can draw.
+
+    Args:
+        dataset: the map-style dataset.
+        collate: makes a batch of the loaded samples.
+        batched: whether a request has the indices of several samples; else it has one index, which
+            is passed to the dataset unchanged, even if it is a list.
+    """
+
+    def __init__(self, dataset: Any, collate: Callable[[Any], Any], *, batched: bool) -> None:
+        self.dataset = dataset
+        self._collate = collate
+        self._batched = batched
+        self._epoch = -1
+        self._draws = True
+        self._fetches_at_once = not batched or fetches_batches(dataset)
+        self._may_index_tensors = batched and collate is default_collate
+
+    def __getitem__(self, request: Request) -> Any:
+        if request.epoch != self._epoch:  # a dataset may change between epochs
+            self._epoch = request.epoch
+            self._draws = not (
+                is_deterministic(self.dataset) and is_deterministic_collate(self._collate)
+            )
+        if not self._draws:
+            batch = None
+            if self._may_index_tensors:
+                batch = index_tensors(self.dataset, request.indices)
+            return self._collate(self._fetch(request)) if batch is None else batch
+        outside = get_host_state() if get_worker_info() is None else None
+        try:
+            return self._collate(self._fetch(request))
+        finally:
+            if outside is not None:
+                set_host_state(outside)
+
+    def _fetch(self, request: Request) -> Any:
+        if self._fetches_at_once:
+            self._seed(request, 0)
+            if self._batched:
+                return self.dataset.__getitems__(request.indices)
+            return self.dataset[request.indices]
+        if not self._draws:
+            return [self.dataset[index] for index in request.indices]
+        samples = []
+        for offset, index in enumerate(request.indices):
+            self._seed(request, offset)
+            samples.append(self.dataset[index])
+        return samples
+
+    def _seed(self, request: Request, offset: int) -> None:
+        if self._draws:
+            position = request.position + offset
+            seed_host_streams(derive_seed(request.seed, "sample", request.epoch, position))
+
+
+def index_tensors(dataset: Any, indices: Any) -> list[Tensor] | None:
+    """A collated batch of a ``TensorDataset``, by one indexing operation per tensor.
+
+    Returns:
+        the batch that ``default_collate`` would make; ``None`` if the result could differ, or if an
+        index is invalid.
+    """
+    while type(dataset) is Subset:
+        if type(indices) is not list:
+            return None
+        subset = dataset.indices
+        dataset, indices = dataset.dataset, [subset[index] for index in indices]
+    is_plain = type(dataset) is TensorDataset and all(map(_is_plain_memory, dataset.tensors))
+    if not is_plain or type(indices) is not list or get_worker_info() is not None:
+        return None
+    index = torch.from_numpy(np.array(indices))
+    if index.dtype is not torch.int64 or index.ndim != 1:
+        return None
+    try:
+        return [rows(tensor, index) for tensor in dataset.tensors]
+    except IndexError:  # out of range, or negative
+        return None
+
+
+def _is_plain_memory(tensor: Tensor) -> bool:
+    is_dense = type(tensor) is Tensor and tensor.layout is torch.strided
+    return is_dense and tensor.device.type == "cpu" and tensor.is_contiguous()
+
+
+def require_length(dataset: Any) -> int:
+    """The number of samples of a map-style dataset, or ``DataError`` if it has no length."""
+    try:
+        return len(dataset)
+    except TypeError as error:
+        raise DataError(
+            f"{type(dataset).__name__} has no length: define __len__, or make it an "
+            f"IterableDataset."
+        ) from error
+
+
+def is_map_style(data: Any) -> bool:
+    """Whether ``data`` is a map-style dataset, by its class or its methods; a list is none."""
+    if isinstance(data, Dataset):
+        return not isinstance(data, IterableDataset)
+    return (
+        not isinstance(data, (list, tuple, str, bytes, Mapping))
+        and hasattr(data, "__getitem__")
+        and hasattr(data, "__len__")
+        and (not hasattr(data, "__iter__") or hasattr(data, "__getitems__"))
+    )

@@ -1,0 +1,1 @@
+"""Ranks: launchers, process groups, communication, and parallel strategies."""

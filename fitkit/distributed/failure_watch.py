@@ -1,0 +1,64 @@
+"""FailureWatch: detects that another rank has failed while this one waits for a kernel."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from fitkit.core.errors import RankError
+
+
+class FailureWatch:
+    """A daemon thread that polls for failures of other ranks, and aborts collectives after one.
+
+    A collective of NCCL is a kernel. A host that waits for it does not notice an exception or a
+    closed connection of another rank before the timeout; only aborting the communicator ends the
+    kernel. The kernel then leaves garbage in its tensors, so ``failure`` is set first, and is
+    checked before the next collective or save.
+
+    Args:
+        find_failure: returns the failure of another rank, if any; called in the thread.
+        abort: aborts collectives that the main thread may wait for; called once.
+        seconds: polling interval.
+
+    Attributes:
+        failure: the failure that was found.
+    """
+
+    def __init__(
+        self,
+        find_failure: Callable[[], RankError | None],
+        abort: Callable[[], None],
+        seconds: float = 1.0,
+    ) -> None:
+        self.failure: RankError | None = None
+        self._find_failure, self._abort, self._seconds = find_failure, abort, seconds
+        self._stopped = threading.Event()
+        self._abort_lock = threading.Lock()
+        self._is_aborted = False
+        self._thread = threading.Thread(target=self._run, name="fitkit-failure-watch", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._seconds):
+            try:
+                self.failure = self._find_failure()
+            except RuntimeError:
+                # The process that served the store has ended, perhaps normally. Aborting while the
+                # main thread destroys its groups could block both threads.
+                return
+            if self.failure is not None:
+                self.abort()
+                return
+
+    def abort(self) -> None:
+        """Abort once; two concurrent aborts would wait for each other inside torch."""
+        with self._abort_lock:
+            if not self._is_aborted:
+                self._is_aborted = True
+                self._abort()
+
+    def stop(self) -> None:
+        """Stop the thread, and wait until it has ended."""
+        self._stopped.set()
+        self._thread.join()

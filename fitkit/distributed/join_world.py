@@ -1,0 +1,118 @@
+"""Joins the ranks of a run: creates or takes over torch's process group."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from fitkit.core.errors import ConfigurationError
+from fitkit.distributed import group_sockets, process_group, rendezvous_store
+from fitkit.distributed.distributed_world import DistributedWorld, failure_of_another
+from fitkit.distributed.failure_watch import FailureWatch
+from fitkit.distributed.rank_info import RankInfo, find_rank_info
+from fitkit.distributed.world import World
+
+_joined: list[DistributedWorld] = []
+
+
+def join_world(
+    use_distributed: bool | None,
+    environment: Mapping[str, str] = os.environ,
+    *,
+    timeout: timedelta | None = None,
+) -> World:
+    """The world that the launcher's environment describes; its process group is created once.
+
+    Args:
+        use_distributed: ``None``: as the environment says; ``True``: a launcher is required;
+            ``False``: a single rank.
+        environment: variables of the launcher (torchrun or Slurm's ``srun``).
+        timeout: of collectives; ``None``: unchanged, or torch's default for a new group.
+
+    Raises:
+        ConfigurationError: a variable or argument is invalid, a launcher is missing, or the timeout
+            of a process group that the program created cannot be changed.
+    """
+    if use_distributed is not None and not isinstance(use_distributed, bool):
+        raise ConfigurationError(
+            f"use_distributed must be True, False or None, received {use_distributed!r}."
+        )
+    if use_distributed is False:
+        return World()
+    info = find_rank_info(environment)
+    if use_distributed and info is None:
+        raise ConfigurationError(
+            "use_distributed=True, but no launcher has started this process: start the script with "
+            "torchrun --nproc-per-node=N or srun, or leave use_distributed out."
+        )
+    if info is None or info.size == 1:
+        return World()
+    if not _joined:
+        _joined.append(_join(info, timeout))
+    elif timeout is not None:
+        _joined[0].set_timeout(timeout)
+    return _joined[0]
+
+
+def current_world() -> World:
+    """The joined world, or else the one that the launcher's environment describes."""
+    return _joined[0] if _joined else join_world(None)
+
+
+def _join(info: RankInfo, timeout: timedelta | None) -> DistributedWorld:
+    if torch.cuda.is_available():
+        torch.cuda.set_device(info.local_rank % torch.cuda.device_count())
+    is_ours = not dist.is_initialized()
+    store = _rendezvous(info, timeout) if is_ours else process_group.default_store()
+    store = rendezvous_store.without_prefix(store)
+    # host tensors, such as those of RankSync, go through gloo
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    is_watched = "nccl" in backend if is_ours else process_group.has_device_backend()
+    watched_store = rendezvous_store.second_connection(store) if is_watched else None
+    # When rank 0 returns from here, all ranks have connected: sockets opened from now on belong to
+    # the group, and can be closed without the store.
+    prefix = rendezvous_store.agree_on_prefix(store, info.rank, info.size)
+    store, before, group = (
+        rendezvous_store.with_prefix(store, prefix),
+        group_sockets.open_sockets(),
+        None,
+    )
+    if is_ours:
+        rank, size = info.rank, info.size
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    else:
+        if timeout is not None:
+            process_group.set_timeout(timeout)
+        # The program's group may only have NCCL, which takes no host tensors. Even if it has gloo:
+        # only connections that fitkit opened may be closed when a rank fails.
+        group = process_group.new_host_group(timeout)
+    opened, watch = group_sockets.sockets_opened_since(before), None
+    if watched_store is not None:
+        watched_store = rendezvous_store.with_prefix(watched_store, prefix)
+        find_failure = partial(failure_of_another, watched_store, info.rank)
+        watch = FailureWatch(find_failure, process_group.abort_device_backends)
+    world = DistributedWorld(store, info, opened, group, timeout, watch)
+    atexit.register(_leave, world, is_ours=is_ours)
+    return world
+
+
+def _rendezvous(info: RankInfo, timeout: timedelta | None) -> Any:
+    """The store of the launcher, or one that rank 0 serves."""
+    options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+    store, _, _ = next(iter(rendezvous(info.url, info.rank, info.size, **options)))
+    if timeout is not None:
+        store.set_timeout(timeout)
+    return store
+
+
+def _leave(world: DistributedWorld, *, is_ours: bool) -> None:
+    _joined.clear()
+    world.leave(is_ours=is_ours)

@@ -1,0 +1,101 @@
+"""Parallel and DDPParallel: what a rank does to train one model with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fitkit.core.tree import TensorMap
+from fitkit.distributed.world import World
+
+
+class Parallel:
+    """A single rank, which has nothing to do; base class of several ranks.
+
+    Attributes:
+        is_sharded: each rank keeps only a part of every parameter.
+        side_world: the ranks, for communication in a second thread.
+    """
+
+    is_sharded = False
+
+    def __init__(self, world: World) -> None:
+        self.side_world = world
+
+    def shard(self, module: nn.Module) -> None:
+        """Shard the parameters over the ranks, in place."""
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The model to call in training."""
+        return module
+
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Inside ``with``, backward passes need not average gradients."""
+        return nullcontext()
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average gradients that were accumulated in ``no_sync``."""
+
+    def without_gradients(self) -> AbstractContextManager[Any]:
+        """The context for calling the model without a backward pass."""
+        return torch.inference_mode()
+
+    def on_local_tensors(self, tensor_map: TensorMap) -> TensorMap:
+        """``tensor_map`` applied to the local part of each tensor."""
+        return tensor_map
+
+    def empty_dtensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialized tensor on the host, into which a checkpoint is read."""
+        return torch.empty(shape, dtype=dtype)
+
+
+class DDPParallel(Parallel):
+    """One rank of ``DistributedDataParallel``, which takes ``options``."""
+
+    def __init__(self, world: World, **options: Any) -> None:
+        super().__init__(world)
+        self._world, self._options = world, options
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The model to call in training; all ranks start with the weights of rank 0."""
+        trained = [p for p in module.parameters() if p.requires_grad]
+        if self._world.size == 1 or not trained:
+            return module
+        group = self._world.group_for(trained[0].device)
+        # the default group, which torch would take, may have no backend for host tensors
+        options = self._options if group is None else {**self._options, "process_group": group}
+        return DistributedDataParallel(module, **options)
+
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Inside ``with``, backward passes do not average gradients."""
+        if isinstance(model, DistributedDataParallel):
+            context: AbstractContextManager[None] = model.no_sync()
+            return context
+        return nullcontext()
+
+    @torch.no_grad()
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average accumulated gradients in place; one that is missing on some ranks is 0 there."""
+        trained = [p for p in parameters if p.requires_grad]
+        if self._world.size == 1 or not trained:
+            return
+        is_anywhere = self._world.largest([int(p.grad is not None) for p in trained])
+        for parameter, is_present in zip(trained, is_anywhere, strict=True):
+            if not is_present:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            self._average(parameter.grad)
+
+    def _average(self, gradient: Tensor) -> None:
+        # All-reduce adds what is at the same place in memory, and strides may differ between ranks.
+        contiguous = gradient.contiguous()
+        self._world.sum_in_place(contiguous)
+        contiguous.div_(self._world.size)
+        if contiguous is not gradient:
+            gradient.copy_(contiguous)

@@ -1,0 +1,173 @@
+"""DDP and FSDP: the choice of how several ranks train one model."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fitkit.core.errors import ConfigurationError, did_you_mean, listed
+from fitkit.distributed.parallel import DDPParallel, Parallel
+from fitkit.distributed.world import World
+
+
+class Strategy:
+    """How several ranks train one model: ``DDP``, ``FSDP``, or your own class.
+
+    Attributes:
+        timeout: of collectives, in seconds or as a ``timedelta``; ``None``: torch's default.
+    """
+
+    timeout: timedelta | float | None = None
+
+    def bind(self, world: World, device: torch.device) -> Parallel:
+        """The work of this rank."""
+        raise NotImplementedError
+
+
+class DDP(Strategy):
+    """Every rank has the whole model; gradients are averaged (``DistributedDataParallel``).
+
+    Args:
+        timeout: seconds, or a ``datetime.timedelta``, after which an unfinished collective raises;
+            ``None``: torch's default.
+        **options: arguments of ``torch.nn.parallel.DistributedDataParallel``, such as
+            ``find_unused_parameters=True`` for a model that does not use all parameters each time.
+
+    Raises:
+        ConfigurationError: an argument is unknown, or the timeout is invalid.
+
+    >>> DDP(find_unused_parameters=True)
+    DDP(find_unused_parameters=True)
+    """
+
+    def __init__(self, *, timeout: timedelta | float | None = None, **options: Any) -> None:
+        self.timeout = timeout
+        as_timedelta("DDP", timeout)
+        known = set(inspect.signature(DistributedDataParallel.__init__).parameters)
+        known -= {"self", "module", "process_group"}
+        for name in options:
+            if name not in known:
+                raise ConfigurationError(
+                    f"DDP takes the arguments of DistributedDataParallel ({listed(known)}) and "
+                    f"timeout, received {name!r}.{did_you_mean(name, {*known, 'timeout'})}"
+                )
+        self.options = options
+
+    def __repr__(self) -> str:
+        timeout = {} if self.timeout is None else {"timeout": self.timeout}
+        options = {**timeout, **self.options}
+        return f"DDP({', '.join(f'{name}={value!r}' for name, value in options.items())})"
+
+    def bind(self, world: World, device: torch.device) -> Parallel:
+        """The work of this rank."""
+        return DDPParallel(world, **self.options)
+
+
+@dataclass(frozen=True)
+class FSDP(Strategy):
+    """Each rank keeps a part of every parameter, gradient and moment (FSDP2, ``fully_shard``).
+
+    Checkpoints are sharded too: each rank writes its part.
+
+    Args:
+        blocks: classes of modules whose parameters are gathered together, one module at a time;
+            default: the items of every ``nn.ModuleList``. All other parameters form one more block.
+        param_dtype: dtype in which parameters are gathered and used, such as ``torch.bfloat16``;
+            default: their own.
+        reduce_dtype: dtype in which gradients are reduced; default: ``param_dtype``.
+        timeout: as in ``DDP``.
+
+    Raises:
+        ConfigurationError: an argument is invalid.
+    """
+
+    blocks: type[nn.Module] | tuple[type[nn.Module], ...] | None = None
+    param_dtype: torch.dtype | None = None
+    reduce_dtype: torch.dtype | None = None
+    timeout: timedelta | float | None = None
+
+    def __post_init__(self) -> None:
+        as_timedelta("FSDP", self.timeout)
+        blocks = self.blocks if isinstance(self.blocks, tuple) else (self.blocks,)
+        for block in blocks if self.blocks is not None else ():
+            if not (isinstance(block, type) and issubclass(block, nn.Module)):
+                raise ConfigurationError(
+                    f"FSDP's blocks must be classes of modules, such as a transformer's layer, "
+                    f"received {block!r}."
+                )
+        for name in ("param_dtype", "reduce_dtype"):
+            value = getattr(self, name)
+            is_floating = isinstance(value, torch.dtype) and value.is_floating_point
+            if value is not None and not is_floating:
+                raise ConfigurationError(
+                    f"FSDP's {name} must be a floating type such as torch.bfloat16 or None, "
+                    f"received {value!r}."
+                )
+
+    def bind(self, world: World, device: torch.device) -> Parallel:
+        """The work of this rank."""
+        from fitkit.distributed.fsdp import FSDPParallel  # a second of imports
+
+        return FSDPParallel(world, device, self.blocks, self.param_dtype, self.reduce_dtype)
+
+
+STRATEGIES: dict[str, type[Strategy]] = {"auto": DDP, "ddp": DDP, "fsdp": FSDP}
+
+
+def as_timedelta(owner: str, timeout: timedelta | float | None) -> timedelta | None:
+    """The timeout of ``owner`` for torch, or ``ConfigurationError`` if it is under 1 ms."""
+    if timeout is None:
+        return None
+    converted: Any = timeout
+    if isinstance(timeout, (int, float)) and not isinstance(timeout, bool):
+        try:
+            converted = timedelta(seconds=timeout)
+        except (OverflowError, ValueError):  # infinite, NaN, or too large
+            converted = None
+    if not isinstance(converted, timedelta) or converted < timedelta(milliseconds=1):
+        raise ConfigurationError(
+            f"{owner}'s timeout must be a number of seconds above 0 or a datetime.timedelta, "
+            f"received {timeout!r}: pass the longest time that a rank may wait for the others, "
+            f"such as timeout=600, or leave it out for torch's default."
+        )
+    return converted
+
+
+def as_strategy(strategy: Strategy | Parallel | str | None) -> Strategy | Parallel:
+    """The strategy of an argument, or ``ConfigurationError``; a ``Parallel`` stays as it is."""
+    if isinstance(strategy, Parallel):
+        return strategy
+    if isinstance(strategy, str) and strategy in STRATEGIES:
+        return STRATEGIES[strategy]()
+    strategy = DDP() if strategy is None else strategy
+    if not isinstance(strategy, Strategy):
+        suggestion = did_you_mean(strategy, STRATEGIES) if isinstance(strategy, str) else ""
+        raise ConfigurationError(
+            f"strategy must be one of {listed(STRATEGIES)}, or an object such as "
+            f"fitkit.DDP(find_unused_parameters=True) or fitkit.FSDP(), received {strategy!r}."
+            f"{suggestion}"
+        )
+    return strategy
+
+
+def timeout_of(strategy: Strategy | Parallel) -> timedelta | None:
+    """The timeout of collectives that a strategy sets, if any."""
+    if isinstance(strategy, Parallel):  # its timeout is already set
+        return None
+    return as_timedelta(type(strategy).__name__, strategy.timeout)
+
+
+def make_parallel(
+    strategy: Strategy | Parallel | str | None, world: World, device: torch.device
+) -> Parallel:
+    """The strategy, bound to the ranks and device of this process."""
+    chosen = as_strategy(strategy)
+    if isinstance(chosen, Parallel):
+        return chosen
+    return Parallel(world) if world.size == 1 else chosen.bind(world, device)

@@ -1,0 +1,95 @@
+"""World: the ranks of a run. All communication between ranks goes through it.
+
+Code above never asks how many ranks there are. Every rank calls each communicating method in the
+same order, whatever data it has; the exception is ``fail``, by which the others learn of an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Result = TypeVar("Result")
+
+
+class World:
+    """A single rank, for which every reduction is the identity; base of ``DistributedWorld``.
+
+    Attributes:
+        rank: index of this rank, from 0.
+        size: number of ranks.
+        local_rank: index of this rank on its machine, from 0.
+        is_broken: a rank has failed, so communication is no longer possible.
+        group: the process group for host tensors and objects; ``None``: torch's default group.
+    """
+
+    group: Any = None
+    rank = 0
+    size = 1
+    local_rank = 0
+    is_broken = False
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes files and shows progress."""
+        return self.rank == 0
+
+    def sum(self, sums: Tensor) -> Tensor:
+        """The elementwise sum over the ranks, the same bits on each."""
+        return sums
+
+    def largest(self, values: list[int]) -> list[int]:
+        """The elementwise maximum over the ranks."""
+        return values
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """The values of all ranks on rank 0; ``None`` on the others."""
+        return [value]
+
+    def gather_all(self, value: Any) -> list[Any]:
+        """The values of all ranks, on every rank."""
+        return [value]
+
+    def broadcast(self, value: Any, source: int = 0) -> Any:
+        """The value of rank ``source``, on every rank."""
+        return value
+
+    def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite ``tensors`` with their values on rank 0."""
+
+    def sum_in_place(self, tensor: Tensor) -> None:
+        """All-reduce a contiguous tensor on any device; the same bits on each rank."""
+
+    def group_for(self, device: torch.device) -> Any:
+        """The process group for tensors on ``device``; ``None``: torch's default group."""
+        return self.group if device.type == "cpu" else None
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        """Set the timeout of later collectives, or raise ``ConfigurationError`` if torch cannot."""
+
+    def side_group(self) -> World:
+        """The same ranks in another process group, for a second thread; all ranks must call it.
+
+        Collectives of two threads in one group would mix.
+        """
+        return self
+
+    def run_on(self, rank: int, action: Callable[[], Result]) -> Result | None:
+        """Run ``action`` on one rank while the others wait; they get ``None``.
+
+        Raises:
+            RankError: on the other ranks, if it failed.
+        """
+        return action()
+
+    def fail(self, error: BaseException) -> BaseException:
+        """Tell the other ranks that this one has failed, so that none waits for it.
+
+        Returns:
+            the error to raise: ``error``, or a ``RankError`` if another rank failed first.
+        """
+        return error

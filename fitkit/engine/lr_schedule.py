@@ -1,0 +1,98 @@
+"""Schedule: steps a learning-rate scheduler at its interval."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from fitkit.core.errors import ConfigurationError, MonitorError, did_you_mean, listed
+
+INTERVALS = ("epoch", "step")
+
+
+class Schedule:
+    """Steps a scheduler, if there is one, at its interval: ``"epoch"`` or ``"step"``.
+
+    ``monitor`` is the value for ``ReduceLROnPlateau``; default: ``val_loss`` where there is
+    validation, else ``loss``.
+
+    Raises:
+        MonitorError: the scheduler monitors a value of validation, but there is none.
+    """
+
+    def __init__(
+        self,
+        scheduler: LRScheduler | None,
+        *,
+        interval: str,
+        monitor: str | None,
+        has_validation: bool,
+    ) -> None:
+        self._scheduler = scheduler
+        self._is_plateau = isinstance(scheduler, ReduceLROnPlateau)
+        self._each_step = interval == "step"
+        self._monitor = monitor or ("val_loss" if has_validation else "loss")
+        self._has_stepped = False
+        self._is_validation = self._monitor.startswith("val_")
+        if self._is_plateau and self._is_validation and not has_validation:
+            raise MonitorError(
+                f"the scheduler monitors {self._monitor!r}, but this fit has no validation: pass "
+                f"validation_data= or validation_split=, call set_val_loader, or set the scheduler "
+                f"with another monitor=."
+            )
+
+    def after_optimizer_step(self) -> None:
+        """Step a scheduler that counts optimizer steps."""
+        if self._scheduler is not None and self._each_step:
+            self._step(self._scheduler)
+
+    def after_epoch(self, logs: Mapping[str, Any]) -> None:
+        """Step a scheduler that counts epochs; ``ReduceLROnPlateau`` only if its value is logged.
+
+        Raises:
+            MonitorError: the monitored value is not logged, and no later epoch can log it.
+        """
+        if self._scheduler is None or self._each_step:
+            return
+        if not self._is_plateau:
+            self._step(self._scheduler)
+        elif self._monitor in logs:
+            self._step(self._scheduler, logs[self._monitor])
+        elif not self._is_validation or any(name.startswith("val_") for name in logs):
+            raise MonitorError(
+                f"the scheduler monitors {self._monitor!r}, which is not logged; logged are "
+                f"{listed(logs)}. Pass monitor= to set_scheduler."
+                + did_you_mean(self._monitor, logs)
+            )
+
+    def _step(self, scheduler: Any, *value: float) -> None:
+        if self._has_stepped:
+            scheduler.step(*value)
+            return
+        with warnings.catch_warnings():
+            # torch warns if this process has not stepped the optimizer yet, which is correct after
+            # a resume at the end of an epoch, or where the loss scaler skipped every step
+            warnings.filterwarnings("ignore", "Detected call of .lr_scheduler")
+            scheduler.step(*value)
+        self._has_stepped = True
+
+
+def require_interval(scheduler_class: type[Any], interval: str, monitor: str | None) -> None:
+    """Raise ``ConfigurationError`` unless the scheduler can have this interval and monitor."""
+    is_plateau = issubclass(scheduler_class, ReduceLROnPlateau)
+    if interval not in INTERVALS:
+        raise ConfigurationError(
+            f"interval must be one of {listed(INTERVALS)}, received {interval!r}."
+        )
+    if is_plateau and interval == "step":
+        raise ConfigurationError(
+            "ReduceLROnPlateau needs a value that is logged once per epoch: pass interval='epoch'."
+        )
+    if monitor is not None and not is_plateau:
+        raise ConfigurationError(
+            f"monitor= is for ReduceLROnPlateau, {scheduler_class.__name__} takes none: leave it "
+            f"out."
+        )

@@ -1,0 +1,1 @@
+"""The handler: what it holds, how its state becomes a checkpoint and back."""

@@ -1,0 +1,162 @@
+"""FitSession: the run in progress, and restored state that waits for its owner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fitkit.core.data_timer import DataTimer
+from fitkit.core.errors import ConfigurationError
+from fitkit.core.state import FitState, Phase
+from fitkit.core.tree import map_tensors
+from fitkit.distributed.parallel import Parallel
+from fitkit.distributed.world import World
+from fitkit.engine.run import FitRun
+from fitkit.handler.optimizer_state import load_scheduler
+from fitkit.handler.parts import Parts
+from fitkit.handler.redistribute_progress import redistribute_progress
+from fitkit.runtime.rng import capture_streams
+
+
+class FitSession:
+    """The run in progress; between two runs, the state that a save or the next ``fit`` needs.
+
+    Attributes:
+        run: the run in progress, or ``None``.
+        pending: restored state that waits for its owner, by its key in a checkpoint: progress,
+            loader positions, loss scaler and random streams for the next run; scheduler, SDE and
+            sampler until they are set. Only states of callbacks wait in ``CallbackStates``.
+        loaded: whether a checkpoint was loaded that the next ``fit`` goes on from.
+        pending_event: the event during which that checkpoint was made, and who has yet to hear it.
+    """
+
+    def __init__(self, world: World, parallel: Parallel) -> None:
+        self._world = world
+        self._parallel = parallel
+        self.run: FitRun | None = None
+        self.pending: dict[str, Any] = {}
+        self.loaded = False
+        self.pending_event: dict[str, Any] | None = None
+
+    def require_idle(self, verb: str) -> None:
+        """Raise ``ConfigurationError`` if ``verb`` is called while a run is in progress."""
+        if self.run is not None:
+            raise ConfigurationError(
+                f"{verb} was called during a fit of the same handler: call it before or after fit."
+            )
+
+    # ---- values of a checkpoint -----------------------------------------------------------------
+
+    def progress(self, state: FitState) -> dict[str, Any]:
+        """Position in the run, and what was accumulated inside the epoch."""
+        if self.run is not None:
+            return self.run.progress()
+        return {**self.pending.get("progress", {}), "state": state.state_dict()}
+
+    def positions(self) -> dict[str, Any]:
+        """Positions of the data sources, beyond epoch and batch."""
+        return self.pending.get("loader", {}) if self.run is None else self.run.positions()
+
+    def scaler(self) -> dict[str, Any]:
+        """State of the loss scaler."""
+        if self.run is not None:
+            return self.run.forward.precision.state_dict()
+        return dict(self.pending.get("scaler_state_dict", {}))
+
+    def streams(self, device: torch.device, *, is_seeded: bool) -> dict[str, Any] | None:
+        """The random streams that the next batch draws from; ``None`` if the run has none yet.
+
+        A handler with a seed has its own streams besides the program's.
+        """
+        is_pending = self.run is None and (is_seeded or self.loaded)
+        return self.pending.get("rng") if is_pending else capture_streams(device)
+
+    def load_progress(self, progress: dict[str, Any], state: FitState) -> None:
+        """Load the counters in a checkpoint, and keep the rest for the next ``fit``."""
+        state.load_state_dict(progress["state"])
+        self.pending["progress"] = progress
+        self.pending_event = progress.get("unheard")
+        self.loaded = True
+
+    @contextmanager
+    def gathered_from_ranks(self) -> Iterator[None]:
+        """Inside ``with`` the progress on rank 0 contains that of the other ranks.
+
+        A collective: all ranks have to call it. Outside an epoch there is nothing to gather.
+        """
+        run = self.run
+        if run is None or run.state.phase is Phase.BEGIN or self._world.size == 1:
+            yield
+            return
+        progress = run.rank_progress()
+        if self._parallel.is_sharded:  # the window is sharded too: each rank saves its part
+            del progress["window"]
+        ranks = self._world.gather(map_tensors(Tensor.cpu, progress))
+        run.other_ranks = [] if ranks is None else ranks[1:]
+        try:
+            yield
+        finally:
+            run.other_ranks = []
+
+    # ---- begin and end of a run -----------------------------------------------------------------
+
+    def begin(self, run: FitRun) -> None:
+        """Start ``run``, from the restored progress if there is one."""
+        if "progress" in self.pending:
+            is_sharded = self._parallel.is_sharded
+            saved = self.pending["progress"]
+            progress = redistribute_progress(saved, self._world, is_sharded=is_sharded)
+            run.restore(progress, self.pending["loader"])
+            run.forward.precision.load_state_dict(self.pending["scaler_state_dict"])
+        self.run = run
+
+    def end(self, device: torch.device) -> None:
+        """End the run, and keep the state that a save or a later ``fit`` needs."""
+        if self.run is not None:
+            self.pending |= {
+                "progress": self.progress(self.run.state),
+                "loader": self.positions(),
+                "scaler_state_dict": self.scaler(),
+                "rng": capture_streams(device),
+            }
+            self.run = None
+            self.loaded = False
+
+    def drop_epoch_progress(self) -> None:
+        """Drop what was accumulated inside an interrupted epoch, which starts over."""
+        if "progress" in self.pending:
+            self.pending["progress"] = {}
+
+    def load_scheduler(self, parts: Parts, state: dict[str, Any] | None) -> None:
+        """Load the state of the scheduler, or keep it until the scheduler is set."""
+        if state:
+            self.pending["scheduler_state_dict"] = state
+            self.load_pending_scheduler(parts)
+
+    def load_pending_scheduler(self, parts: Parts, before: dict[str, Any] | None = None) -> None:
+        """Load the pending state of the scheduler, if the scheduler is set.
+
+        ``before`` is the optimizer's state before the scheduler was built and set the first rate.
+        """
+        if parts.scheduler is None or "scheduler_state_dict" not in self.pending:
+            return
+        load_scheduler(parts.scheduler, self.pending.pop("scheduler_state_dict"))
+        if parts.optimizer is not None and before is not None:
+            parts.optimizer.load_state_dict(before)
+
+    def make_undo(self) -> Callable[[], None]:
+        """A function that puts back everything as it is now."""
+        before = {**vars(self), "pending": dict(self.pending)}
+        return lambda: vars(self).update(before)
+
+    def time_data_loading(self) -> DataTimer:
+        """The timer of waits for training data, shared by its readers; it starts with a pass."""
+        if self.run is None:
+            return DataTimer()
+        if self.run.train.timer is None:
+            self.run.train.timer = DataTimer()
+        return self.run.train.timer

@@ -1,0 +1,177 @@
+"""Loading the state of an optimizer or scheduler from a checkpoint, after checks.
+
+torch loads most of it unchecked: a moment of another shape corrupts memory in its fused kernels,
+and every key of a scheduler's state becomes an attribute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import ASGD, Optimizer
+
+from fitkit.checkpointing.format.class_names import class_name
+from fitkit.checkpointing.format.encoding import decode
+from fitkit.core.errors import CheckpointError, listed
+from fitkit.core.same_structure import require_same_structure
+from fitkit.core.state_placement import place_like
+from fitkit.distributed.dtensor import distribute_all_like
+
+# Flags of how a step is computed: those of the program stay when a state is loaded.
+IMPLEMENTATION_FLAGS = ("fused", "foreach", "capturable", "differentiable")
+# torch's optimizers whose moments have other shapes than their parameters
+_OTHER_SHAPES = ("Adafactor", "LBFGS", "SparseAdam")
+
+
+def require_loadable(optimizer: Optimizer, checkpoint: Mapping[str, Any]) -> None:
+    """Raise ``CheckpointError`` unless ``optimizer`` could have the state in ``checkpoint``."""
+    saved = checkpoint["optimizer_state_dict"]
+    if saved is None:
+        return
+    own_name = class_name(type(optimizer))
+    if checkpoint["optimizer_class"] not in (None, own_name):
+        raise CheckpointError(
+            f"the checkpoint holds the state of {checkpoint['optimizer_class']!r}, this handler "
+            f"has {own_name!r}: set the same optimizer, or pass skip_optimizer=True to "
+            f"NNHandler.load."
+        )
+    own_sizes = [len(group["params"]) for group in optimizer.param_groups]
+    try:
+        saved_sizes = [len(group["params"]) for group in saved["param_groups"]]
+    except (LookupError, TypeError) as error:
+        raise CheckpointError(
+            "the checkpoint's optimizer state has no parameter groups."
+        ) from error
+    if own_sizes != saved_sizes:
+        raise CheckpointError(
+            f"the checkpoint's optimizer has parameter groups of {saved_sizes} parameters, this "
+            f"handler's of {own_sizes}: set the optimizer as it was saved."
+        )
+    _require_same_state_structure(decode(saved), optimizer)
+
+
+def _require_same_state_structure(saved: Any, optimizer: Optimizer) -> None:
+    own = optimizer.state_dict()
+    try:
+        for number, (saved_group, own_group) in enumerate(
+            zip(saved["param_groups"], own["param_groups"], strict=True)
+        ):
+            for key in own_group.keys() - {"params", *IMPLEMENTATION_FLAGS}:
+                require_same_structure(
+                    saved_group[key], own_group[key], f"the optimizer's {key} of group {number}"
+                )
+        by_index = _parameters_by_index(saved, optimizer)
+        names = [set(values) for values in saved["state"].values() if values]
+        for index, values in saved["state"].items():
+            _require_moments(values, by_index[index], optimizer)
+            if values and set(values) != names[0] and _has_moments_like_parameters(optimizer):
+                raise CheckpointError(
+                    f"the optimizer's state in the checkpoint is not the same for all parameters: "
+                    f"{listed(map(str, values))} and {listed(map(str, names[0]))}."
+                )
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"the optimizer's state in the checkpoint cannot be read: {error!r}. Use another "
+            f"checkpoint, or pass skip_optimizer=True to NNHandler.load."
+        ) from error
+
+
+def _parameters_by_index(saved: Mapping[str, Any], optimizer: Optimizer) -> dict[Any, Tensor]:
+    """The parameters by the indices that a saved state has for them."""
+    indices = [index for group in saved["param_groups"] for index in group["params"]]
+    parameters = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    return dict(zip(indices, parameters, strict=True))
+
+
+def _require_moments(values: Mapping[str, Any], parameter: Tensor, optimizer: Optimizer) -> None:
+    if not _has_moments_like_parameters(optimizer):
+        return
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            fits = value.ndim == 0 or value.shape == parameter.shape
+        else:
+            fits = value is None or isinstance(value, (int, float))
+        if not fits or not isinstance(name, str):
+            raise CheckpointError(
+                f"the optimizer's state in the checkpoint does not fit: {name!r} of a parameter of "
+                f"shape {tuple(parameter.shape)} has {getattr(value, 'shape', value)!r}. Use "
+                f"another checkpoint, or pass skip_optimizer=True to NNHandler.load."
+            )
+
+
+def _has_moments_like_parameters(optimizer: Optimizer) -> bool:
+    kind = type(optimizer)
+    return kind.__module__.startswith("torch.optim") and kind.__name__ not in _OTHER_SHAPES
+
+
+def state_of(component: Any) -> dict[str, Any] | None:
+    """The ``state_dict`` of a component that may be missing."""
+    found: dict[str, Any] | None = None if component is None else component.state_dict()
+    return found
+
+
+def load_optimizer(optimizer: Optimizer | None, saved: dict[str, Any] | None) -> None:
+    """Load a state that ``require_loadable`` accepts; flags of the implementation stay.
+
+    Its tensors are placed, and distributed over the ranks, as the optimizer's own.
+    """
+    if optimizer is None or not saved:
+        return
+    # torch decides by these flags on which device a step counter belongs
+    groups = [
+        {**place_like(group, own), **{key: own[key] for key in IMPLEMENTATION_FLAGS if key in own}}
+        for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    state = _distribute(saved, optimizer)
+    optimizer.load_state_dict({**saved, "param_groups": groups, "state": state})
+    if _has_moments_like_parameters(optimizer):
+        _place_counters(optimizer)
+
+
+def _place_counters(optimizer: Optimizer) -> None:
+    """Put counters where a new optimizer has them; elsewhere, steps would wait for the device."""
+    always = type(optimizer) is ASGD
+    for group in optimizer.param_groups:
+        is_on_device = always or group.get("fused") or group.get("capturable")
+        for parameter in group["params"]:
+            device = parameter.device if is_on_device else torch.device("cpu")
+            move_counters(optimizer.state.get(parameter, {}), device)
+
+
+def _distribute(saved: dict[str, Any], optimizer: Optimizer) -> dict[Any, Any]:
+    """The state of each parameter, distributed over the ranks as the parameter is."""
+    parameters = _parameters_by_index(saved, optimizer)
+    state = {
+        index: distribute_all_like(values, dict.fromkeys(values, parameters[index]))
+        for index, values in saved["state"].items()
+    }
+    for index, values in state.items():
+        step = values.get("step")
+        if isinstance(step, Tensor) and step.ndim:  # torch does not move it: it expects a scalar
+            values["step"] = step.to(parameters[index].device)
+    return state
+
+
+def move_counters(state: dict[str, Any], device: torch.device) -> None:
+    """Move the counters in the state of one parameter to ``device``."""
+    for name in ("step", "mu_product"):  # the latter is NAdam's
+        if isinstance(state.get(name), Tensor):
+            state[name] = state[name].to(device)
+
+
+def load_scheduler(scheduler: Any, saved: dict[str, Any]) -> None:
+    """Load a state, if the scheduler could have it, with tensors where the scheduler's own are."""
+    own = scheduler.state_dict()
+    unknown = [key for key in saved if key not in own]
+    if unknown:
+        raise CheckpointError(
+            f"the scheduler's state in the checkpoint has {unknown[0]!r}, which a "
+            f"{type(scheduler).__name__} does not have: set the scheduler as it was saved."
+        )
+    require_same_structure(saved, own, "the scheduler's state")
+    scheduler.load_state_dict(place_like(saved, own))

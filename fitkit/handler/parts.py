@@ -1,0 +1,219 @@
+"""Parts: the components of a handler, as the user described them and as they were built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from fitkit.core.component_spec import ComponentSpec, LossSpec
+from fitkit.core.errors import ConfigurationError, describe, listed
+from fitkit.core.tree import map_tensors
+from fitkit.core.types import ModelType
+from fitkit.data.spec import DataSpec
+from fitkit.data.split_batch import call_model
+from fitkit.engine.lr_schedule import require_interval
+from fitkit.generative.components import GenerativeComponents
+from fitkit.handler.torch_compile import (
+    CompiledOptimizer,
+    compiled,
+    is_worth_compiling,
+    make_capturable_undo,
+)
+
+ParameterGroups = Callable[[nn.Module], Iterable[Any]]
+
+
+class Parts:
+    """The components of one handler. Setters may be called in any order.
+
+    Attributes:
+        module: the model without wrappers.
+        model: the model as it is called in evaluation.
+        wrapped: the model as several ranks call it in training, during ``fit``.
+        model_spec: class and arguments of the model, ``None`` for a ready module.
+        model_type: how a batch becomes a loss.
+        device: where the model is.
+        generative: SDE and sampler.
+    """
+
+    def __init__(
+        self, model: Any, kwargs: Mapping[str, Any], model_type: ModelType, device: torch.device
+    ) -> None:
+        self.model_type = model_type
+        self.device = device
+        self.model_spec, module = _build_model(model, kwargs)
+        self.module = module.to(device)
+        self.model: nn.Module = self.module
+        self.wrapped: nn.Module | None = None
+        self.optimizer_spec: ComponentSpec | None = None
+        self.parameter_groups: ParameterGroups | None = None
+        self.optimizer: Optimizer | None = None
+        self.scheduler_spec: ComponentSpec | None = None
+        self.scheduler_interval = "epoch"
+        self.scheduler_monitor: str | None = None
+        self.scheduler: LRScheduler | None = None
+        self.loss: LossSpec | None = None
+        self.generative = GenerativeComponents()
+        self.train_data: DataSpec | None = None
+        self.validation_data: DataSpec | None = None
+        self.metrics: dict[str, Any] = {}
+        self.train_step: Callable[..., Any] | None = None
+        self.evaluation_step: Callable[..., Any] | None = None
+        self._compile_options: dict[str, Any] | None = None
+        self._compiled_loss: Callable[[Any, Any], tuple[Tensor, Any]] | None = None
+        self._compiled_optimizer: CompiledOptimizer | None = None
+
+    def make_undo(self) -> Callable[[], None]:
+        """A function that puts back the parts that are set now."""
+        before = {**vars(self), "metrics": dict(self.metrics)}
+        undo_capturable = make_capturable_undo(self.optimizer)
+
+        def undo() -> None:
+            vars(self).update(before)
+            undo_capturable()
+
+        return undo
+
+    # ---- setters --------------------------------------------------------------------------------
+
+    def set_optimizer(
+        self, cls: type[Any], kwargs: Mapping[str, Any], groups: ParameterGroups | None
+    ) -> None:
+        """Build the optimizer, and the scheduler again with it."""
+        if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
+            raise ConfigurationError(
+                f"set_optimizer expects an Optimizer class such as torch.optim.AdamW, received "
+                f"{describe(cls)}: pass the class and its arguments."
+            )
+        if issubclass(cls, LBFGS):
+            raise ConfigurationError(
+                "LBFGS evaluates the loss several times per step, which fit does not do: call it "
+                "in a set_train_step function that returns StepOutput(loss, backward=False)."
+            )
+        parameters = list(self.module.parameters() if groups is None else groups(self.module))
+        if not parameters:
+            raise ConfigurationError(
+                f"{type(self.module).__name__} has no parameters, so there is nothing to optimize."
+            )
+        # cloned for checkpoints: a scheduler changes a learning rate that is a tensor in place
+        self.optimizer_spec = ComponentSpec(cls, map_tensors(Tensor.clone, dict(kwargs)))
+        self.optimizer = ComponentSpec(cls, dict(kwargs)).build(parameters)
+        self.parameter_groups = groups
+        self._build_scheduler()
+
+    def set_scheduler(
+        self, cls: type[Any], kwargs: Mapping[str, Any], interval: str, monitor: str | None
+    ) -> None:
+        """Build the scheduler, as soon as there is an optimizer."""
+        if not (isinstance(cls, type) and issubclass(cls, LRScheduler)):
+            raise ConfigurationError(
+                f"set_scheduler expects a scheduler class such as "
+                f"torch.optim.lr_scheduler.CosineAnnealingLR, received {describe(cls)}: pass the "
+                f"class and its arguments without the optimizer."
+            )
+        require_interval(cls, interval, monitor)
+        self.scheduler_spec = ComponentSpec(cls, dict(kwargs))
+        self.scheduler_interval, self.scheduler_monitor = interval, monitor
+        self._build_scheduler()
+
+    def _build_scheduler(self) -> None:
+        self.scheduler = None
+        if self.scheduler_spec is not None and self.optimizer is not None:
+            self.scheduler = self.scheduler_spec.build(self.optimizer)
+
+    def set_loss(self, function: Any, pass_epoch: bool, kwargs: Mapping[str, Any]) -> None:
+        """Set the loss; a class is built with ``kwargs``, a function is called with them."""
+        if isinstance(function, type):
+            function, kwargs = ComponentSpec(function, kwargs).build(), {}
+        if not callable(function):
+            raise ConfigurationError(
+                f"set_loss_fn expects a function (outputs, targets) -> loss or a loss module, "
+                f"received {describe(function)}."
+            )
+        if isinstance(function, nn.Module):
+            function = function.to(self.device)
+        self.loss = LossSpec(function, bool(pass_epoch), dict(kwargs))
+
+    # ---- what training uses ---------------------------------------------------------------------
+
+    @property
+    def loss_in_use(self) -> LossSpec | None:
+        """The loss that was set, or else denoising score matching if there is an SDE."""
+        matching = self.generative.matching
+        if self.loss is not None or matching is None:
+            return self.loss
+        return LossSpec(matching)
+
+    def require_trainable(self) -> None:
+        """Raise ``ConfigurationError`` if there is no training step, and no loss or optimizer."""
+        if self.train_step is not None:
+            return
+        for part, name, setter in (
+            (self.loss_in_use, "loss function", "set_loss_fn"),
+            (self.optimizer, "optimizer", "set_optimizer"),
+        ):
+            if part is None:
+                raise ConfigurationError(
+                    f"no {name} is set: call handler.{setter}(...) before fit."
+                )
+
+    def learning_rate(self) -> float | None:
+        """The learning rate of the first parameter group."""
+        if self.optimizer is None:
+            return None
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def compile(self, options: Mapping[str, Any]) -> None:
+        """Call model and loss through ``torch.compile`` from now on; weights stay the module's.
+
+        Both are one function, so that torch compiles their backward pass as one function too.
+        """
+        if options != self._compile_options:
+            self._compile_options, self._compiled_optimizer = dict(options), None
+            self.model = compiled(self.module, options)
+            self._compiled_loss = compiled(self._loss_and_outputs, options)
+
+    def _loss_and_outputs(self, inputs: Any, targets: Any) -> tuple[Tensor, Any]:
+        outputs = call_model(self.module, inputs)
+        return self.loss.function(outputs, targets, **self.loss.kwargs), outputs  # type: ignore[union-attr]
+
+    @property
+    def compiled_loss(self) -> Callable[[Any, Any], tuple[Tensor, Any]] | None:
+        """``(inputs, targets) -> (loss, outputs)``; ``None`` where only the model is compiled.
+
+        A loss that is given the epoch would be compiled again for each epoch.
+        """
+        return None if self.loss is None or self.loss.pass_epoch else self._compiled_loss
+
+    def compile_optimizer(self) -> CompiledOptimizer | None:
+        """The optimizer with compiled steps; ``None`` where compiling them gains nothing."""
+        if self.optimizer is None or not is_worth_compiling(self.optimizer, self.scheduler):
+            return None
+        current = self._compiled_optimizer
+        if current is None or current.optimizer is not self.optimizer:
+            current = CompiledOptimizer(self.optimizer, self._compile_options or {})
+            self._compiled_optimizer = current
+        return current
+
+
+def _build_model(model: Any, kwargs: Mapping[str, Any]) -> tuple[ComponentSpec | None, nn.Module]:
+    if isinstance(model, nn.Module):
+        if kwargs:
+            raise ConfigurationError(
+                f"model_class is a ready {type(model).__name__}, so it takes no further arguments; "
+                f"received {listed(kwargs)}. Pass the class, or leave them out."
+            )
+        return None, model
+    if not (isinstance(model, type) and issubclass(model, nn.Module)):
+        raise ConfigurationError(
+            f"model_class must be a torch.nn.Module subclass or a ready module, received "
+            f"{describe(model)}."
+        )
+    spec = ComponentSpec(model, dict(kwargs))
+    module: nn.Module = spec.build()
+    return spec, module

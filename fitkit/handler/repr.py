@@ -1,0 +1,73 @@
+"""The ``repr`` of a handler, and its table in a notebook."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fitkit.core.component_spec import ComponentSpec
+from fitkit.core.errors import describe
+from fitkit.core.html import Html, table
+from fitkit.core.state import Phase
+from fitkit.handler.base_handler import BaseHandler
+
+
+def as_text(handler: BaseHandler) -> str:
+    """A handler on one line."""
+    parts = handler.parts
+    facts = [
+        type(handler.module).__name__,
+        str(parts.device),
+        *(_spec_text(spec) for spec in (parts.optimizer_spec, parts.scheduler_spec) if spec),
+        _position_text(handler),
+    ]
+    return f"<{type(handler).__name__}: {', '.join(facts)}>"
+
+
+def as_html(handler: BaseHandler) -> str:
+    """A handler as a table: its parts, what is missing, how far it is trained, and its history."""
+    parts = handler.parts
+    loss = None if parts.loss is None else parts.loss.function
+    size = sum(parameter.numel() for parameter in handler.module.parameters())
+    facts = {
+        "model": f"{type(handler.module).__name__}, {size:,} parameters, on {parts.device}",
+        "optimizer": _spec_text(parts.optimizer_spec) or "not set: set_optimizer",
+        "scheduler": _spec_text(parts.scheduler_spec),
+        "loss": _function_name(loss) or ("" if parts.train_step else "not set: set_loss_fn"),
+        "training step": _function_name(parts.train_step),
+        "metrics": ", ".join(parts.metrics),
+        "training data": _data_text(parts.train_data),
+        "validation data": _data_text(parts.validation_data),
+        "callbacks": ", ".join(c.name for c in handler.callbacks if c is not handler.history),
+        "trained": _position_text(handler),
+    }
+    rows = [[name, fact] for name, fact in facts.items() if fact]
+    history = Html(handler.history._repr_html_() if handler.history.epoch else "")
+    return f"{table(rows)}{history}"
+
+
+def _spec_text(spec: ComponentSpec | None) -> str:
+    if spec is None:
+        return ""
+    arguments = ", ".join(f"{name}={_argument_text(value)}" for name, value in spec.kwargs.items())
+    return f"{spec.cls.__name__}({arguments})"
+
+
+def _argument_text(value: Any) -> str:
+    """A plain value; for others, whose ``repr`` may be long, their class."""
+    is_plain = isinstance(value, (int, float, str, bool, type(None)))
+    is_pair = isinstance(value, tuple) and all(isinstance(item, (int, float)) for item in value)
+    return repr(value) if is_plain or is_pair else f"<{type(value).__name__}>"
+
+
+def _function_name(function: Any) -> str:
+    return "" if function is None else getattr(function, "__name__", type(function).__name__)
+
+
+def _data_text(spec: Any) -> str:
+    return "" if spec is None else describe(spec.data)
+
+
+def _position_text(handler: BaseHandler) -> str:
+    state = handler.state
+    inside = f" and {state.batch} batches" if state.phase is Phase.TRAIN else ""
+    return f"{state.epoch} epochs{inside}, step {state.global_step}"

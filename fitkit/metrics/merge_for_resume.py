@@ -1,0 +1,74 @@
+"""Merges the metric states of several ranks, for a resume on another number of ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fitkit.core.errors import CheckpointError
+from fitkit.metrics.accumulators import WeightedMean
+
+
+def merge_meter_states(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """The state of one ``Meters`` with the sums of several, or ``CheckpointError``."""
+    if len(states) == 1:
+        return states[0]
+    extra = {name for state in states for name in state["extra"]}
+    return {
+        "loss": _merged_means([state["loss"] for state in states]),
+        "metrics": {
+            name: _merged_metric(name, [state["metrics"][name] for state in states])
+            for name in states[0]["metrics"]
+        },
+        "extra": {
+            name: _merged_means([s["extra"][name] for s in states if name in s["extra"]])
+            for name in extra
+        },
+    }
+
+
+def zero_meter_state(state: dict[str, Any]) -> dict[str, Any]:
+    """A state of zeros with as many sums as ``state``."""
+    zero_mean = WeightedMean().state_dict()
+
+    def zero(metric: dict[str, Any]) -> dict[str, Any]:
+        if "weight" in metric:
+            return zero_mean
+        sums = metric["sums"]
+        zeros = {"sums": None if sums is None else torch.zeros_like(sums)}
+        if "waiting" in metric:  # one row, which tells how many sums there are
+            zeros["waiting"] = torch.zeros_like(metric["waiting"][:1])
+        return zeros
+
+    return {
+        "loss": zero_mean,
+        "metrics": {name: zero(metric) for name, metric in state["metrics"].items()},
+        "extra": dict.fromkeys(state["extra"], zero_mean),
+    }
+
+
+def _merged_metric(name: str, states: list[dict[str, Any]]) -> dict[str, Any]:
+    if "weight" in states[0]:
+        return _merged_means(states)
+    if "sums" in states[0]:
+        summed = [state["sums"] for state in states if state["sums"] is not None]
+        sums = {"sums": torch.stack(summed).sum(0) if summed else None}
+        waiting = [state["waiting"] for state in states if "waiting" in state]
+        return {**sums, "waiting": torch.cat(waiting)} if waiting else sums
+    raise CheckpointError(
+        f"metric {name!r} accumulates by itself, so the states of several ranks cannot be merged "
+        f"for another number of ranks: resume on {len(states)} ranks, or from a checkpoint at the "
+        f"end of an epoch."
+    )
+
+
+def _merged_means(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """The state of one ``WeightedMean`` with the sums of several."""
+    mean = WeightedMean()
+    total, weight = torch.zeros((), dtype=torch.float64), 0
+    for state in states:
+        mean.load_state_dict(state)
+        more, count = mean.sums()
+        total, weight = total + more.cpu(), weight + count
+    return {"total": total, "weight": weight, "waiting": None, "weights": []}

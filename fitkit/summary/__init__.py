@@ -1,0 +1,1 @@
+"""The summary of a model: modules, shapes, parameters, memory."""

@@ -1,0 +1,1 @@
+"""``fit``, ``evaluate`` and ``predict``, built from a handler and run by ``engine``."""

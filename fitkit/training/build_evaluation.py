@@ -1,0 +1,165 @@
+"""Build the ``EvaluationRun`` and the passes over data of a handler; ``fit`` uses them too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from fitkit.core.argument_checks import require_count
+from fitkit.core.callback_list import CallbackList
+from fitkit.core.errors import ConfigurationError
+from fitkit.core.state import FitState
+from fitkit.data.make_source import make_source
+from fitkit.data.rank_split import RankSplit
+from fitkit.data.spec import DataSpec
+from fitkit.data.split_batch import call_model, make_split
+from fitkit.engine.evaluation import evaluation_mode
+from fitkit.engine.forward import Forward
+from fitkit.engine.run import DataPass, EvaluationRun, RankSync
+from fitkit.handler.base_handler import BaseHandler
+from fitkit.metrics.meters import Meters
+from fitkit.runtime.device import floating_dtype, make_current, to_device
+from fitkit.runtime.precision import Precision, make_precision
+from fitkit.runtime.rng import derive_seed, seed_streams
+from fitkit.runtime.signals import SignalWatch
+
+
+class HandlerContext:
+    """The ``EvaluationContext`` of a handler.
+
+    With ``seeds_batches`` ranks other than 0 seed their streams for each batch, as a function of
+    the position in the run: their streams then need not be saved.
+    """
+
+    def __init__(self, handler: BaseHandler, *, seeds_batches: bool = False) -> None:
+        self._handler = handler
+        self._seeds_batches = seeds_batches and handler.world.rank > 0
+        self.ema_weights = handler.weights.swapped_in
+        self.without_gradients = handler.parallel.without_gradients
+        self.sum_over_ranks = handler.world.sum
+
+    def sync_buffers(self) -> None:
+        """Copy running statistics from rank 0, which are also those that are saved."""
+        self._handler.world.copy_from_main(self._handler.module.buffers())
+
+    def seed_batch(self) -> None:
+        """Seed the random streams for the next batch."""
+        if self._seeds_batches:
+            handler, state = self._handler, self._handler.state
+            position = (state.global_step, state.phase.value, state.batch)
+            seed = derive_seed(handler.seeds.data, "rank", handler.world.rank, *position)
+            seed_streams(seed, handler.device)
+
+
+class HandlerEvaluator:
+    """The ``Evaluator`` of a handler, by which a ``ScoreModel`` calls its model."""
+
+    def __init__(self, handler: BaseHandler) -> None:
+        self._handler = handler
+        self.device = handler.device
+        self.shows_progress = handler.world.is_main
+        self.without_gradients = handler.parallel.without_gradients
+        self.next_seed = handler.seeds.next_draw
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type of its weights."""
+        return floating_dtype(self._handler.module)
+
+    @contextmanager
+    def evaluating(self, precision: str | None) -> Iterator[nn.Module]:
+        """Inside ``with`` the model is in evaluation mode, with its averaged weights."""
+        run = build_evaluation(self._handler, self._handler.callbacks, precision)
+        with evaluation_mode(run), run.forward.precision.forward():
+            yield run.forward.model
+
+
+def build_evaluation(
+    handler: BaseHandler, callbacks: CallbackList, precision: str | None
+) -> EvaluationRun:
+    """Everything that ``engine.evaluation`` needs."""
+    make_current(handler.device)
+    return EvaluationRun(
+        forward=evaluation_forward(handler, make_precision(precision, handler.device)),
+        module=handler.module,
+        context=HandlerContext(handler),
+        callbacks=callbacks,
+        state=FitState(),
+        rank_sync=RankSync(FitState(), SignalWatch(())),
+    )
+
+
+def forward_of(
+    handler: BaseHandler,
+    precision: Precision,
+    custom: Callable[..., Any] | None,
+    model: nn.Module | None = None,
+) -> Forward:
+    """The ``Forward`` of a handler; ``custom`` is the user's step, ``(handler, batch)``."""
+    parts, state = handler.parts, handler.state
+    loss = parts.loss_in_use
+    return Forward(
+        model=parts.model if model is None else model,
+        to_device=partial(to_device, device=parts.device),
+        split=make_split(parts.model_type),
+        call=call_model,
+        loss=None if loss is None else loss.bound(lambda: state.epoch),
+        precision=precision,
+        custom=None if custom is None else lambda batch: custom(handler, batch),
+        compiled=parts.compiled_loss if handler.world.size == 1 else None,
+    )
+
+
+def evaluation_forward(handler: BaseHandler, precision: Precision) -> Forward:
+    """The ``Forward`` of evaluation: the user's step for it, the loss, or the training step."""
+    parts = handler.parts
+    custom = parts.evaluation_step
+    if custom is None and parts.loss is None:
+        custom = parts.train_step
+    return forward_of(handler, precision, custom)
+
+
+def make_data_pass(
+    handler: BaseHandler,
+    spec: DataSpec,
+    *,
+    training: bool = False,
+    limit: int | None = None,
+    in_order: bool = False,
+) -> DataPass:
+    """One pass over data; see ``make_source`` for ``training`` and ``in_order``."""
+    source = make_source(
+        spec,
+        seed=handler.seeds.data,
+        dtype=floating_dtype(handler.module),
+        training=training,
+        in_order=in_order,
+        ranks=RankSplit(handler.world.rank, handler.world.size),
+        device=handler.device,
+    )
+    return DataPass(source, Meters(handler.parts.metrics, handler.device), limit)
+
+
+def evaluation_pass(
+    handler: BaseHandler, data: Any, batch_size: int | None, steps: int | None, *, in_order: bool
+) -> DataPass:
+    """One pass over ``data``, or over the validation data set before.
+
+    Raises:
+        ConfigurationError: there is no data.
+    """
+    require_count("steps", steps, optional=True)
+    if data is not None:
+        spec = DataSpec(data, batch_size)
+    elif handler.parts.validation_data is not None:
+        spec = handler.parts.validation_data.override(batch_size=batch_size, shuffle=None)
+    else:
+        raise ConfigurationError(
+            "no data to evaluate: pass it, or call handler.set_val_loader(...) before."
+        )
+    return make_data_pass(handler, spec, limit=steps, in_order=in_order)

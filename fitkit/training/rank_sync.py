@@ -1,0 +1,95 @@
+"""RankSync: lets all ranks stop, save and react to signals at the same batch."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+from fitkit.checkpointing.save_queue.save_queue import SaveQueue
+from fitkit.core.state import FitState
+from fitkit.distributed.world import World
+from fitkit.engine.run import RankSync, raise_signal_error
+from fitkit.runtime.signals import SignalWatch
+
+
+class PeriodicRankSync(RankSync):
+    """Checks for stops, signals and saves of any rank a few times a second.
+
+    One small all-reduce of integers on the CPU. It also decides after how many batches the next one
+    takes place, so that it is at the same batch on all ranks; there is always one at the end of an
+    epoch.
+
+    Args:
+        state: where a stop may have been requested on this rank.
+        watch: signals that this rank received.
+        world: the ranks.
+        saves: knows whether a saver of this rank would like to save.
+    """
+
+    INTERVAL_SECONDS = 0.25
+
+    def __init__(self, state: FitState, watch: SignalWatch, world: World, saves: SaveQueue) -> None:
+        super().__init__(state, watch)
+        self._world = world
+        self._saves = saves
+        self._must_stop = state.stopping
+        self._batches, self._next = 0, 1
+        self._synced_at = time.monotonic()
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether training is to end after this batch, on all ranks."""
+        return self._must_stop
+
+    def check(self, *, now: bool = False) -> None:
+        """Called after each batch, and with ``now`` after each epoch; synchronizes after some.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, on any rank.
+            Preempted: after a signal that announces the end of the process, on any rank.
+        """
+        self._batches += 1
+        if not now and self._batches < self._next:
+            return
+        world = self._world
+        received = 0 if self._watch.received is None else int(self._watch.received)
+        stopper = world.size - world.rank if self._state.stopping else 0
+        # negative: the largest of these gives the smallest number of batches
+        values = [received, stopper, int(self._saves.wants_sync_point), -self._batches_until_next()]
+        received, stopper, wants_sync_point, next_ = world.largest(values)
+        self._batches, self._next, self._synced_at = 0, -next_, time.monotonic()
+        if stopper:
+            self._stop_like(world.size - stopper)
+        if wants_sync_point:
+            self._saves.schedule_sync_point()
+        if received:
+            raise_signal_error(signal.Signals(received))
+
+    def share(self, logged: dict[str, Any]) -> None:
+        """Give all ranks the values that callbacks of rank 0 logged."""
+        values = {name: float(value) for name, value in logged.items()}
+        values = self._world.broadcast(values)
+        logged.clear()
+        logged.update(values)
+
+    def _batches_until_next(self) -> int:
+        seconds_per_batch = (time.monotonic() - self._synced_at) / self._batches
+        batches = int(self.INTERVAL_SECONDS / max(seconds_per_batch, 1e-6))
+        return max(1, min(batches, 10_000))
+
+    def _stop_like(self, rank: int) -> None:
+        """Stop for the same reason as the first rank that stops."""
+        state = self._state
+        local = (state.stop_reason, state.stopped_non_finite, state.stop_is_final)
+        reason, non_finite, final = self._world.broadcast(local, rank)
+        state.clear_stop()
+        state.stop(reason, non_finite=non_finite, final=final)
+        self._must_stop = True
+
+
+def make_rank_sync(state: FitState, watch: SignalWatch, world: World, saves: SaveQueue) -> RankSync:
+    """The ``RankSync`` for the number of ranks."""
+    if world.size == 1:
+        return RankSync(state, watch)
+    return PeriodicRankSync(state, watch, world, saves)

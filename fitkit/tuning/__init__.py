@@ -1,0 +1,1 @@
+"""Learning-rate finder and batch-size finder."""

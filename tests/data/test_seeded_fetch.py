@@ -1,0 +1,123 @@
+import pytest
+import torch
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    StackDataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
+
+from fitkit.core.errors import DataError
+from fitkit.data.deterministic_dataset import fetches_batches, is_deterministic
+from fitkit.data.map_style import MapStyleSource
+from fitkit.data.seeded_fetch import index_tensors, is_map_style, require_length
+
+PLAIN = TensorDataset(torch.zeros(3))
+
+
+class Augmented(TensorDataset):
+    pass
+
+
+@pytest.mark.parametrize("data", [PLAIN, Subset(PLAIN, [0]), ConcatDataset([PLAIN, PLAIN])])
+def test_data_sets_that_cannot_draw(data):
+    assert is_deterministic(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        Augmented(torch.zeros(3)),
+        Subset(Augmented(torch.zeros(3)), [0]),
+        ConcatDataset([PLAIN, Augmented(torch.zeros(3))]),
+        StackDataset(PLAIN),
+        Dataset(),
+        [1, 2],
+    ],
+)
+def test_data_sets_that_may_draw(data):
+    assert not is_deterministic(data)
+
+
+def test_a_subset_fetches_batches_only_if_what_it_is_of_does():
+    assert not fetches_batches(Subset(PLAIN, [0]))
+    assert fetches_batches(Subset(StackDataset(PLAIN), [0]))
+
+
+def test_map_style():
+    assert is_map_style(PLAIN)
+    assert not is_map_style([1, 2])
+    assert not is_map_style({"a": 1})
+    assert not is_map_style("text")
+
+
+def test_require_length():
+    assert require_length(PLAIN) == 3
+    with pytest.raises(DataError, match="Dataset has no length"):
+        require_length(Dataset())
+
+
+# ---- a batch of a TensorDataset at once
+
+MIXED = TensorDataset(torch.randn(9, 2, 3), torch.arange(9), torch.arange(9) % 2 == 0)
+
+
+def one_by_one(dataset, indices):
+    return default_collate([dataset[index] for index in indices])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "indices"),
+    [
+        (MIXED, [3, 1, 4, 1]),
+        (MIXED, [8]),
+        (Subset(MIXED, [8, 7, 6, 5]), [3, 0, 0]),
+        (Subset(Subset(MIXED, torch.arange(9).flip(0)), [8, 1, 2]), [2, 1]),
+    ],
+)
+def test_rows_at_once_are_what_collation_makes_of_samples(dataset, indices):
+    at_once, expected = index_tensors(dataset, indices), one_by_one(dataset, indices)
+    assert type(at_once) is type(expected) is list
+    for ours, torchs in zip(at_once, expected, strict=True):
+        assert torch.equal(ours, torchs)
+        assert (ours.dtype, ours.stride()) == (torchs.dtype, torchs.stride())
+        assert ours.data_ptr() not in [tensor.data_ptr() for tensor in MIXED.tensors]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "indices"),
+    [
+        (MIXED, [-1, 2]),
+        (MIXED, [0, 9]),
+        (MIXED, (1, 2)),
+        (MIXED, torch.tensor([1, 2])),
+        (MIXED, [True, False]),
+        (Subset(MIXED, [1, 2]), (0, 1)),
+        (Augmented(torch.zeros(3)), [0]),
+        (TensorDataset(torch.zeros(4, 3).t()), [0]),
+        (TensorDataset(torch.nn.Parameter(torch.zeros(3))), [0]),
+        (TensorDataset(torch.eye(3).to_sparse()), [0]),
+        (StackDataset(PLAIN), [0]),
+    ],
+)
+def test_what_is_fetched_one_by_one(dataset, indices):
+    assert index_tensors(dataset, indices) is None
+
+
+def test_indices_from_the_end_and_beyond_it_are_as_in_torch(kit):
+    source = MapStyleSource(DataLoader(MIXED, batch_sampler=[[-1, 0]]), 0)
+    (batch,) = source.iterate(0)
+    assert batch[1].tolist() == [8, 0]
+    with pytest.raises(IndexError, match="index 9 is out of bounds"):
+        list(MapStyleSource(DataLoader(MIXED, batch_sampler=[[9]]), 0).iterate(0))
+
+
+def test_tensors_put_into_the_data_set_later_are_those_that_are_read():
+    dataset = TensorDataset(torch.zeros(4))
+    source = MapStyleSource(DataLoader(dataset, 2), 0)
+    assert [batch[0].tolist() for batch in source.iterate(0)] == [[0, 0], [0, 0]]
+    dataset.tensors = (torch.ones(4),)
+    assert [batch[0].tolist() for batch in source.iterate(1)] == [[1, 1], [1, 1]]

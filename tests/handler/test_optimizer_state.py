@@ -1,0 +1,140 @@
+"""States of optimizers and schedulers from a file: which are loaded, and which are refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, NAdam
+from torch.optim.lr_scheduler import LambdaLR, StepLR
+
+from fitkit import CheckpointError
+from fitkit.checkpointing.format.class_names import class_name
+from fitkit.handler.optimizer_state import (
+    load_optimizer,
+    load_scheduler,
+    move_counters,
+    require_loadable,
+    state_of,
+)
+
+KINDS = [(SGD, {"momentum": 0.9}), (Adam, {}), (AdamW, {"amsgrad": True}), (NAdam, {})]
+
+
+def make(cls=Adam, size=2, steps=1, **options):
+    torch.manual_seed(0)
+    module = nn.Linear(size, 3)
+    optimizer = cls(module.parameters(), **{"lr": 0.1, **options})
+    for _ in range(steps):
+        step(module, optimizer)
+    return module, optimizer
+
+
+def step(module, optimizer):
+    optimizer.zero_grad()
+    module(torch.ones(1, module.in_features)).square().sum().backward()
+    optimizer.step()
+
+
+def checkpoint_of(optimizer):
+    state = copy.deepcopy(optimizer.state_dict())
+    return {"optimizer_class": class_name(type(optimizer)), "optimizer_state_dict": state}
+
+
+@pytest.mark.parametrize(("cls", "options"), KINDS)
+def test_a_loaded_optimizer_steps_as_the_saved_one(cls, options):
+    module, optimizer = make(cls, **options)
+    other_module, other = make(cls, steps=0, **options)
+    other_module.load_state_dict(module.state_dict())
+    saved = checkpoint_of(optimizer)
+    require_loadable(other, saved)
+    load_optimizer(other, saved["optimizer_state_dict"])
+    for one in ((module, optimizer), (other_module, other)):
+        step(*one)
+    assert torch.equal(module.weight, other_module.weight)
+
+
+def test_flags_of_the_implementation_are_those_of_the_program():
+    saved = make(foreach=True)[1].state_dict()
+    _, other = make(steps=0, foreach=False, lr=5.0)
+    load_optimizer(other, saved)
+    assert other.param_groups[0]["foreach"] is False
+    assert other.param_groups[0]["lr"] == 0.1
+
+
+def test_nothing_to_load():
+    _, optimizer = make(steps=0)
+    require_loadable(optimizer, {"optimizer_state_dict": None})
+    for saved in (None, {}):
+        load_optimizer(optimizer, saved)
+    load_optimizer(None, make()[1].state_dict())
+    assert not optimizer.state
+    assert state_of(None) is None
+    assert state_of(optimizer) == optimizer.state_dict()
+
+
+def change_moment(state, value):
+    state["state"][0]["exp_avg"] = value
+
+
+REFUSED = {
+    "groups": (lambda s: s.pop("param_groups"), "has no parameter groups"),
+    "no list": (lambda s: s.update(param_groups=3), "has no parameter groups"),
+    "number": (lambda s: s["param_groups"][0]["params"].pop(), r"of \[1\] parameters, .* \[2\]"),
+    "shape": (lambda s: change_moment(s, torch.zeros(3, 1)), r"'exp_avg' .*\(3, 2\) has .*3, 1"),
+    "kind": (lambda s: change_moment(s, "text"), "'exp_avg' of a parameter .* has 'text'"),
+    "missing moment": (lambda s: s["state"][0].pop("exp_avg"), "not the same for all parameters"),
+    "missing option": (lambda s: s["param_groups"][0].pop("betas"), "cannot be read: KeyError"),
+    "option": (lambda s: s["param_groups"][0].update(lr="high"), "optimizer's lr of group 0"),
+    "index": (lambda s: s["state"].update({7: s["state"].pop(0)}), "cannot be read: KeyError"),
+    "state": (lambda s: s.update(state=[1]), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_state_that_does_not_fit_is_refused(case):
+    change, sentence = REFUSED[case]
+    saved = checkpoint_of(make()[1])
+    change(saved["optimizer_state_dict"])
+    with pytest.raises(CheckpointError, match=sentence):
+        require_loadable(make(steps=0)[1], saved)
+
+
+def test_the_state_of_another_class_is_refused():
+    saved = checkpoint_of(make(AdamW)[1])
+    with pytest.raises(CheckpointError, match=r"AdamW.*this handler has .*Adam'.*skip_optimizer"):
+        require_loadable(make()[1], saved)
+    require_loadable(make()[1], {**saved, "optimizer_class": None})
+
+
+def test_a_moment_per_parameter_is_not_checked_for_optimizers_of_others():
+    class Mine(Adam):
+        pass
+
+    saved = checkpoint_of(make(Mine)[1])
+    change_moment(saved["optimizer_state_dict"], torch.zeros(7))
+    require_loadable(make(Mine, steps=0)[1], saved)
+
+
+def test_counters_move_and_moments_stay():
+    state = {"step": torch.ones(()), "mu_product": torch.ones(()), "exp_avg": torch.ones(2)}
+    move_counters(state, torch.device("meta"))
+    assert [state[name].device.type for name in state] == ["meta", "meta", "cpu"]
+    without = {"step": 3}
+    move_counters(without, torch.device("meta"))
+    assert without == {"step": 3}
+
+
+def test_a_scheduler_takes_its_own_keys_only():
+    _, optimizer = make()
+    saved = {**StepLR(optimizer, 3).state_dict(), "last_epoch": 4}
+    scheduler = StepLR(make()[1], 9)
+    load_scheduler(scheduler, saved)
+    assert (scheduler.last_epoch, scheduler.step_size) == (4, 3)
+    with pytest.raises(CheckpointError, match=r"has 'step_size', which a LambdaLR does not have"):
+        load_scheduler(LambdaLR(optimizer, lambda epoch: 1.0), saved)
+    with pytest.raises(CheckpointError, match=r"the scheduler's state\['last_epoch'\] in the"):
+        load_scheduler(scheduler, {"last_epoch": "four"})
+    assert scheduler.last_epoch == 4

@@ -1,0 +1,193 @@
+"""Sums of one pass: exact for any batches, saved in the middle, and states that are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fitkit import Accuracy, CheckpointError, DataError, MeanMetric, Metric
+from fitkit.metrics.accumulators import (
+    MeanAccumulator,
+    MetricAccumulator,
+    WeightedMean,
+    make_accumulator,
+)
+from fitkit.metrics.running_sum import FOLD_AFTER
+
+CPU = torch.device("cpu")
+COUNTS = st.integers(0, 2 * FOLD_AFTER + 3)
+
+
+class Spread(Metric):
+    """The mean over batches of largest minus smallest output; ``add_up`` counts the batches."""
+
+    def update(self, outputs, targets):
+        return outputs.min(), outputs.max()
+
+    def add_up(self, statistics):
+        number = torch.full((1,), len(statistics), dtype=statistics.dtype)
+        return torch.cat([statistics.sum(0), number])
+
+    def compute(self, sums):
+        return (sums[1] - sums[0]) / sums[2]
+
+
+class Errors(MeanMetric):
+    def values(self, outputs, targets):
+        return outputs - targets
+
+
+@given(number=COUNTS, cut=COUNTS, is_tensor=st.booleans())
+def test_a_weighted_mean_is_exact_and_can_be_saved_anywhere(number, cut, is_tensor):
+    plain, before, after = WeightedMean(), WeightedMean(), WeightedMean()
+    values = [(weight / 7, weight) for weight in range(1, number + 1)]
+
+    def add(mean, some):
+        for value, weight in some:
+            mean.add(torch.tensor(value) if is_tensor else value, weight)
+
+    add(plain, values)
+    add(before, values[:cut])
+    after.load_state_dict(before.state_dict())
+    add(after, values[cut:])
+    total, weight = plain.sums()
+    assert total.dtype is torch.float64
+    assert torch.equal(after.sums()[0], total)
+    assert after.sums()[1] == weight == sum(weight for _, weight in values)
+    assert float(total) == pytest.approx(sum(v * w for v, w in values), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weight": 1.0},
+        {"weight": True},
+        {"weights": ["1", 2]},
+        {"weights": [1]},
+        {"total": torch.zeros(1)},
+        {"total": torch.zeros((), dtype=torch.complex64)},
+        {"total": 3.0},
+        {"waiting": None},
+        {"waiting": torch.zeros(2, 1)},
+    ],
+)
+def test_sums_that_were_altered_are_refused(change):
+    mean = WeightedMean()
+    for _ in range(2):
+        mean.add(1.0, 1)
+    state = {**mean.state_dict(), **change}
+    with pytest.raises(CheckpointError, match=r"sums of the epoch in the checkpoint are invalid"):
+        mean.load_state_dict(state)
+
+
+METRICS = [Errors(), Spread()]
+NAMES = ["mean", "other"]
+
+
+def feed(accumulator, batches):
+    return [accumulator.measure("m", outputs, targets) for outputs, targets in batches]
+
+
+def make_batches(number, kind=torch.float32):
+    generator = torch.Generator().manual_seed(number)
+    return [
+        (torch.randn(3, generator=generator, dtype=kind), torch.zeros(3)) for _ in range(number)
+    ]
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=NAMES)
+@pytest.mark.parametrize("number", [1, FOLD_AFTER + 3])
+@pytest.mark.parametrize("cut", [0, 1, FOLD_AFTER])
+def test_a_metric_saved_between_batches_has_the_same_sums(metric, number, cut):
+    batches = make_batches(number)
+    plain, before, after = (make_accumulator(metric, CPU) for _ in range(3))
+    feed(plain, batches)
+    feed(before, batches[:cut])
+    after.load_state_dict(before.state_dict())
+    feed(after, batches[cut:])
+    assert torch.equal(after.sums, plain.sums)
+    assert plain.sums.dtype is torch.float64
+
+
+@pytest.mark.parametrize(
+    ("metric", "own"), [(Errors(), torch.mean), (Spread(), lambda x: x.max() - x.min())], ids=NAMES
+)
+def test_the_value_of_a_batch_is_its_own(metric, own):
+    batches = make_batches(4)
+    values = feed(make_accumulator(metric, CPU), batches)
+    expected = [float(own(outputs)) for outputs, _ in batches]
+    assert [float(value()) for value in values] == pytest.approx(expected, rel=1e-5)
+
+
+@given(hits=st.lists(st.lists(st.booleans(), min_size=1, max_size=4), max_size=FOLD_AFTER + 9))
+def test_booleans_are_counted(hits):
+    class Hits(MeanMetric):
+        def values(self, outputs, targets):
+            return outputs
+
+    accumulator = make_accumulator(Hits(), CPU)
+    feed(accumulator, [(torch.tensor(one), None) for one in hits])
+    flat = [hit for one in hits for hit in one]
+    expected = [float(sum(flat)), float(len(flat))]
+    assert (None if accumulator.sums is None else accumulator.sums.tolist()) == (
+        expected if hits else None
+    )
+    loaded = make_accumulator(Hits(), CPU)
+    loaded.load_state_dict(accumulator.state_dict())
+    assert loaded.packed()[1] == (expected[1:] if hits else [])
+
+
+def test_which_accumulator():
+    class Changed(Errors):
+        def update(self, outputs, targets):
+            return [1.0, 2.0, 3.0]
+
+    assert type(make_accumulator(Accuracy(), CPU)) is MeanAccumulator
+    for metric in (Spread(), Changed()):
+        assert type(make_accumulator(metric, CPU)) is MetricAccumulator
+
+
+def test_each_batch_needs_as_many_statistics():
+    class Growing(Metric):
+        def update(self, outputs, targets):
+            return [1.0] * len(outputs)
+
+        def compute(self, sums):
+            return sums[0]
+
+    accumulator = make_accumulator(Growing(), CPU)
+    with pytest.raises(DataError, match=r"metric 'm' .* received 2 after 1"):
+        feed(accumulator, [(torch.ones(1), None), (torch.ones(2), None)])
+    accumulator.reset()
+    feed(accumulator, [(torch.ones(3), None)])
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=NAMES)
+def test_a_rank_without_samples_adds_zeros_once(metric):
+    accumulator, plain = make_accumulator(metric, CPU), make_accumulator(metric, CPU)
+    accumulator.update_empty("m", torch.ones(2), torch.zeros(2))
+    empty = accumulator.sums
+    assert empty[:2].tolist() == [0.0, 0.0]
+    accumulator.update_empty("m", torch.ones(2), torch.zeros(2))
+    assert torch.equal(accumulator.sums, empty)
+    feed(plain, make_batches(1))
+    before = plain.sums
+    plain.update_empty("m", torch.ones(2), torch.zeros(2))
+    assert torch.equal(plain.sums, before)
+
+
+@pytest.mark.parametrize("sums", [torch.ones(2, 1), torch.ones(2, dtype=torch.complex64), [1.0]])
+@pytest.mark.parametrize("metric", METRICS, ids=NAMES)
+def test_a_state_that_was_altered_is_refused(metric, sums):
+    accumulator = make_accumulator(metric, CPU)
+    with pytest.raises(CheckpointError, match="sums of a metric in the checkpoint are invalid"):
+        accumulator.load_state_dict({"sums": sums})
+    with pytest.raises(CheckpointError, match="sums of a metric in the checkpoint are invalid"):
+        accumulator.load_state_dict({"sums": None, "waiting": torch.ones(2, 3, 1)})
+
+
+def test_a_mean_has_two_sums():
+    with pytest.raises(CheckpointError, match="sums of a mean, which must be two,"):
+        make_accumulator(Errors(), CPU).load_state_dict({"sums": torch.ones(3)})

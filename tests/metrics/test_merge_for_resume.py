@@ -1,0 +1,109 @@
+"""Metric states of several ranks merged into one, and the zeros of the other ranks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fitkit import Accuracy, CheckpointError, Metric, StepOutput
+from fitkit.metrics.merge_for_resume import merge_meter_states, zero_meter_state
+from fitkit.metrics.meters import Meters
+
+CPU = torch.device("cpu")
+
+
+class Moments(Metric):
+    def update(self, outputs, targets):
+        return outputs.sum(), outputs.square().sum(), float(outputs.numel())
+
+    def compute(self, sums):
+        return sums[1] / sums[2] - (sums[0] / sums[2]) ** 2
+
+
+METRICS = {
+    "accuracy": Accuracy(),
+    "moments": Moments(),
+    "mean": lambda outputs, targets: outputs.mean(),
+}
+
+
+def output(seed, **logs):
+    generator = torch.Generator().manual_seed(seed)
+    outputs = torch.randn(2 + seed % 3, 3, generator=generator, dtype=torch.float64)
+    targets = torch.arange(len(outputs)) % 3
+    return StepOutput(outputs.square().mean(), outputs, targets, logs=logs)
+
+
+def meters_of(seeds, **logs):
+    meters = Meters(METRICS, CPU)
+    for seed in seeds:
+        one = output(seed, **logs)
+        meters.update(one, len(one.outputs))
+    return meters
+
+
+def computed(state):
+    meters = Meters(METRICS, CPU)
+    meters.load_state_dict(state)
+    return meters.compute()
+
+
+RANKS = st.lists(st.lists(st.integers(0, 99), max_size=5), min_size=2, max_size=4)
+
+
+@given(ranks=RANKS)
+def test_merged_sums_are_those_of_all_batches(ranks):
+    merged = computed(merge_meter_states([meters_of(seeds).state_dict() for seeds in ranks]))
+    expected = meters_of([seed for seeds in ranks for seed in seeds]).compute()
+    assert merged.keys() == expected.keys()
+    assert merged == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+@given(ranks=RANKS)
+def test_zeros_of_other_ranks_change_nothing(ranks):
+    merged = merge_meter_states([meters_of(seeds).state_dict() for seeds in ranks])
+    with_zeros = merge_meter_states([merged, zero_meter_state(merged)])
+    assert computed(with_zeros) == computed(merged)
+
+
+def test_zeros_have_as_many_sums():
+    state = meters_of([1, 2], lr_scale=3.0).state_dict()
+    zeros = zero_meter_state(state)
+    meters = Meters(METRICS, CPU)
+    meters.load_state_dict(zeros)
+    packed = []
+    meters.compute(lambda vector: packed.append(vector) or vector)
+    assert packed[0].tolist() == [0.0] * len(packed[0])
+    expected = []
+    meters_of([1, 2], lr_scale=3.0).compute(lambda vector: expected.append(vector) or vector)
+    assert len(packed[0]) == len(expected[0])
+
+
+def test_waiting_rows_of_a_device_without_float64_are_kept():
+    """Such a device leaves rows that are not added yet."""
+    waiting = {"sums": None, "waiting": torch.ones(2, 3)}
+    states = [{**meters_of([]).state_dict(), "metrics": {"moments": waiting}} for _ in range(2)]
+    merged = merge_meter_states(states)["metrics"]["moments"]
+    assert torch.equal(merged["waiting"], torch.ones(4, 3))
+    zeros = zero_meter_state(states[0])["metrics"]["moments"]
+    assert torch.equal(zeros["waiting"], torch.zeros(1, 3))
+
+
+def test_logs_that_only_some_ranks_have():
+    one, two = meters_of([1], scale=2.0), meters_of([2])
+    merged = computed(merge_meter_states([two.state_dict(), one.state_dict()]))
+    assert merged["scale"] == 2.0
+
+
+def test_a_single_state_stays_as_it_is():
+    state = {"metrics": {"torchmetrics": {"updated": True, "state": {}}}}
+    assert merge_meter_states([state]) is state
+
+
+def test_a_metric_that_accumulates_by_itself_cannot_be_merged():
+    own = {"updated": True, "state": {}}
+    states = [{**meters_of([]).state_dict(), "metrics": {"auroc": own}} for _ in range(3)]
+    with pytest.raises(CheckpointError, match=r"metric 'auroc' accumulates by itself.*on 3 ranks"):
+        merge_meter_states(states)

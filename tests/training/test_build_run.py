@@ -1,0 +1,199 @@
+"""The run that ``fit`` builds: data, limits, steps, and what callbacks are told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from fitkit import Callback, ConfigurationError, ModelCheckpoint, NNHandler
+from fitkit.core.errors import Preempted
+from fitkit.core.state import FitState
+from fitkit.engine.run import RankSync
+from fitkit.runtime.signals import SignalWatch
+from fitkit.training.build_run import (
+    HandlerLifecycle,
+    build_run,
+    is_batched_by_fitkit,
+    run_params,
+    training_specs,
+)
+from fitkit.training.options import FitOptions
+
+X, Y = torch.ones(10, 2), torch.zeros(10, 1)
+DATASET = TensorDataset(X, Y)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(DATASET)
+
+
+@pytest.fixture
+def handler():
+    handler = NNHandler(nn.Linear, "cpu", in_features=2, out_features=1, seed=0)
+    handler.set_optimizer(torch.optim.SGD, lr=0.1)
+    handler.set_loss_fn(nn.MSELoss())
+    return handler
+
+
+def build(handler, first_epoch=0, first_step=0, **options):
+    options = FitOptions(**{"train_data": (X, Y), "batch_size": 3, **options})
+    specs = training_specs(handler, options)
+    run = build_run(
+        handler,
+        options,
+        specs,
+        RankSync(FitState(), SignalWatch(())),
+        first_epoch=first_epoch,
+        first_step=first_step,
+        continues=False,
+    )
+    return run, run_params(handler, run, options, specs[0], first_epoch, resumed=False)
+
+
+def specs_of(handler, **options):
+    return training_specs(handler, FitOptions(**options))
+
+
+def test_without_training_data(handler):
+    with pytest.raises(ConfigurationError, match=r"no training data: pass it to fit, or call"):
+        specs_of(handler)
+
+
+def test_the_data_that_was_set_with_the_options_of_fit(handler):
+    handler.set_train_loader(DATASET, batch_size=4, shuffle=False, num_workers=2)
+    handler.set_val_loader((X, Y), batch_size=7)
+    train, validation = specs_of(handler, batch_size=5)
+    assert (train.data, train.batch_size, train.shuffle) == (DATASET, 5, False)
+    assert train.loader_kwargs == {"num_workers": 2}
+    assert validation.batch_size == 7
+    train, _ = specs_of(handler, shuffle=True)
+    assert (train.batch_size, train.shuffle) == (4, True)
+
+
+def test_data_of_fit_goes_before_what_was_set(handler):
+    handler.set_train_loader(DATASET, batch_size=4)
+    handler.set_val_loader(DATASET)
+    given, held_out = (X, Y), (X[:2], Y[:2])
+    train, validation = specs_of(handler, train_data=given, validation_data=held_out, batch_size=6)
+    assert (train.data, train.batch_size) == (given, 6)
+    assert (validation.data, validation.batch_size) == (held_out, 6)
+    assert specs_of(handler, train_data=given)[1].data is DATASET
+
+
+def test_a_split_goes_before_the_validation_data_that_was_set(handler):
+    handler.set_val_loader((X, Y))
+    train, validation = specs_of(handler, train_data=(X, Y), validation_split=0.2)
+    assert (len(train.data[0]), len(validation.data[0])) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ((X, Y), True),
+        ((X.numpy(), Y.numpy()), True),
+        (DATASET, True),
+        (Stream(), True),
+        (DataLoader(DATASET), False),
+        ([(X, Y)], False),
+        (iter([(X, Y)]), False),
+    ],
+    ids=["tensors", "arrays", "dataset", "stream", "loader", "list", "iterator"],
+)
+def test_who_makes_the_batches(handler, data, expected):
+    assert is_batched_by_fitkit(data) is expected
+    _, validation = specs_of(handler, train_data=(X, Y), validation_data=data, batch_size=5)
+    assert validation.batch_size == (5 if expected else None)
+
+
+@pytest.mark.parametrize("max_steps", [None, 7])
+def test_limits_count_from_the_start_of_the_call(handler, max_steps):
+    run, _ = build(handler, first_epoch=2, first_step=10, epochs=3, max_steps=max_steps)
+    assert run.last_epoch == 5
+    assert run.last_step == (None if max_steps is None else 17)
+
+
+@pytest.mark.parametrize(
+    ("options", "train", "validation"),
+    [
+        ({}, 4, None),
+        ({"validation_data": (X, Y)}, 4, 4),
+        ({"validation_data": (X, Y), "steps_per_epoch": 2, "validation_steps": 1}, 2, 1),
+        ({"validation_data": (X, Y), "overfit_batches": 2}, 2, 2),
+        ({"validation_data": (X, Y), "overfit_batches": 3, "validation_steps": 1}, 3, 1),
+        ({"validation_data": (X, Y), "overfit_batches": 0.01}, 1, 1),
+        ({"overfit_batches": 1.0}, 4, None),
+        ({"overfit_batches": 9}, 4, None),
+    ],
+)
+def test_batches_of_an_epoch(handler, options, train, validation):
+    run, params = build(handler, **options)
+    assert len(list(run.train.batches())) == run.train.num_batches == train
+    assert (params["steps"], params["validation_steps"]) == (train, validation)
+    assert params["validation"] is (validation is not None)
+    if validation is not None:
+        assert len(list(run.validation.batches())) == validation
+
+
+def test_what_callbacks_are_told(handler):
+    handler.add_metric("mean", lambda outputs, targets: outputs.mean())
+    _, params = build(handler, first_epoch=2, epochs=3, precision="bf16", ema_decay=0.5)
+    assert (params["first_epoch"], params["epochs"], params["last_epoch"]) == (2, 3, 5)
+    assert (params["batch_size"], params["metrics"], params["loader"]) == (3, ["mean"], None)
+    assert (params["precision"], params["ema_decay"], params["resumed"]) == ("bf16", 0.5, False)
+
+
+@pytest.mark.parametrize(("precision", "compiles"), [(None, True), ("bf16", True), ("fp16", False)])
+def test_the_optimizer_is_compiled_unless_a_scaler_reads_values(
+    handler, monkeypatch, precision, compiles
+):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    handler.set_optimizer(torch.optim.Adam)
+    build(handler, precision=precision, compile=True)
+    compiled = vars(handler.parts)["_compiled_optimizer"]
+    assert (compiled is not None) is compiles
+    assert handler.parts.wrapped is handler.parts.model is handler.model
+
+
+def test_an_event_in_which_the_checkpoint_was_made_is_finished_once(handler):
+    heard = []
+
+    class Hears(Callback):
+        def on_epoch_end(self, epoch, logs):
+            heard.append((epoch, dict(logs)))
+
+    handler.add_callback(callback := Hears())
+    waiting = [[callback.name, callback.identity()]]
+    event = {"event": "on_epoch_end", "args": [4, {"loss": 1.0}], "waiting": waiting}
+    handler.session.pending_event = event
+    for _ in range(2):
+        HandlerLifecycle(handler, continues=True).replay_interrupted_event()
+    assert heard == [(4, {"loss": 1.0})]
+
+
+@pytest.mark.parametrize("continues", [True, False])
+def test_saves_of_an_interrupted_call_are_resubmitted_only_by_it(handler, tmp_path, continues):
+    class Spy(ModelCheckpoint):
+        def resubmit(self):
+            calls.append("resubmit")
+
+    calls = []
+    handler.add_callback(Spy(tmp_path / "a.pth", monitor="loss"))
+    HandlerLifecycle(handler, continues=continues).replay_interrupted_event()
+    assert calls == (["resubmit"] if continues else [])
+
+
+@pytest.mark.parametrize("error", [Preempted(15), KeyboardInterrupt()])
+def test_a_signal_is_not_an_error_of_a_rank(handler, error):
+    handler.world = None  # it would be told
+    assert HandlerLifecycle(handler, continues=False).first_error(error) is error
+
+
+def test_other_ranks_are_told_of_an_error(handler, monkeypatch):
+    other = KeyError()
+    monkeypatch.setattr(handler.world, "fail", lambda error: other, raising=False)
+    lifecycle = HandlerLifecycle(handler, continues=False)
+    assert lifecycle.first_error(ValueError()) is other
+    assert lifecycle.learning_rate() == 0.1
