@@ -19,7 +19,7 @@ from fitkit.data.iterables import IterableSource, StatefulSource
 from fitkit.data.map_style import MapStyleSource
 from fitkit.data.rank_split import SINGLE_RANK, RankSplit, RoundRobinSource
 from fitkit.data.seeded_fetch import is_map_style, require_length
-from fitkit.data.spec import DataSpec
+from fitkit.data.spec import DataSpec, is_batched_by_fitkit
 
 DEFAULT_BATCH_SIZE = 32
 
@@ -105,9 +105,7 @@ def batch_size_of(spec: DataSpec, num_ranks: int) -> int | None:
     data = spec.data
     if isinstance(data, DataLoader):
         return data.batch_size
-    if is_in_memory(data) or is_map_style(data) or isinstance(data, IterableDataset):
-        return _batch_per_rank(spec, num_ranks)
-    return None
+    return _batch_per_rank(spec, num_ranks) if is_batched_by_fitkit(data) else None
 
 
 def _array_source(

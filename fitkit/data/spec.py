@@ -54,6 +54,11 @@ class DataSpec:
         )
 
 
+def is_batched_by_fitkit(data: Any) -> bool:
+    """Whether fitkit makes the batches; loaders and iterables of batches bring their own."""
+    return is_in_memory(data) or is_map_style(data) or isinstance(data, IterableDataset)
+
+
 def loader_settings(spec: DataSpec) -> dict[str, Any] | None:
     """The options for loading speed: empty for a plain iterable, ``None`` for data in memory."""
     data, kwargs = spec.data, spec.loader_kwargs

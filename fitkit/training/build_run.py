@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.utils.data import IterableDataset
-
 from fitkit.checkpointing.savers.saver import Saver
 from fitkit.core.errors import ConfigurationError, Preempted
-from fitkit.data.in_memory import is_in_memory
 from fitkit.data.make_source import batch_size_of
-from fitkit.data.seeded_fetch import is_map_style
-from fitkit.data.spec import DataSpec, loader_settings, require_rereadable, split_off_validation
+from fitkit.data.spec import (
+    DataSpec,
+    is_batched_by_fitkit,
+    loader_settings,
+    require_rereadable,
+    split_off_validation,
+)
 from fitkit.engine.lr_schedule import Schedule
 from fitkit.engine.run import DataPass, FitRun, RankSync
 from fitkit.engine.train_step import TrainStep
@@ -49,11 +51,6 @@ def training_specs(handler: BaseHandler, options: FitOptions) -> Specs:
         size = train.batch_size if is_batched_by_fitkit(options.validation_data) else None
         return train, DataSpec(options.validation_data, size)
     return train, parts.validation_data
-
-
-def is_batched_by_fitkit(data: Any) -> bool:
-    """Whether fitkit makes the batches; loaders and iterables of batches bring their own."""
-    return is_in_memory(data) or is_map_style(data) or isinstance(data, IterableDataset)
 
 
 class HandlerLifecycle:

@@ -12,10 +12,10 @@ from fitkit.core.argument_checks import require_count
 from fitkit.core.errors import ConfigurationError, DataError, add_note, describe
 from fitkit.data.in_memory import common_length, is_in_memory
 from fitkit.data.seeded_fetch import require_length
-from fitkit.data.spec import DataSpec
+from fitkit.data.spec import DataSpec, is_batched_by_fitkit
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.runtime.out_of_memory import free_memory, is_out_of_memory
-from fitkit.training.build_run import is_batched_by_fitkit, training_specs
+from fitkit.training.build_run import training_specs
 from fitkit.training.options import FitOptions
 from fitkit.tuning.trial import run_trial, trial, trial_options
 

@@ -10,15 +10,10 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from fitkit import Callback, ConfigurationError, ModelCheckpoint, NNHandler
 from fitkit.core.errors import Preempted
 from fitkit.core.state import FitState
+from fitkit.data.spec import is_batched_by_fitkit
 from fitkit.engine.run import RankSync
 from fitkit.runtime.signals import SignalWatch
-from fitkit.training.build_run import (
-    HandlerLifecycle,
-    build_run,
-    is_batched_by_fitkit,
-    run_params,
-    training_specs,
-)
+from fitkit.training.build_run import HandlerLifecycle, build_run, run_params, training_specs
 from fitkit.training.options import FitOptions
 
 X, Y = torch.ones(10, 2), torch.zeros(10, 1)
