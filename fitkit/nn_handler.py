@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fitkit.callbacks.history import History
 from fitkit.checkpointing import saving
 from fitkit.checkpointing.autosaver import DEFAULT_NAME, AutoSaver
+from fitkit.checkpointing.format.component_config import require_savable_metric
 from fitkit.checkpointing.model_source.collect import model_source
 from fitkit.core import types
 from fitkit.core.argument_checks import require_count
@@ -36,6 +37,7 @@ from fitkit.handler.load import load_handler, load_weights, set_up_rank
 from fitkit.handler.parts import ParameterGroups, Parts
 from fitkit.handler.repr import as_html, as_text
 from fitkit.handler.save_source import make_save_queue
+from fitkit.handler.set_and_load import set_optimizer, set_scheduler
 from fitkit.handler.state_dict import SkipParts, handler_state_dict
 from fitkit.metrics.metric import require_metric
 from fitkit.runtime.handler_logger import make_logger
@@ -139,8 +141,8 @@ class NNHandler(BaseHandler):
             params: returns parameters or parameter groups of the module; default: all parameters.
             **kwargs: arguments of the class, such as ``lr``.
         """
-        self.parts.set_optimizer(cls, kwargs, params)
-        self.session.load_pending_scheduler(self.parts)
+        self.session.require_outside_fit("set_optimizer")
+        set_optimizer(self, cls, kwargs, params)
 
     def set_scheduler(
         self,
@@ -159,9 +161,8 @@ class NNHandler(BaseHandler):
                 there is no validation.
             **kwargs: arguments of the class without the optimizer.
         """
-        before = None if self.optimizer is None else self.optimizer.state_dict()
-        self.parts.set_scheduler(cls, kwargs, interval, monitor)
-        self.session.load_pending_scheduler(self.parts, before)
+        self.session.require_outside_fit("set_scheduler")
+        set_scheduler(self, cls, kwargs, interval, monitor)
 
     def set_loss_fn(
         self, fn: Callable[..., Any], pass_epoch_to_loss: bool = False, **kwargs: Any
@@ -170,11 +171,13 @@ class NNHandler(BaseHandler):
 
         Args:
             fn: a function or module; a class is built with ``kwargs`` instead. For score-based
-                models it is called as ``fn(model, *inputs)``.
+                models it is called as ``fn(model, *inputs)``. Parameters and buffers of a module
+                are saved; ``set_optimizer(params=...)`` trains them.
             pass_epoch_to_loss: also pass ``epoch=``, from 0.
             **kwargs: further arguments of each call.
         """
-        self.parts.set_loss(fn, pass_epoch_to_loss, kwargs)
+        self.session.require_outside_fit("set_loss_fn")
+        self.session.set_loss(self.parts, self.weights, fn, pass_epoch_to_loss, kwargs)
 
     def set_train_loader(self, dataset: Any, **loader_kwargs: Any) -> None:
         """Set the training data for calls of ``fit`` that are given none.
@@ -184,10 +187,12 @@ class NNHandler(BaseHandler):
             **loader_kwargs: ``batch_size`` (32), ``shuffle`` (yes), or ``global_batch_size``, and
                 other arguments of ``torch.utils.data.DataLoader``.
         """
+        self.session.require_outside_fit("set_train_loader")
         self.parts.train_data = DataSpec.from_loader_kwargs(dataset, loader_kwargs)
 
     def set_val_loader(self, dataset: Any, **loader_kwargs: Any) -> None:
         """Set the validation data; as ``set_train_loader``, but not shuffled by default."""
+        self.session.require_outside_fit("set_val_loader")
         self.parts.validation_data = DataSpec.from_loader_kwargs(dataset, loader_kwargs)
 
     def add_metric(self, name: str, metric: Any) -> None:
@@ -196,9 +201,13 @@ class NNHandler(BaseHandler):
         Args:
             name: its name in the logs.
             metric: a function ``(outputs, targets) -> mean over the batch``, a ``fitkit.Metric``,
-                or a torchmetrics ``Metric``.
+                or an object with ``update``, ``compute`` and ``reset`` such as a torchmetrics
+                ``Metric``; without ``state_dict`` its attributes are its state.
         """
-        self.parts.metrics[name] = require_metric(name, metric, taken=self.parts.metrics)
+        self.session.require_outside_fit("add_metric")
+        require_metric(name, metric, taken=self.parts.metrics)
+        require_savable_metric(name, metric)
+        self.parts.metrics[name] = metric
 
     def add_callback(self, callback: Callback) -> None:
         """Attach a callback for all later calls."""
@@ -226,6 +235,7 @@ class NNHandler(BaseHandler):
             **options: ``retention``, ``on_error``, ``background`` and ``max_overhead`` of
                 ``AutoSaver``.
         """
+        self.session.require_outside_fit("auto_save")
         saver = AutoSaver(interval, save_path, name, overwrite, **options)
         if self.auto_saver is not None:
             self.callbacks.remove(self.auto_saver)
@@ -243,6 +253,7 @@ class NNHandler(BaseHandler):
             evaluation_step: the same for evaluation; default: the loss function if one is set, else
                 ``fn``.
         """
+        self.session.require_outside_fit("set_train_step")
         for step in (fn, evaluation_step):
             if step is not None and not callable(step):
                 raise ConfigurationError(
@@ -507,6 +518,7 @@ class NNHandler(BaseHandler):
         Raises:
             ConfigurationError: the handler's model is not score-based, or an argument is wrong.
         """
+        self.session.require_outside_fit("set_sde")
         generative, kind = self.parts.generative, self.parts.model_type
         if kind is not types.ModelType.SCORE_BASED:
             raise ConfigurationError(
@@ -526,6 +538,7 @@ class NNHandler(BaseHandler):
                 ``kwargs``; or a ready one, which must be set again after loading.
             **kwargs: arguments of the class.
         """
+        self.session.require_outside_fit("set_sampler")
         self.parts.generative.set_sampler(sampler, kwargs)
         load_pending(self.parts.generative, self.session.pending)
 

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from fitkit.checkpointing.savers.saver import Saver
-from fitkit.checkpointing.storage import single_or_sharded
+from fitkit.checkpointing.storage import run_lock, single_or_sharded
 from fitkit.core.callback import Callback
 from fitkit.core.errors import CheckpointError, ConfigurationError
 from fitkit.core.logs import Logs
@@ -23,18 +23,24 @@ from fitkit.core.tree_diff import differing_leaves
 from fitkit.nn_handler import NNHandler
 from fitkit.runtime.determinism import deterministic as deterministic
 from fitkit.runtime.device import resolve_device
+from fitkit.runtime.lazy_modules import uninitialized_names
 from fitkit.runtime.rng import capture_streams, restore_streams, seed_host_streams
 
 _BOUNDARY_FILE = ".boundary.pth"
-_NOT_PROGRESS = frozenset({"handler", "params", "run", "_initial_state"})
+_NOT_PROGRESS = frozenset(
+    {"handler", "params", "run", "_initial_state", "_initial_own_state", "_known_config"}
+)
 
 
 class _BoundaryRecorder(Saver):
-    """Saves at every event that a run can be resumed from, and copies the folder each time."""
+    """Saves at every event that a run can be resumed from, and copies the folder each time.
+
+    Every run has one, as a save inside a hook records who listens; that of a resumed run is idle.
+    """
 
     order = 10_000
 
-    def __init__(self, copies: Path) -> None:
+    def __init__(self, copies: Path | None = None) -> None:
         super().__init__()
         self._copies = copies
         self._label = ""
@@ -50,7 +56,15 @@ class _BoundaryRecorder(Saver):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass
 
+    def config(self) -> dict[str, Any]:
+        return {}  # the folder of the copies differs
+
     def _save_at(self, event: str, epoch: int, batch: int | None = None) -> None:
+        # no resume begins inside an evaluation that a callback runs in a hook
+        if self._copies is None or self.handler.callbacks.is_nested:
+            return
+        if uninitialized_names(self.model):
+            return  # a lazy model has nothing to save before its first batch
         where = f"epoch {epoch}" if batch is None else f"epoch {epoch}, batch {batch}"
         self._label = f"{event}, {where}"
         self.last_step = -1
@@ -75,9 +89,11 @@ class _BoundaryRecorder(Saver):
         self._save_at("on_epoch_end", epoch)
 
     def on_checkpoint_saved(self, path: str, logs: Logs) -> None:
-        if Path(path).name == _BOUNDARY_FILE:
+        if self._copies is not None and Path(path).name == _BOUNDARY_FILE:
             copy = self._copies / f"{len(self.boundaries):05d}"
-            shutil.copytree(self.folder, copy)
+            # a lock says which process trains in this folder, and not in the copy
+            locks = shutil.ignore_patterns(f"*{run_lock.SUFFIX}")
+            shutil.copytree(self.folder, copy, ignore=locks)
             self.boundaries[self._label] = copy
 
 
@@ -152,7 +168,8 @@ def assert_resumes_exactly(
                 seed_host_streams(2 + number)
                 options = {**fit_options, "resume": _BOUNDARY_FILE}
                 folder = recorder.boundaries[label]
-                received = _run(folder, make_handler, make_callbacks, None, options)
+                idle = _BoundaryRecorder()
+                received = _run(folder, make_handler, make_callbacks, idle, options)
                 _compare(label, expected, received, patterns)
         return tried
     finally:
@@ -163,7 +180,7 @@ def _run(
     folder: Path,
     make_handler: Callable[[], NNHandler],
     make_callbacks: Callable[[], list[Callback]],
-    recorder: _BoundaryRecorder | None,
+    recorder: _BoundaryRecorder,
     fit_options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a run leaves behind: its state, the attributes of its callbacks, and its files."""
@@ -172,8 +189,7 @@ def _run(
         handler = make_handler()
         callbacks = make_callbacks()
         attached = [*handler.callbacks, *callbacks]
-        extra = [] if recorder is None else [recorder]
-        handler.fit(callbacks=[*callbacks, *extra], progress_bar=False, **fit_options)
+        handler.fit(callbacks=[*callbacks, recorder], progress_bar=False, **fit_options)
         return {
             "state": handler.get_state_dict(),
             "callbacks": _attributes(attached),

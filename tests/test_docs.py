@@ -13,7 +13,7 @@ import torch
 
 import fitkit
 from fitkit import Callback, NNHandler
-from fitkit.checkpointing.savers.saver import CHECKPOINT_KEYS
+from fitkit.checkpointing.savers.saved_files import CHECKPOINT_KEYS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

@@ -302,3 +302,35 @@ def test_configuration_may_change_and_what_has_no_place_is_named(tmp_path):
         run([added, stopper, moved], tmp_path / "a" / "1.pth")
     assert (stopper.patience, stopper.best, stopper.wait) == (50, first.best, first.wait)
     assert moved.best == saver.best
+
+
+class AllOutputs:
+    """A metric over all outputs at once, in plain attributes."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.outputs, self.counts = [], np.zeros(2)
+
+    def update(self, outputs, targets):
+        self.outputs.append(outputs)
+        self.counts += np.bincount(targets.cpu().numpy(), minlength=2)
+
+    def compute(self):
+        return {"spread": torch.cat(self.outputs).std(), "balance": self.counts[0] / 22}
+
+
+@on_each_device
+def test_metrics_that_accumulate_by_themselves_resume_exactly(device):
+    torchmetrics = pytest.importorskip("torchmetrics")
+
+    def make():
+        handler = make_handler()
+        handler.add_metric("all", AllOutputs())
+        if device == "cpu":
+            handler.add_metric("area", torchmetrics.classification.MulticlassAUROC(2))
+        return handler
+
+    tried = assert_resumes_exactly(make, make_callbacks=list, every=3, **{**OPTIONS, "epochs": 2})
+    assert {label.split(",")[0] for label in tried} >= {"on_train_batch_end", "on_test_batch_end"}

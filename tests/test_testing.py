@@ -170,3 +170,68 @@ def test_a_signal_that_was_asked_for_saves_and_ends_and_the_next_start_goes_on(t
     second = start()
     assert second.returncode == os.EX_OK, second.stderr
     assert second.stdout.strip() == "['mine'] 6 ['last.pth']"
+
+
+X, Y = torch.ones(6, 2), torch.ones(6, 1)
+
+
+class Evaluates(fitkit.Callback):
+    """Evaluates inside a hook, and keeps and logs the values."""
+
+    state_fields = ("seen",)
+
+    def __init__(self, hook, order):
+        self.seen, self.order = [], order
+        setattr(self, hook, self._evaluate)
+
+    def _evaluate(self, *arguments):
+        self.seen = [*self.seen, self.handler.evaluate((X, Y), batch_size=5)["loss"]]
+
+
+class SavesInHook(fitkit.Callback):
+    def __init__(self, order=0):
+        self.order = order
+
+    def on_epoch_end(self, epoch, logs):
+        self.handler.save(f"mine_{epoch}.pth")
+
+
+@pytest.mark.parametrize("order", [0, 70])
+@pytest.mark.parametrize(
+    "hook", ["on_epoch_begin", "on_train_batch_begin", "on_train_batch_end", "on_epoch_end"]
+)
+def test_a_callback_that_evaluates_in_a_hook_is_no_false_alarm(hook, order):
+    assert_resumes_exactly(
+        make_handler,
+        make_callbacks=lambda: [Evaluates(hook, order), fitkit.ModelCheckpoint("last.pth")],
+        validation_data=(X, Y),
+        epochs=2,
+    )
+
+
+@pytest.mark.parametrize("order", [0, 70])
+def test_a_callback_that_saves_in_a_hook_is_no_false_alarm(order):
+    tried = assert_resumes_exactly(
+        make_handler,
+        make_callbacks=lambda: [SavesInHook(order), fitkit.ModelCheckpoint("last.pth")],
+        epochs=2,
+    )
+    assert len(tried) == 10
+
+
+class ForgetsWhatItEvaluated(Evaluates):
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state_dict):
+        pass
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_epoch_end"])
+def test_one_that_forgets_what_it_evaluated_is_found(hook):
+    with pytest.raises(AssertionError, match=r"\['ForgetsWhatItEvaluated'\]\['seen'\]"):
+        assert_resumes_exactly(
+            make_handler,
+            make_callbacks=lambda: [ForgetsWhatItEvaluated(hook, 0), SavesInHook()],
+            epochs=2,
+        )

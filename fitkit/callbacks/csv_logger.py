@@ -22,6 +22,8 @@ class CSVLogger(EpochFileLogger):
         filename: the file; its folder is created with it.
         separator: one character between the cells.
         append: at the beginning of a run, keep the content of an existing file.
+        on_error: ``"raise"`` or ``"warn"`` when a row cannot be written, as in ``EpochFileLogger``.
+        name: key of the state in a checkpoint, to tell several callbacks of one class apart.
 
     Raises:
         ConfigurationError: an argument cannot be used; when training begins, if an existing file
@@ -31,9 +33,15 @@ class CSVLogger(EpochFileLogger):
     """
 
     def __init__(
-        self, filename: str | os.PathLike[str], separator: str = ",", append: bool = False
+        self,
+        filename: str | os.PathLike[str],
+        separator: str = ",",
+        append: bool = False,
+        *,
+        on_error: str = "raise",
+        name: str | None = None,
     ) -> None:
-        super().__init__(filename, append)
+        super().__init__(filename, append, on_error=on_error, name=name)
         if not isinstance(separator, str) or len(separator) != 1 or separator in '"\r\n':
             raise ConfigurationError(
                 f"separator must be one character such as ',' or ';', received {separator!r}."

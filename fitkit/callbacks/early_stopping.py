@@ -7,7 +7,6 @@ from typing import Any
 
 from fitkit.core.argument_checks import require_count, require_number
 from fitkit.core.callback import BuiltinCallback
-from fitkit.core.early_stopping_identity import EarlyStoppingConfig
 from fitkit.core.formatting import format_value
 from fitkit.core.logs import Logs
 from fitkit.core.monitor import Monitor
@@ -27,11 +26,13 @@ class EarlyStopping(BuiltinCallback):
         mode: ``"min"``, ``"max"``, or ``"auto"`` by the name.
         baseline: an improvement resets ``wait`` only if it is better than this value.
         restore_best_weights: when training ends, also by an error, load the weights of the best
-            value (with EMA, the averaged ones).
+            value (with EMA, the averaged ones). After an interrupt (Ctrl-C, an error)
+            ``handler.save`` writes the trained weights, so that the run can be resumed.
         start_from_epoch: the first epoch (from 0) that is checked.
         stopping_threshold: stop as soon as the value is better than this.
         divergence_threshold: stop as soon as the value is worse than this.
         check_finite: stop as soon as the value is NaN or infinite, in any epoch.
+        name: key of the state in a checkpoint, to tell several callbacks of one class apart.
 
     Attributes:
         best: the best value so far, or ``None``.
@@ -49,6 +50,7 @@ class EarlyStopping(BuiltinCallback):
     has_fixed_state_types = True
     order = 50
     state_fields = ("best", "best_epoch", "wait", "stopped_epoch", "best_weights")
+    optional_numbers = ("best", "best_epoch", "stopped_epoch")
 
     def __init__(
         self,
@@ -62,7 +64,10 @@ class EarlyStopping(BuiltinCallback):
         stopping_threshold: float | None = None,
         divergence_threshold: float | None = None,
         check_finite: bool = True,
+        *,
+        name: str | None = None,
     ) -> None:
+        super().__init__(name=name)
         require_count("patience", patience, minimum=0)
         require_count("start_from_epoch", start_from_epoch, minimum=0)
         self._monitor = Monitor(monitor, mode, min_delta)
@@ -80,6 +85,7 @@ class EarlyStopping(BuiltinCallback):
         for name in ("baseline", "stopping_threshold", "divergence_threshold"):
             if getattr(self, name) is not None:
                 require_number(name, getattr(self, name))
+        self._is_interrupted = False
         self.best: float | None = None
         self.best_epoch: int | None = None
         self.wait = 0
@@ -87,13 +93,15 @@ class EarlyStopping(BuiltinCallback):
         self.best_weights: dict[str, Any] | None = None
 
     def identity(self) -> str:
-        """The configuration, so that each of several gets its own state back."""
-        values = (getattr(self, name) for name in EarlyStoppingConfig._fields)
-        return EarlyStoppingConfig(*values).to_identity()
+        """What is monitored, and whether lower or higher is better."""
+        return f"{self.monitor} {self.mode}"
 
     def on_train_begin(self, logs: Logs) -> None:
         """Raise ``MonitorError`` if the value cannot be logged in this ``fit``."""
+        self._is_interrupted = False
         self._monitor.check_possible(self.params, self.name)
+        if not self.handler.state.stopping:  # a resume with more patience has withdrawn the stop
+            self.stopped_epoch = None
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Check a new value."""
@@ -142,7 +150,11 @@ class EarlyStopping(BuiltinCallback):
         self.stopped_epoch = epoch
         self.handler.state.stop(f"{self.name}: {reason}", non_finite=non_finite)
 
+    def on_exception(self, error: BaseException) -> None:
+        """Remember that training was interrupted."""
+        self._is_interrupted = True
+
     def on_train_end(self, logs: Logs) -> None:
-        """Restore the best weights."""
+        """Restore the best weights; checkpoints of an interrupted run keep the trained ones."""
         if self.restore_best_weights and self.best_weights is not None:
-            self.handler.weights.restore(self.best_weights)
+            self.handler.weights.restore(self.best_weights, keep_trained=self._is_interrupted)

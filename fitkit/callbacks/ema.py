@@ -33,4 +33,4 @@ class EMA(BuiltinCallback):
 
     def on_optimizer_step_end(self, step: int, logs: Logs) -> None:
         """Update the average."""
-        self.handler.ema.update(self.handler.module)
+        self.handler.weights.update_ema()

@@ -34,6 +34,7 @@ class HTMLReport(BuiltinCallback):
             beginning and end of training.
         refresh_seconds: least time between two writes, and between two reloads in the browser, at
             least 0; with 0 the page is always written, and reloads every second.
+        name: key of the state in a checkpoint, to tell several callbacks of one class apart.
 
     Attributes:
         saves: the last 500 checkpoints of the run: when, which, and whether it was the best.
@@ -57,7 +58,10 @@ class HTMLReport(BuiltinCallback):
         path: str | os.PathLike[str] = "report.html",
         every_n_epochs: int = 1,
         refresh_seconds: float = 5.0,
+        *,
+        name: str | None = None,
     ) -> None:
+        super().__init__(name=name)
         require_path("path", path)
         require_count("every_n_epochs", every_n_epochs)
         require_number("refresh_seconds", refresh_seconds, minimum=0)
@@ -72,8 +76,8 @@ class HTMLReport(BuiltinCallback):
         self._end_reason: str | None = None
 
     def identity(self) -> str:
-        """The file's name without its folder, which may be moved."""
-        return self.path.name
+        """The file's name without its folder, which may be moved, unless it has a name."""
+        return self.identity_of_file(self.path.name)
 
     # ---- hooks ----------------------------------------------------------------------------------
 

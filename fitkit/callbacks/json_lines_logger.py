@@ -20,6 +20,8 @@ class JSONLinesLogger(EpochFileLogger):
     Args:
         filename: the file; its folder is created with it.
         append: at the beginning of a run, keep the content of an existing file.
+        on_error: ``"raise"`` or ``"warn"`` when a row cannot be written, as in ``EpochFileLogger``.
+        name: key of the state in a checkpoint, to tell several callbacks of one class apart.
 
     Raises:
         ConfigurationError: an argument cannot be used; when training begins, if an existing file

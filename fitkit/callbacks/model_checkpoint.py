@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,6 +44,7 @@ class ModelCheckpoint(Saver):
             end of training. The cost is measured: waiting for saves, and slower batches while one
             is written. Replaces ``save_freq`` and ``every_n_seconds``.
         verbose: 1 logs each decision.
+        name: key of the state in a checkpoint; the state follows it if the files are renamed.
 
     Raises:
         ConfigurationError: an argument cannot be used.
@@ -52,6 +53,7 @@ class ModelCheckpoint(Saver):
     has_fixed_state_types = True
     state_fields: ClassVar[tuple[str, ...]] = (*Saver.state_fields, "best", "best_path", "is_due")
     file_fields: ClassVar[tuple[str, ...]] = (*Saver.file_fields, "best", "best_path")
+    optional_numbers = ("best",)
 
     def __init__(
         self,
@@ -70,16 +72,18 @@ class ModelCheckpoint(Saver):
         background: bool | None = None,
         max_overhead: float | None = None,
         verbose: int = 0,
+        name: str | None = None,
     ) -> None:
-        super().__init__(on_error=on_error, background=background, max_overhead=max_overhead)
-        self.filepath = _checked_path(filepath)
+        super().__init__(
+            on_error=on_error, background=background, max_overhead=max_overhead, name=name
+        )
+        self.filepath = filenames.checked_path(filepath)
         self.monitor = "val_loss" if save_best_only and monitor is None else monitor
         self.save_best_only = save_best_only
-        self.saves_weights_only = save_weights_only
+        self.save_weights_only = self.saves_weights_only = save_weights_only
         self.save_freq = _checked_frequency(save_freq)
         self.initial_value_threshold = initial_value_threshold
         self.max_to_keep = max_to_keep
-        self.max_overhead = max_overhead
         self.every_n_seconds = every_n_seconds
         self.verbose = verbose
         self._comparator = None if self.monitor is None else Monitor(self.monitor, mode)
@@ -117,14 +121,15 @@ class ModelCheckpoint(Saver):
         return Path(self.filepath.split("{")[0] + "x").parent
 
     @property
-    def folders(self) -> list[Path]:
-        """``folder``, and those below it that hold files of this saver."""
+    def template(self) -> str:
+        """The path from its first part with a placeholder on."""
         fixed = self.filepath.split("{")[0].rpartition("/")[:2]
-        return filenames.folders_below(self.folder, self.filepath[len("".join(fixed)) :])
+        return self.filepath[len("".join(fixed)) :]
 
     def identity(self) -> str:
-        """The file's name and what triggers a save."""
-        return f"{Path(self.filepath).name} {self.monitor} {self.save_freq}"
+        """The file's name, unless the saver has one, and what is best."""
+        best = "" if self._comparator is None else f"{self.monitor} {self._comparator.mode}"
+        return f"{self.identity_of_file(Path(self.filepath).name)} {best}".strip()
 
     # ---- triggers -------------------------------------------------------------------------------
 
@@ -229,20 +234,23 @@ class ModelCheckpoint(Saver):
         return Path(filenames.format_name(self.filepath, values, suffix))
 
     def mark_written(self, request: SaveRequest) -> None:
-        """Also remember the best value and its file."""
+        """Also remember the best value and its file, while there is one."""
         super().mark_written(request)
-        score, comparator = request.score, self._comparator
+        name, score, comparator = self._relative(request.path), request.score, self._comparator
         if comparator is not None and score is not None and comparator.is_better(score, self.best):
-            self.best, self.best_path = score, self._relative(request.path)
+            self.best, self.best_path = score, name
+        elif self.best_path in self.to_delete or (self.best_path == name and score != self.best):
+            self.best_path = None
 
+    def keeps(self, path: Path) -> bool:
+        """Whether this saver wrote ``path`` and retains it, or calls it its best."""
+        return super().keeps(path) or self._relative(path) == self.best_path
 
-def _checked_path(filepath: Any) -> str:
-    if not isinstance(filepath, (str, Path)) or not str(filepath):
-        raise ConfigurationError(
-            f"filepath must be a path such as 'runs/{{epoch:03d}}.pth', received {filepath!r}."
-        )
-    filenames.placeholders(str(filepath))
-    return str(filepath)
+    def forget(self, is_gone: Callable[[Path], bool]) -> None:
+        """Also forget which file is the best; its value remains."""
+        super().forget(is_gone)
+        if self.best_path is not None and is_gone(self.folder / self.best_path):
+            self.best_path = None
 
 
 def _checked_frequency(save_freq: Any) -> str | int:

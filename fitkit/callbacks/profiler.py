@@ -86,10 +86,6 @@ class Profiler(BuiltinCallback):
         self._profile: Any = None
         self._first_kept = 0
 
-    def identity(self) -> str:
-        """The path of the trace."""
-        return str(self.path)
-
     @property
     def table(self) -> str:
         """The most expensive ops as text; empty before they were recorded."""

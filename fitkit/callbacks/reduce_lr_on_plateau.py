@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from fitkit.callbacks.support.learning_rate import require_optimizer, set_learning_rate
+from fitkit.callbacks.support.learning_rate import (
+    require_optimizer,
+    scale_schedule,
+    set_learning_rate,
+)
 from fitkit.core.argument_checks import require_count, require_number
 from fitkit.core.callback import BuiltinCallback
 from fitkit.core.errors import ConfigurationError
@@ -13,8 +17,8 @@ from fitkit.core.monitor import Monitor
 class ReduceLROnPlateau(BuiltinCallback):
     """Multiplies the learning rate by ``factor`` when a monitored value has stopped improving.
 
-    Every parameter group is reduced from its own learning rate. A check is an epoch that logs a
-    new value.
+    Every parameter group is reduced from its own learning rate, and a scheduler goes on from there.
+    A check is an epoch that logs a new value.
 
     Args:
         monitor: a name in the epoch logs.
@@ -27,6 +31,7 @@ class ReduceLROnPlateau(BuiltinCallback):
             the units of the value.
         cooldown: checks after a reduction that do not count, at least 0.
         min_lr: the lowest learning rate, at least 0.
+        name: key of the state in a checkpoint, to tell several callbacks of one class apart.
 
     Attributes:
         best: the best value so far, or ``None``.
@@ -42,6 +47,7 @@ class ReduceLROnPlateau(BuiltinCallback):
     has_fixed_state_types = True
     order = 50
     state_fields = ("best", "wait", "cooldown_counter")
+    optional_numbers = ("best",)
 
     def __init__(
         self,
@@ -53,7 +59,10 @@ class ReduceLROnPlateau(BuiltinCallback):
         min_delta: float = 0.0001,
         cooldown: int = 0,
         min_lr: float = 0.0,
+        *,
+        name: str | None = None,
     ) -> None:
+        super().__init__(name=name)
         require_number("factor", factor)
         require_number("min_lr", min_lr, minimum=0)
         require_count("patience", patience, minimum=0)
@@ -62,6 +71,8 @@ class ReduceLROnPlateau(BuiltinCallback):
             raise ConfigurationError(f"factor must lie in (0, 1), received {factor!r}.")
         self._monitor = Monitor(monitor, mode, min_delta)
         self.monitor = monitor
+        self.mode = self._monitor.mode
+        self.min_delta = self._monitor.min_delta
         self.factor = float(factor)
         self.patience = patience
         self.verbose = verbose
@@ -72,11 +83,8 @@ class ReduceLROnPlateau(BuiltinCallback):
         self.cooldown_counter = 0
 
     def identity(self) -> str:
-        """The configuration, so that each of several gets its own state back."""
-        return (
-            f"{self.monitor} {self._monitor.mode} {self._monitor.min_delta} {self.factor} "
-            f"{self.patience} {self.cooldown} {self.min_lr}"
-        )
+        """What is monitored, and whether lower or higher is better."""
+        return f"{self.monitor} {self.mode}"
 
     def on_train_begin(self, logs: Logs) -> None:
         """Raise an error if there is no optimizer, or if this ``fit`` cannot log the value."""
@@ -101,13 +109,19 @@ class ReduceLROnPlateau(BuiltinCallback):
 
     def _reduce(self, epoch: int) -> bool:
         """Reduce the groups above the lowest learning rate; returns whether there were any."""
-        changes = []
-        for group in self.handler.optimizer.param_groups:
+        changes, factors = [], []
+        groups = self.handler.optimizer.param_groups
+        for group in groups:
             old = float(group["lr"])
             if old > self.min_lr:
                 new = max(old * self.factor, self.min_lr)
                 set_learning_rate(group, new)
                 changes.append(f"{old:g} to {new:g}")
+                factors.append(new / old)
+            else:
+                factors.append(1.0)
+        if changes:
+            scale_schedule(self.handler.scheduler, groups, factors)
         if changes and self.verbose > 0:
             self.handler.logger.info(
                 "epoch %d: %s reduces the learning rate from %s",

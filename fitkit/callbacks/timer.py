@@ -53,6 +53,7 @@ class Timer(BuiltinCallback):
     Args:
         duration: maximum wall time of the run: seconds above 0, a ``timedelta`` or
             ``"DD:HH:MM:SS"``; ``None``: only measure.
+        name: key of the state in a checkpoint, to tell several callbacks of one class apart.
 
     Raises:
         ConfigurationError: the duration is none of these, or not above 0.
@@ -63,14 +64,14 @@ class Timer(BuiltinCallback):
     has_fixed_state_types = True
     state_fields = ("elapsed_seconds",)
 
-    def __init__(self, duration: float | str | datetime.timedelta | None = None) -> None:
+    def __init__(
+        self, duration: float | str | datetime.timedelta | None = None, *, name: str | None = None
+    ) -> None:
+        super().__init__(name=name)
+        self.duration = duration
         self.duration_seconds = None if duration is None else as_seconds(duration)
         self.elapsed_seconds = 0.0
         self._counted_until: float | None = None
-
-    def identity(self) -> str:
-        """The duration."""
-        return str(self.duration_seconds)
 
     def time_elapsed(self) -> float:
         """Seconds that the run has trained, including those before a restart."""

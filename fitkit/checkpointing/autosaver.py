@@ -33,6 +33,7 @@ class AutoSaver(Saver):
             save is in flight at a time; the next one waits for it.
         max_overhead: skip saves that would cost more than this share of wall time; the last epoch
             is always saved.
+        name: key of the state in a checkpoint; the state follows it if the files are renamed.
 
     Raises:
         ConfigurationError: an argument cannot be used.
@@ -50,8 +51,11 @@ class AutoSaver(Saver):
         on_error: str = "raise",
         background: bool | None = None,
         max_overhead: float | None = None,
+        name: str | None = None,
     ) -> None:
-        super().__init__(on_error=on_error, background=background, max_overhead=max_overhead)
+        super().__init__(
+            on_error=on_error, background=background, max_overhead=max_overhead, name=name
+        )
         self.retention = resolve_retention(retention, 1 if overwrite_last_saved else None)
         self.save_interval = _checked_interval(save_interval)
         self.save_path = Path(save_path)
@@ -66,13 +70,13 @@ class AutoSaver(Saver):
         return self.save_path
 
     @property
-    def folders(self) -> list[Path]:
-        """The folder, and those below it that hold files of this saver."""
-        return filenames.folders_below(self.save_path, self.save_model_name)
+    def template(self) -> str:
+        """The name of the files, with their extension."""
+        return filenames.with_extension(self.save_model_name)
 
     def identity(self) -> str:
-        """The name of the files."""
-        return self.save_model_name
+        """The name of the files, unless the saver has one."""
+        return self.identity_of_file(self.save_model_name)
 
     def on_train_begin(self, logs: Logs) -> None:
         """Start to measure what saves cost."""

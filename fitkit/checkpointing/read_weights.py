@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,10 @@ from fitkit.checkpointing.format import schema
 from fitkit.checkpointing.format.encoding import decode
 from fitkit.checkpointing.storage import single_or_sharded
 from fitkit.core.errors import CheckpointError, DamagedCheckpointError, listed
+
+REMEDY = "Build the model as it was saved, or pass strict_load=False to leave out names."
+# torch's names for how a module loads its own part of a state dict
+_LOAD, _HOOKS = "_load_from_state_dict", "_load_state_dict_pre_hooks"
 
 
 def read_state(path: str | Path) -> dict[str, Any]:
@@ -59,27 +63,57 @@ def read_weights(
     return decoded
 
 
-def check_weights(module: nn.Module, weights: Mapping[str, Any], *, strict: bool) -> None:
+def check_weights(
+    module: nn.Module, weights: Mapping[str, Any], *, strict: bool = True, remedy: str = REMEDY
+) -> None:
     """Raise, before anything is changed, if weights do not fit a module.
+
+    What modules with a loading of their own take is left to them (``has_own_loading``).
 
     Raises:
         CheckpointError: names are missing or unknown (if ``strict``), or shapes differ.
     """
-    own = module.state_dict()
+    free = tuple(_prefixes_of_own_loading(module))
+    own = {name: v for name, v in module.state_dict().items() if not name.startswith(free)}
+    saved = {name: v for name, v in weights.items() if not str(name).startswith(free)}
     problems = [
-        f"{name!r} has shape {tuple(weights[name].shape)} in the checkpoint and "
+        f"{name!r} has shape {tuple(saved[name].shape)} in the checkpoint and "
         f"{tuple(value.shape)} in the model"
         for name, value in own.items()
         if isinstance(value, Tensor)
-        and isinstance(weights.get(name), Tensor)
-        and value.shape != weights[name].shape
+        and isinstance(saved.get(name), Tensor)
+        and value.shape != saved[name].shape
     ]
     if strict:
-        missing, unknown = set(own) - set(weights), set(weights) - set(own)
+        missing, unknown = set(own) - set(saved), set(saved) - set(own)
         problems += [f"missing in the checkpoint: {listed(missing)}"] if missing else []
         problems += [f"unknown to the model: {listed(unknown)}"] if unknown else []
     if problems:
         raise CheckpointError(
             f"the checkpoint's weights do not fit {type(module).__name__}: {'; '.join(problems)}. "
-            f"Build the model as it was saved, or pass strict_load=False to leave out names."
+            f"{remedy}"
         )
+
+
+def has_own_loading(module: nn.Module) -> bool:
+    """Whether parts rename, resize or fill in what they load, so that nothing else can check it.
+
+    Lazy modules do, and modules that override ``_load_from_state_dict`` or have hooks for it.
+    """
+    return any(True for _ in _prefixes_of_own_loading(module))
+
+
+def _prefixes_of_own_loading(module: nn.Module) -> Iterator[str]:
+    """The beginnings of the names that belong to such parts."""
+    if type(module).load_state_dict is not nn.Module.load_state_dict:
+        yield ""
+    for name, part in module.named_modules():
+        is_overridden = getattr(type(part), _LOAD) is not getattr(nn.Module, _LOAD)
+        if is_overridden or any(map(_may_change_names, vars(part)[_HOOKS].values())):
+            yield f"{name}." if name else ""
+
+
+def _may_change_names(hook: Any) -> bool:
+    function = getattr(hook, "hook", hook)
+    # those of FSDP only put the shards back
+    return not str(getattr(function, "__module__", "")).startswith("torch.distributed.")

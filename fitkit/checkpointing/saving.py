@@ -11,12 +11,15 @@ from typing import Any
 
 from fitkit.checkpointing.format import schema, tensor_stubs
 from fitkit.checkpointing.format.encoding import encode
-from fitkit.checkpointing.storage import atomic_write, single_or_sharded
+from fitkit.checkpointing.storage import atomic_write, run_record, single_or_sharded
 from fitkit.core.errors import CheckpointError, did_you_mean, listed
 from fitkit.core.handler import Handler
 from fitkit.distributed.dtensor import is_dtensor
 
 DEFAULT_PARTS = ("model_state_dict", "optimizer_state_dict", "model_kwargs")
+# The part of a whole checkpoint that names the others, and has the run record of a file that was
+# split; what an earlier version split has none.
+ALL_KEYS = "all_keys"
 
 
 def save_single_file(nn_handler: Handler, state: Mapping[str, Any], path: str | Path) -> None:
@@ -49,13 +52,14 @@ def save_multi_files(
         nn_handler: its logger reports success and failure.
         state: what ``handler.get_state_dict()`` returns.
         path: the base path.
-        keys_to_save: keys of ``state``; by default model, optimizer and the model's arguments.
+        keys_to_save: keys of ``state``; by default model, optimizer and the model's arguments. With
+            all of them one more file, ``model_all_keys.pth``, names them for ``merge_parts``.
 
     Raises:
         CheckpointError: a key is not in ``state``; nothing was written.
         SaveError: a file could not be written.
     """
-    for file, content in _parts(state, Path(path), keys_to_save).items():
+    for file, content in parts_of(state, Path(path), keys_to_save).items():
         _write(nn_handler, content, file)
 
 
@@ -70,13 +74,35 @@ def save_multi_from_single(path: str | Path, keys_to_save: Sequence[str] | None 
         CheckpointError: the file cannot be used, or a key is not in it; nothing was written.
         SaveError: a file could not be written.
     """
-    state = single_or_sharded.read(Path(path), mmap=True)
-    if not isinstance(state, dict):
+    state, record = single_or_sharded.read(Path(path), mmap=True), run_record.read(Path(path))
+    key_list = part_path(Path(path), ALL_KEYS)
+    for file, content in parts_of(state, Path(path), keys_to_save).items():
+        atomic_write.write(content, file, record=record if file == key_list else None)
+
+
+def parts_of(state: Any, path: Path, keys_to_save: Sequence[str] | None = None) -> dict[Path, Any]:
+    """The files of ``save_multi_files`` with their contents.
+
+    Raises:
+        CheckpointError: ``state`` is not a dict or lacks a key, or a key cannot be a file's name.
+    """
+    if not isinstance(state, Mapping):
         raise CheckpointError(
             f"{str(path)!r} holds a {type(state).__name__}, expected a checkpoint: a dict."
         )
-    for file, content in _parts(state, Path(path), keys_to_save).items():
-        atomic_write.write(content, file)
+    keys = list(DEFAULT_PARTS if keys_to_save is None else keys_to_save)
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise CheckpointError(
+            f"the state has no {listed(missing)}; it has {listed(state)}."
+            + did_you_mean(missing[0], state)
+        )
+    contents = {key: state[key] for key in keys}
+    if isinstance(contents.get("model_kwargs"), Mapping):
+        contents["model_kwargs"] = _model_kwargs(state)
+    if schema.is_full(state) and set(keys) == set(state):
+        contents[ALL_KEYS] = list(state)
+    return {part_path(path, str(key)): content for key, content in contents.items()}
 
 
 def part_path(path: Path, key: str) -> Path:
@@ -99,7 +125,7 @@ def merge_parts(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a part is missing or cannot be used, or together they are not a checkpoint.
     """
-    paths = {key: part_path(Path(path), key) for key in schema.KEYS}
+    paths = {key: part_path(Path(path), key) for key in _keys_to_merge(Path(path))}
     missing = [key for key, file in paths.items() if not file.exists()]
     if missing:
         raise CheckpointError(
@@ -108,12 +134,25 @@ def merge_parts(path: str | Path) -> dict[str, Any]:
             f"original with all its keys."
         )
     state = {key: single_or_sharded.read(file, mmap=True) for key, file in paths.items()}
-    if isinstance(state["model_kwargs"], dict):  # without what splitting added
-        added = {"seed": state["seed"], "sde_class": state["sde"], "sde_kwargs": state["sde"]}
+    if isinstance(state.get("model_kwargs"), dict):  # without what splitting added
+        sde = state.get("sde")
+        added = {"seed": state.get("seed"), "sde_class": sde, "sde_kwargs": sde}
         state["model_kwargs"] = {
             name: value for name, value in state["model_kwargs"].items() if added.get(name) is None
         }
     return schema.validate(state, path)
+
+
+def _keys_to_merge(path: Path) -> list[str]:
+    """The keys that the checkpoint had; if no file names them, those that every checkpoint has."""
+    file = part_path(path, ALL_KEYS)
+    if not file.exists():
+        found = [key for key in schema.OPTIONAL_KEYS if part_path(path, key).exists()]
+        return [*schema.KEYS, *found]
+    keys = single_or_sharded.read(file)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise CheckpointError(f"{str(file)!r} does not name keys: split the original again.")
+    return keys
 
 
 def _write(nn_handler: Handler, content: Any, path: Path) -> None:
@@ -135,22 +174,6 @@ def logged(logger: logging.Logger, path: str | Path) -> Iterator[None]:
         logger.error("%s", error)
         raise
     logger.info("saved %s", path)
-
-
-def _parts(
-    state: Mapping[str, Any], path: Path, keys_to_save: Sequence[str] | None
-) -> dict[Path, Any]:
-    keys = list(DEFAULT_PARTS if keys_to_save is None else keys_to_save)
-    missing = [key for key in keys if key not in state]
-    if missing:
-        raise CheckpointError(
-            f"the state has no {listed(missing)}; it has {listed(state)}."
-            + did_you_mean(missing[0], state)
-        )
-    parts = {part_path(path, key): state[key] for key in keys}
-    if "model_kwargs" in keys and isinstance(state["model_kwargs"], Mapping):
-        parts[part_path(path, "model_kwargs")] = _model_kwargs(state)
-    return parts
 
 
 def _model_kwargs(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from fitkit.checkpointing.saving import DEFAULT_PARTS, merge_parts, part_path
+from fitkit.checkpointing.saving import ALL_KEYS, DEFAULT_PARTS, merge_parts, part_path, parts_of
 from fitkit.checkpointing.saving import save_multi_from_single as write_parts
-from fitkit.checkpointing.storage import atomic_write, single_or_sharded
+from fitkit.checkpointing.storage import atomic_write, run_record, single_or_sharded
 from fitkit.cli.command_group import main
 from fitkit.cli.printing import force_option, json_option, print_written, require_free
 
@@ -38,9 +38,9 @@ def split(path: Path, keys: tuple[str, ...], every: bool, force: bool, as_json: 
     """
     if every and keys:
         raise click.UsageError("--all means every key: leave out --keys.")
-    content = single_or_sharded.read_without_tensors(path) if every else None
-    names = list(content) if isinstance(content, dict) else list(keys or DEFAULT_PARTS)
-    written = [part_path(path, str(name)) for name in names]
+    state = single_or_sharded.read_without_tensors(path)
+    names = list(state) if every and isinstance(state, dict) else list(keys or DEFAULT_PARTS)
+    written = list(parts_of(state, path, names))
     require_free(written, force)
     write_parts(path, names)
     print_written(written, as_json)
@@ -61,5 +61,6 @@ def merge(base: Path, output: Path | None, force: bool, as_json: bool) -> None:
     """
     path = output or base
     require_free([path], force)
-    atomic_write.write(merge_parts(base), path)
+    record = run_record.read(part_path(base, ALL_KEYS))
+    atomic_write.write(merge_parts(base), path, record=record)
     print_written([path], as_json)

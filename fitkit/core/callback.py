@@ -9,10 +9,13 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from fitkit.core.constructor_arguments import constructor_arguments
 from fitkit.core.errors import CheckpointError, ConfigurationError, listed
 from fitkit.core.handler import Handler
 from fitkit.core.logs import Logs
 from fitkit.core.same_structure import require_same_structure
+from fitkit.core.state_placement import copied, copy_to_host, place_like
+from fitkit.core.tree import map_tensors
 
 _NO_PARAMS: Mapping[str, Any] = MappingProxyType({})
 _NO_HANDLER: Any = None  # before training begins
@@ -57,6 +60,8 @@ class Callback:
     # checkpoint with others is refused. Fields of a user's class may change their types.
     has_fixed_state_types: ClassVar[bool] = False
     _fixed_fields: ClassVar[tuple[str, ...]] = ()
+    # Fields of built-in classes that are a number, or None before there is one.
+    optional_numbers: ClassVar[tuple[str, ...]] = ()
     order: int = 0
     spans_fits: bool = False
     writes_files: bool = False
@@ -65,6 +70,8 @@ class Callback:
     run: object = None
     params: Mapping[str, Any] = _NO_PARAMS
     _initial_state: dict[str, Any] | None = None
+    _known_config: dict[str, Any] | None = None
+    _initial_own_state: dict[str, Any] | None = None  # that of an overridden state_dict
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -87,8 +94,29 @@ class Callback:
         return self.handler.module
 
     def identity(self) -> str:
-        """A string that distinguishes callbacks of the same name when states are restored."""
+        """What gives the state its meaning, such as the monitored name and its mode.
+
+        A state goes to a callback of the same name and identity; what else is configured may
+        change between two starts.
+        """
         return ""
+
+    def config(self) -> dict[str, Any]:
+        """The arguments of the constructor, as far as they are attributes of plain types.
+
+        Checkpoints hold it next to the state: it tells callbacks of one identity apart, and a
+        resume says what has changed.
+        """
+        state = {*self.state_fields, *self.state_dict()}
+        return constructor_arguments(self, without=state | {"name"})
+
+    def known_config(self) -> dict[str, Any]:
+        """``config`` as it was when training began; some arguments change while they are used."""
+        return self.config() if self._known_config is None else self._known_config
+
+    def remember_config(self) -> None:
+        """Store ``config`` when training begins."""
+        self._known_config = copy.deepcopy(self.config())
 
     def log(self, name: str, value: Any) -> None:
         """Add ``value`` (one number) to the logs of this epoch, which every logger receives."""
@@ -117,23 +145,35 @@ class Callback:
         for name, value in (self._initial_state or {}).items():
             if name in self._fixed_fields:
                 require_same_structure(state_dict[name], value, f"{name} of callback {self.name!r}")
+        for name in self.optional_numbers:
+            require_same_structure(state_dict[name], 0.0, f"{name} of callback {self.name!r}")
         for name in self.state_fields:
             setattr(self, name, copy.deepcopy(state_dict[name]))
 
     def remember_initial_state(self) -> None:
         """Store the state that the constructor made, once, for ``reset``."""
-        if self._initial_state is None:
-            try:
-                fields = {name: getattr(self, name) for name in self.state_fields}
-            except AttributeError as error:
-                raise ConfigurationError(
-                    f"callback {self.name!r} names {error.name!r} in state_fields but has no such "
-                    f"attribute when training begins: set it in __init__ (or on the class)."
-                ) from error
-            self._initial_state = copy.deepcopy(fields)
+        if self._initial_state is not None:
+            return
+        try:
+            fields = {name: getattr(self, name) for name in self.state_fields}
+        except AttributeError as error:
+            raise ConfigurationError(
+                f"callback {self.name!r} names {error.name!r} in state_fields but has no such "
+                f"attribute when training begins: set it in __init__ (or on the class)."
+            ) from error
+        if type(self).state_dict is not Callback.state_dict:
+            # on the host: the device may have no room for a second copy
+            own_state = map_tensors(copy_to_host, self.state_dict())
+            self._initial_own_state = copied(own_state, f"the state of callback {self.name!r}")
+        where = f"the state of callback {self.name!r}: "
+        self._initial_state = {n: copied(value, where + n) for n, value in fields.items()}
 
     def reset(self) -> None:
         """Return to the state that the constructor made, for a ``fit`` that does not resume."""
+        if self._initial_own_state and type(self).load_state_dict is not Callback.load_state_dict:
+            own_state = copy.deepcopy(self._initial_own_state)
+            self.load_state_dict(place_like(own_state, self.state_dict()))
+            return
         for name, value in (self._initial_state or {}).items():
             setattr(self, name, copy.deepcopy(value))
 
@@ -202,6 +242,23 @@ class Callback:
 
 
 class BuiltinCallback(Callback):
-    """A built-in callback: it may use internals of the handler, such as the save queue."""
+    """A built-in callback: it may use internals of the handler, such as the save queue.
+
+    Args:
+        name: key of the state in a checkpoint, to tell several callbacks of one class apart.
+
+    Raises:
+        ConfigurationError: the name is not a string, or is empty.
+    """
 
     handler: Any = None
+
+    def __init__(self, *, name: str | None = None) -> None:
+        if name is not None:
+            if not isinstance(name, str) or not name:
+                raise ConfigurationError(f"name must be a non-empty string, received {name!r}.")
+            self.name = name
+
+    def identity_of_file(self, name: str) -> str:
+        """A file's name as part of the identity; a callback with a name of its own needs none."""
+        return "" if "name" in vars(self) else name

@@ -7,7 +7,8 @@ from copy import copy
 from typing import Any
 
 from fitkit.core.callback import Callback
-from fitkit.core.callback_states import CallbackStates, entry_of
+from fitkit.core.callback_entries import describe, entry_of, match_entries
+from fitkit.core.callback_states import CallbackStates
 from fitkit.core.errors import ConfigurationError, add_note, listed
 from fitkit.core.event import Event
 from fitkit.core.logs import Logs
@@ -36,8 +37,10 @@ class CallbackList(CallbackStates):
     def __init__(self, callbacks: Iterable[Callback] = ()) -> None:
         super().__init__()
         self._flush_saves: Callable[[], None] | None = None
-        # the event that is being fired, its arguments and the listeners that are still to be called
-        self._current_event: tuple[Event, tuple[Any, ...], Iterator[Listener]] | None = None
+        # events that are being fired, the outermost first: with their arguments and the listeners
+        # that are still to be called
+        self._current: list[tuple[Event, tuple[Any, ...], Iterator[Listener]]] = []
+        self._bound: tuple[Any, Mapping[str, Any]] = (None, {})
         self._table: dict[Event, tuple[Listener, ...]] = {}
         self._rebuild()
         for callback in callbacks:
@@ -58,6 +61,8 @@ class CallbackList(CallbackStates):
     def add(self, callback: Callback) -> None:
         """Add a callback; if a loaded checkpoint has its state, that is restored.
 
+        One that a hook adds is called from the next event on.
+
         Raises:
             ConfigurationError: it is not a ``Callback`` instance, or was already added.
         """
@@ -76,6 +81,9 @@ class CallbackList(CallbackStates):
         self._callbacks.append(callback)
         self._rebuild()
         try:
+            if self._current:
+                callback.handler, callback.params = self._bound
+                self.adopt(callback)
             self._claim_exact(callback)
         except BaseException:
             self.remove(callback)
@@ -93,15 +101,21 @@ class CallbackList(CallbackStates):
                 f"{listed(other.name for other in self._callbacks)}."
             )
         self._callbacks = [other for other in self._callbacks if other is not callback]
-        self._restored.discard(id(callback))
+        self._restored.pop(id(callback), None)
         self._rebuild()
+
+    def extended(self, callbacks: Iterable[Callback]) -> CallbackList:
+        """These callbacks and others, for one evaluation, which may run inside one of our hooks."""
+        extended = CallbackList([*self._callbacks, *callbacks])
+        extended._current = self._current
+        return extended
 
     def detach(self, callbacks: Iterable[Callback]) -> None:
         """Remove the callbacks of one call of ``fit``; checkpoints still contain their states."""
-        for callback in callbacks:
+        detached = list(callbacks)
+        for callback in detached:
             self.remove(callback)
-            if entry := entry_of(callback):
-                self.detached_states.append(entry)
+        self.detached_states += [entry for c in detached if (entry := entry_of(c))]
 
     def make_undo(self, *, undo_hooks: bool = False) -> Callable[[], None]:
         """Return a function that restores states, the list, and the table of hooks."""
@@ -129,9 +143,9 @@ class CallbackList(CallbackStates):
         self, handler: Any, params: Mapping[str, Any], flush_saves: Callable[[], None] | None
     ) -> None:
         """Set ``handler`` and ``params`` of all callbacks, and what is called after each event."""
+        self._bound = (handler, params)
         for callback in self._callbacks:
-            callback.handler = handler
-            callback.params = params
+            callback.handler, callback.params = self._bound
         self._flush_saves = flush_saves
         self._rebuild()
 
@@ -139,13 +153,25 @@ class CallbackList(CallbackStates):
         """Whether any callback overrides the hook of ``event``."""
         return bool(self._table[event])
 
+    @property
+    def is_nested(self) -> bool:
+        """Whether the event that is being fired began inside a hook of another one."""
+        return len(self._current) > 1
+
     def fire(self, event: Event, *args: Any) -> None:
-        """Call the hook of ``event`` of every callback that overrides it, then ``flush_saves``."""
-        hooks = self._table[event]
-        if not hooks:
-            return
-        outer, remaining = self._current_event, iter(hooks)
-        self._current_event = (event, args, remaining)
+        """Call the hook of ``event`` of every callback that overrides it.
+
+        Then call ``flush_saves``, unless this is inside a hook: there the outer event does it, when
+        all callbacks have heard it.
+        """
+        if hooks := self._table[event]:
+            self._call(event, args, hooks)
+            if self._flush_saves is not None and not self._current:
+                self._flush_saves()
+
+    def _call(self, event: Event, args: tuple[Any, ...], listeners: Iterable[Listener]) -> None:
+        remaining = iter(listeners)
+        self._current.append((event, args, remaining))
         try:
             for callback, hook in remaining:  # noqa: B007  the error names the callback
                 hook(*args)
@@ -153,18 +179,15 @@ class CallbackList(CallbackStates):
             add_note(error, f"raised by callback {callback.name!r} in {event.value}")
             raise
         finally:
-            self._current_event = outer
-        if self._flush_saves is not None:
-            self._flush_saves()
+            self._current.pop()
 
     def fire_to_all(self, event: Event, *args: Any) -> list[BaseException]:
         """As ``fire``, but call every hook even if others raise; return the errors."""
         errors: list[BaseException] = []
-        for callback, hook in self._table[event]:
+        for listener in self._table[event]:
             try:
-                hook(*args)
+                self._call(event, args, [listener])
             except BaseException as error:  # noqa: BLE001  returned to the caller
-                add_note(error, f"raised by callback {callback.name!r} in {event.value}")
                 errors.append(error)
         if self._flush_saves is not None:
             try:
@@ -174,25 +197,58 @@ class CallbackList(CallbackStates):
         return errors
 
     def pending_event(self) -> dict[str, Any] | None:
-        """The event that is being fired, and the callbacks whose hooks are still to be called.
+        """The event that is being fired, and which of its listeners are still to be called.
 
         A callback may save the handler inside a hook. A resume from that file calls the remaining
         hooks first (``replay_event``).
-        """
-        if self._current_event is None or self._current_event[0] not in _NOT_REPEATED_BY_RESUME:
-            return None
-        event, args, remaining = self._current_event
-        waiting = [[c.name, c.identity()] for c, _ in copy(remaining)]
-        plain_args = [dict(arg) if isinstance(arg, Logs) else arg for arg in args]
-        return {"event": event.value, "args": plain_args, "waiting": waiting} if waiting else None
 
-    def replay_event(self, pending_event: Mapping[str, Any]) -> None:
-        """Call the hooks that ``pending_event`` of a checkpoint names."""
+        Raises:
+            ConfigurationError: a hook of an evaluation saves that itself runs in a hook, whose rest
+                no resume could repeat.
+        """
+        if not self._current or self._current[0][0] not in _NOT_REPEATED_BY_RESUME:
+            return None
+        event, args, remaining = self._current[0]
+        inner = [event.value for event, *_ in self._current[1:]]
+        if inner and inner != [Event.CHECKPOINT_SAVED.value]:
+            raise ConfigurationError(
+                f"the handler cannot be saved in {inner[-1]} of an evaluation that a callback runs "
+                f"in {event.value}, because a resume could not finish that hook: save in "
+                f"{event.value}, after the evaluation."
+            )
+        waiting = [callback for callback, _ in copy(remaining)]
+        if not waiting:
+            return None
+        plain_args = [dict(arg) if isinstance(arg, Logs) else arg for arg in args]
+        listeners = [
+            {**describe(callback), "waits": any(callback is other for other in waiting)}
+            for callback, _ in self._table[event]
+        ]
+        return {"event": event.value, "args": plain_args, "listeners": listeners}
+
+    def replay_event(self, pending_event: Mapping[str, Any], epoch_logs: Logs) -> None:
+        """Call the hooks that ``pending_event`` of a checkpoint says are still to be called.
+
+        ``epoch_logs`` is the live view of the epoch's values, which listeners log more of.
+        """
         event = Event(pending_event["event"])
         args = [Logs(arg) if isinstance(arg, dict) else arg for arg in pending_event["args"]]
-        for callback, hook in self._table[event]:
-            if [callback.name, callback.identity()] in pending_event["waiting"]:
-                hook(*args)
+        if event is Event.EPOCH_END:
+            args = [epoch_logs if isinstance(arg, Logs) else arg for arg in args]
+        waiting = self._waiting(self._table[event], pending_event)
+        self._call(event, tuple(args), [x for x in self._table[event] if id(x[0]) in waiting])
+
+    @staticmethod
+    def _waiting(listeners: Iterable[Listener], pending_event: Mapping[str, Any]) -> set[int]:
+        """The ids of the callbacks that have yet to hear the event."""
+        callbacks = [callback for callback, _ in listeners]
+        entries = pending_event.get("listeners")
+        if entries is None:  # fitkit 0.2 saved only those that wait, which are the last ones
+            waiting = reversed(pending_event["waiting"])
+            entries = [{"name": n, "identity": i, "waits": True} for n, i in waiting]
+            callbacks.reverse()
+        pairs = match_entries(callbacks, entries)
+        return {id(pair.callback) for pair in pairs if entries[pair.number]["waits"]}
 
 
 def _overrides(callback: Callback, event: Event) -> bool:

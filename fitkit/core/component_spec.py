@@ -20,10 +20,22 @@ class ComponentSpec:
 
     def build(self, *args: Any) -> Any:
         """Build an instance, or raise ``ConfigurationError`` if the class lacks an argument."""
+        return self._build(args, {})
+
+    def build_for(self, name: str, value: Any) -> Any:
+        """Build an instance with ``value`` as the argument ``name``, else as the first one."""
         try:
-            inspect.signature(self.cls).bind(*args, **self.kwargs)
+            is_named = name in inspect.signature(self.cls).parameters
+        except ValueError:  # some classes written in C have no signature
+            is_named = False
+        return self._build((), {name: value}) if is_named else self._build((value,), {})
+
+    def _build(self, args: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        try:
+            inspect.signature(self.cls).bind(*args, **more, **self.kwargs)
         except TypeError as error:
-            names = [name for name in inspect.signature(self.cls).parameters if name != "params"]
+            hidden = {"params", *more}
+            names = [n for n in inspect.signature(self.cls).parameters if n not in hidden]
             wrong = [name for name in self.kwargs if name not in names]
             raise ConfigurationError(
                 f"{self.cls.__name__} cannot be built with the arguments {listed(self.kwargs)}: "
@@ -32,7 +44,7 @@ class ComponentSpec:
             ) from error
         except ValueError:  # some classes written in C have no signature
             pass
-        return self.cls(*args, **self.kwargs)
+        return self.cls(*args, **more, **self.kwargs)
 
 
 @dataclass(frozen=True)

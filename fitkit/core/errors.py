@@ -6,10 +6,10 @@ Each message says what was expected, what was received, and what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -142,19 +142,48 @@ def describe(value: Any) -> str:
 
 
 @contextmanager
+def always_after(*steps: Callable[[], object]) -> Iterator[None]:
+    """After ``with``, also after an error, call every step, even if others raise.
+
+    The first error is raised, with the later ones as notes: what failed is not hidden by what could
+    not be put in order because of it.
+    """
+    errors: list[BaseException] = []
+    try:
+        yield
+    except BaseException as error:  # noqa: BLE001  raised below
+        errors.append(error)
+    for step in steps:
+        try:
+            step()
+        except BaseException as error:  # noqa: BLE001  raised below
+            errors.append(error)
+    if errors:
+        raise_first(errors)
+
+
+def raise_first(errors: Sequence[BaseException]) -> NoReturn:
+    """Raise the first error, with the later ones as notes."""
+    for later in errors[1:]:
+        add_note(errors[0], f"then {type(later).__name__}: {later}")
+    raise errors[0]
+
+
+@contextmanager
 def as_checkpoint_error(
     problem: str = "the checkpoint does not fit this handler",
     advice: str = "",
     *,
     kind: type[CheckpointError] = CheckpointError,
+    keep: type[FitkitError] = FitkitError,
 ) -> Iterator[None]:
-    """Inside ``with``, raise other exceptions as ``kind``, with their notes.
+    """Inside ``with``, raise exceptions that are no ``keep`` as ``kind``, with their notes.
 
     The message is ``problem``, the exception, and ``advice``.
     """
     try:
         yield
-    except FitkitError:
+    except keep:
         raise
     except Exception as error:
         reason = f"{str(error).rstrip('.')} ({type(error).__name__})"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fitkit.core.errors import ConfigurationError, did_you_mean, listed
@@ -22,11 +23,30 @@ def as_float(name: str, value: Any) -> float:
         if isinstance(value, (str, bytes)):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigurationError(
-            f"the log value {name!r} must be one number (a float, an int or a tensor of one "
-            f"element), received {type(value).__name__}: reduce it before logging it."
-        ) from error
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise _not_a_number(name, type(value).__name__) from error
+
+
+def as_loggable(name: str, value: Any) -> Any:
+    """``value`` as a float, or as a tensor of one element, which is not read yet.
+
+    Raises:
+        ConfigurationError: it is not one number.
+    """
+    if not isinstance(value, Tensor):
+        return as_float(name, value)
+    is_number = value.numel() == 1 and value.layout is torch.strided
+    if not is_number or value.is_complex() or value.is_meta:
+        kind = f"{value.dtype} on {value.device}".removeprefix("torch.")
+        raise _not_a_number(name, f"a tensor of shape {tuple(value.shape)}, {kind}")
+    return value.detach().clone()  # the callback may change its own in place
+
+
+def _not_a_number(name: str, received: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the log value {name!r} must be one number (a float, an int or a tensor of one element), "
+        f"received {received}: reduce it before logging it."
+    )
 
 
 class Logs(Mapping[str, float]):

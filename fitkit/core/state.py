@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fitkit.core.errors import CheckpointError, ConfigurationError, listed
+from fitkit.core.logs import as_loggable
 
 
 class Phase(str, Enum):
@@ -25,8 +26,7 @@ class FitState:
     """The counters of a run. Only the loop changes them; anyone may read them and call ``stop``.
 
     Args:
-        wishes: the attributes of the model, in which code written for Keras sets
-            ``stop_training``.
+        model: where code written for Keras sets ``stop_training``.
 
     Counters cover the whole life of the handler, across calls of ``fit`` and across restarts.
     They advance *before* the end-of-batch and end-of-epoch hooks run, so a checkpoint saved in
@@ -48,6 +48,8 @@ class FitState:
         stopped_non_finite: whether the reason is a loss or metric that is not finite.
         mid_step: whether a training step is in progress; a checkpoint saved then does not resume
             exactly.
+        last_lr: the learning rate of the epoch's last optimizer step so far, a number or a tensor,
+            or ``None``.
     """
 
     # fmt: off
@@ -57,8 +59,8 @@ class FitState:
     )
     # fmt: on
 
-    def __init__(self, wishes: dict[str, Any] | None = None) -> None:
-        self._model_attributes = {} if wishes is None else wishes
+    def __init__(self, model: object | None = None) -> None:
+        self._model = model
         self.epoch = 0
         self.batch = 0
         self.global_step = 0
@@ -72,13 +74,15 @@ class FitState:
         self.stop_is_final = True
         self.stopped_non_finite = False
         self.mid_step = False
+        self.last_lr: float | Tensor | None = None
         self.epoch_logs: dict[str, float] = {}
         self.logged: dict[str, Any] = {}
 
     @property
     def stopping(self) -> bool:
         """Whether this call of ``fit`` was asked to stop."""
-        if self._model_attributes.get("stop_training"):
+        # a module looks long for an attribute that it lacks, and this is asked for each batch
+        if self._model is not None and vars(self._model).get("stop_training"):
             self.stop("model.stop_training was set")
         return self.stop_reason is not None
 
@@ -106,7 +110,8 @@ class FitState:
             reserved: names of the loss and the metrics.
 
         Raises:
-            ConfigurationError: the name is not a string, or is in use.
+            ConfigurationError: the name is not a string or is in use, or the value is not one
+                number.
         """
         metrics = list(reserved)
         used = {"lr", "epoch", *metrics, *(f"val_{metric}" for metric in metrics), *self.epoch_logs}
@@ -115,7 +120,12 @@ class FitState:
                 f"a callback cannot log {name!r}: choose a non-empty name that is not logged "
                 f"already."
             )
-        self.logged[name] = value.detach() if isinstance(value, Tensor) else value
+        self.logged[name] = as_loggable(name, value)
+
+    def counters(self) -> dict[str, int]:
+        """What was done so far, over all calls of ``fit``."""
+        names = ("epoch", "global_step", "optimizer_steps", "samples_seen")
+        return {name: getattr(self, name) for name in names}
 
     def begin_call(self) -> None:
         """Begin a call of ``fit`` that does not resume an interrupted one."""
@@ -126,8 +136,8 @@ class FitState:
 
     def clear_stop(self) -> None:
         """Discard an earlier ``stop``."""
-        if "stop_training" in self._model_attributes:
-            self._model_attributes["stop_training"] = False
+        if self._model is not None and "stop_training" in vars(self._model):
+            vars(self._model)["stop_training"] = False
         self.stop_reason = None
         self.stop_is_final = True
         self.stopped_non_finite = False
@@ -155,10 +165,13 @@ class FitState:
     def state_dict(self) -> dict[str, Any]:
         """The counters and the logs of the current epoch, as plain types."""
         saved = {name: getattr(self, name) for name in self._SAVED}
+        epoch_logs = dict(self.epoch_logs)
+        if self.phase is not Phase.BEGIN and self.last_lr is not None:
+            epoch_logs["lr"] = float(self.last_lr)
         return {
             **saved,
             "phase": self.phase.value,
-            "epoch_logs": dict(self.epoch_logs),
+            "epoch_logs": epoch_logs,
             "contributed": {name: float(value) for name, value in self.logged.items()},
         }
 
@@ -182,4 +195,6 @@ class FitState:
             setattr(self, name, state_dict[name])
         self.phase = phases[state_dict["phase"]]
         self.epoch_logs = dict(state_dict["epoch_logs"])
+        # inside an epoch it is not logged yet
+        self.last_lr = None if self.phase is Phase.BEGIN else self.epoch_logs.pop("lr", None)
         self.logged = dict(state_dict["contributed"])

@@ -5,6 +5,7 @@ Checkpoints are read to the host. Everything that was on another device returns 
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fitkit.core.errors import CheckpointError, describe
 from fitkit.core.tree import MAX_DEPTH, rebuild_mapping
 
 Path = tuple[Hashable, ...]
@@ -27,6 +29,21 @@ def is_on_host(tensor: Tensor) -> bool:
 def copy_to_host(tensor: Tensor) -> Tensor:
     """A detached copy in host memory."""
     return tensor.detach().to("cpu", copy=True)
+
+
+def copied(value: Any, where: str) -> Any:
+    """A deep copy of state; ``where`` names the state in the error.
+
+    Raises:
+        CheckpointError: it cannot be copied, and so not be saved.
+    """
+    try:
+        return copy.deepcopy(value)
+    except (TypeError, RuntimeError) as error:  # a generator, a tensor with a graph, ...
+        raise CheckpointError(
+            f"{where} cannot be saved: it is {describe(value)}, of which there is no copy "
+            f"({error}). Save plain types that describe it instead."
+        ) from error
 
 
 def detached_copy(tensor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -42,6 +42,8 @@ def rebuild_mapping(tree: Mapping[Any, Any], mapped: dict[Any, Any]) -> Any:
         ordered = OrderedDict(mapped)
         vars(ordered).update(vars(tree))  # a module's state dict stores its versions in _metadata
         return ordered
+    if type(tree) is defaultdict:
+        return defaultdict(tree.default_factory, mapped)
     try:
         return type(tree)(mapped)  # type: ignore[call-arg]  # a Mapping need not take one
     except TypeError:

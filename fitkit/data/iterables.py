@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from fitkit.core.errors import CheckpointError, DataError
 from fitkit.data.generator_state import UserGenerators, announce_epoch
+from fitkit.data.loader_workers import start_iterator
 from fitkit.runtime.rng import IsolatedStreams, derive_seed
 
 
@@ -64,7 +65,7 @@ class IterableSource(_IterableBase):
         """Yield the batches of pass ``epoch`` from batch ``start`` on, or raise ``DataError``."""
         streams = self._begin_pass(epoch)
         with streams:
-            iterator = iter(self._batches)
+            iterator = start_iterator(self._batches)
         restored, self._restored = self._restored, None
         is_single_pass = iterator is self._batches
         count_skipped = self._skip_single_pass if is_single_pass else self._skip_replayed
@@ -149,7 +150,7 @@ class StatefulSource(_IterableBase):
             if restored is not None and restored["loader"] is not None:
                 self._restore_previous_pass(restored)
             with self._streams:
-                iterator = iter(self._batches)
+                iterator = start_iterator(self._batches)
         self._open_epoch, self._has_begun = epoch, True
         yield from draw_inside(self._streams, iterator)
         self._end_pass()
@@ -167,7 +168,7 @@ class StatefulSource(_IterableBase):
     def _restored_iterator(self, state: dict[str, Any]) -> Iterator[Any]:
         try:
             self._batches.load_state_dict(state)
-            return iter(self._batches)
+            return start_iterator(self._batches)
         except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{type(self._batches).__name__} rejects the position in the checkpoint "

@@ -22,6 +22,7 @@ from fitkit.core.types import Share
 from fitkit.data.epoch_sampler import EpochSampler
 from fitkit.data.generator_state import UserGenerators, announce_epoch
 from fitkit.data.iterables import draw_inside
+from fitkit.data.loader_workers import start_iterator
 from fitkit.data.rank_split import SINGLE_RANK, RankSplit, Stride
 from fitkit.data.seeded_fetch import Request, SeededFetch
 from fitkit.runtime.rng import IsolatedStreams, derive_seed
@@ -166,7 +167,7 @@ class MapStyleSource:
         announce_epoch(self._user_loader, epoch)
         self._sampler.begin(epoch, self._stride.begin(start))
         with IsolatedStreams(derive_seed(self._seed, "workers", epoch)):
-            iterator = iter(self._loader)
+            iterator = start_iterator(self._loader)
         if self._ranks.size == 1:
             yield from iterator
         else:

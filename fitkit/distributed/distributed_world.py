@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
-from fitkit.core.errors import RankError
+from fitkit.core.errors import ConfigurationError, RankError
 from fitkit.distributed import group_sockets, process_group
 from fitkit.distributed.failure_watch import FailureWatch
 from fitkit.distributed.rank_info import RankInfo
@@ -85,6 +86,11 @@ class DistributedWorld(World):
 
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
+            if is_lazy(tensor):
+                raise ConfigurationError(
+                    "several ranks cannot share a module with lazy parameters that have no values "
+                    "yet: call it on one batch, on the CPU, and pass it as a ready module."
+                )
             dist.broadcast(tensor, 0, group=self.group_for(tensor.device))
 
     def set_timeout(self, timeout: timedelta) -> None:

@@ -5,7 +5,7 @@ The import takes a second, so it happens only for sharded models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.distributed.tensor import Shard, empty
 
 from fitkit.core.tree import TensorMap
 from fitkit.distributed.dtensor import from_local, is_dtensor, local_tensor
-from fitkit.distributed.parallel import Parallel
+from fitkit.distributed.parallel import Parallel, average_over_ranks
 from fitkit.distributed.world import World
 
 
@@ -39,6 +39,7 @@ class FSDPParallel(Parallel):
         reduce_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(world)
+        self._world = world
         self.side_world = world.side_group()
         self._blocks = blocks
         self._precision = MixedPrecisionPolicy(param_dtype, reduce_dtype)
@@ -54,6 +55,10 @@ class FSDPParallel(Parallel):
         for part in (*_blocks(module, self._blocks), module):
             # else parameters stay gathered after an evaluation and hide averaged weights
             fully_shard(part, **options, reshard_after_forward=True)
+
+    def sync_loss(self, parameters: Iterable[Tensor], *, is_full: bool) -> None:
+        """Average after each pass, as FSDP does: the mean so far is the same on all ranks."""
+        average_over_ranks(self._world, parameters)
 
     def without_gradients(self) -> AbstractContextManager[Any]:
         """No inference mode: training could not gather into buffers that were allocated in it."""

@@ -38,8 +38,14 @@ class Parallel:
         """Inside ``with``, backward passes need not average gradients."""
         return nullcontext()
 
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Average gradients that were accumulated in ``no_sync``."""
+
+    def sync_loss(self, parameters: Iterable[Tensor], *, is_full: bool) -> None:
+        """Average the gradients of a loss module after a backward pass.
+
+        ``is_full``: it was the last one of an accumulation window.
+        """
 
     def without_gradients(self) -> AbstractContextManager[Any]:
         """The context for calling the model without a backward pass."""
@@ -78,24 +84,54 @@ class DDPParallel(Parallel):
             return context
         return nullcontext()
 
-    @torch.no_grad()
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Average accumulated gradients in place; one that is missing on some ranks is 0 there."""
-        trained = [p for p in parameters if p.requires_grad]
-        if self._world.size == 1 or not trained:
-            return
-        is_anywhere = self._world.largest([int(p.grad is not None) for p in trained])
-        for parameter, is_present in zip(trained, is_anywhere, strict=True):
-            if not is_present:
-                continue
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            self._average(parameter.grad)
+        average_over_ranks(self._world, parameters)
 
-    def _average(self, gradient: Tensor) -> None:
-        # All-reduce adds what is at the same place in memory, and strides may differ between ranks.
-        contiguous = gradient.contiguous()
-        self._world.sum_in_place(contiguous)
-        contiguous.div_(self._world.size)
-        if contiguous is not gradient:
-            gradient.copy_(contiguous)
+    def sync_loss(self, parameters: Iterable[Tensor], *, is_full: bool) -> None:
+        """Average once per window, as ``no_sync`` has it for the model."""
+        if is_full:
+            average_over_ranks(self._world, parameters)
+
+
+@torch.no_grad()
+def average_over_ranks(world: World, parameters: Iterable[Tensor]) -> None:
+    """Average gradients in place; one that is missing on some ranks is 0 there."""
+    trained = [p for p in parameters if p.requires_grad]
+    if world.size == 1 or not trained:
+        return
+    kinds = world.largest([_kind_of_gradient(p) for p in trained])
+    for parameter, kind in zip(trained, kinds, strict=True):
+        if kind == _NONE:
+            continue
+        if parameter.grad is None:
+            zeros = torch.zeros_like(parameter)
+            parameter.grad = zeros.to_sparse(1) if kind == _SPARSE else zeros
+        if kind == _SPARSE:
+            parameter.grad = _averaged_sparse(world, parameter.grad)
+        else:
+            _average(world, parameter.grad)
+
+
+_NONE, _STRIDED, _SPARSE = range(3)
+
+
+def _kind_of_gradient(parameter: Tensor) -> int:
+    if parameter.grad is None:
+        return _NONE
+    return _SPARSE if parameter.grad.is_sparse else _STRIDED
+
+
+def _average(world: World, gradient: Tensor) -> None:
+    # All-reduce adds what is at the same place in memory, and strides may differ between ranks.
+    contiguous = gradient.contiguous()
+    world.sum_in_place(contiguous)
+    contiguous.div_(world.size)
+    if contiguous is not gradient:
+        gradient.copy_(contiguous)
+
+
+def _averaged_sparse(world: World, gradient: Tensor) -> Tensor:
+    summed = gradient.coalesce()
+    world.sum_in_place(summed)
+    return summed.div_(world.size)

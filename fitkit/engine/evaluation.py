@@ -36,7 +36,7 @@ def evaluate(
             state.enter(Phase.TEST)
             data_pass.meters.reset()
             callbacks.fire(Event.TEST_BEGIN, EMPTY_LOGS)
-        for batch in data_pass.batches(state.epoch, state.batch):
+        for batch in run.rank_sync.guard(data_pass.batches(state.epoch, state.batch)):
             index = state.batch
             callbacks.fire(Event.TEST_BATCH_BEGIN, index, EMPTY_LOGS)
             run.context.seed_batch()
@@ -139,12 +139,13 @@ def _form(output: Any) -> str:
 
 @contextmanager
 def evaluation_mode(run: EvaluationRun) -> Iterator[None]:
-    """Inside ``with`` the model is in evaluation mode, with its averaged weights."""
-    modes = [(module, module.training) for module in run.module.modules()]
-    run.module.eval()
+    """Inside ``with`` model and loss are in evaluation mode, with their averaged weights."""
+    modes = [(part, part.training) for module in run.modules for part in module.modules()]
+    for module in run.modules:
+        module.eval()
     try:
         with run.context.ema_weights():
             yield
     finally:
-        for module, training in modes:  # parts may have modes of their own
-            module.training = training
+        for part, training in modes:  # parts may have modes of their own
+            part.training = training

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 
-from fitkit.core.errors import DataError, add_note
+from fitkit.core.errors import DataError, raise_first
 from fitkit.core.event import Event
 from fitkit.core.logs import EMPTY_LOGS, Logs
 from fitkit.core.state import Phase
@@ -24,7 +24,7 @@ def fit(run: FitRun) -> None:
     try:
         run.callbacks.fire(Event.TRAIN_BEGIN, EMPTY_LOGS)
         run.lifecycle.replay_interrupted_event()
-        while not _is_complete(run):
+        while not is_complete(run):
             run_epoch(run)
     except BaseException as error:  # noqa: BLE001  raised below, after the hooks
         errors.append(first_error(error))
@@ -37,12 +37,10 @@ def fit(run: FitRun) -> None:
     # fit returns the history after Ctrl-C, so an error that followed it must be raised instead
     errors = [error for error in errors if not isinstance(error, KeyboardInterrupt)] or errors
     if errors:
-        for later in errors[1:]:
-            add_note(errors[0], f"then {type(later).__name__}: {later}")
-        raise errors[0]
+        raise_first(errors)
 
 
-def _is_complete(run: FitRun) -> bool:
+def is_complete(run: FitRun) -> bool:
     """Whether no epoch is left to begin; one that has begun is always finished."""
     state = run.state
     if state.phase is not Phase.BEGIN:
@@ -64,6 +62,7 @@ def run_epoch(run: FitRun) -> None:
     if state.phase is Phase.BEGIN:
         state.epoch_logs = {}
         state.logged = {}
+        state.last_lr = None
         state.enter(Phase.TRAIN)
         run.train.meters.reset()
         run.callbacks.fire(Event.EPOCH_BEGIN, state.epoch, EMPTY_LOGS)
@@ -77,12 +76,11 @@ def run_epoch(run: FitRun) -> None:
 def train_pass(run: FitRun) -> None:
     """The rest of the epoch's training batches."""
     state, callbacks, step, meters = run.state, run.callbacks, run.step, run.train.meters
-    listens_to_ends = callbacks.listens(Event.TRAIN_BATCH_END)
     source, rank_sync, start, num_batches = run.train.source, run.rank_sync, state.batch, None
     context = run.context
     # an epoch has at least one batch; a stop may have been asked for before a resume
     is_done = state.batch > 0 and _must_stop(run)
-    for batch in () if is_done else run.train.batches(state.epoch, start):
+    for batch in () if is_done else rank_sync.guard(run.train.batches(state.epoch, start)):
         index = state.batch
         if index == start:  # a source may know its length only once its pass has begun
             num_batches = run.train.num_batches
@@ -98,7 +96,7 @@ def train_pass(run: FitRun) -> None:
         is_last_step = _max_steps_reached(run)
         if is_last_step:
             state.stop(f"max_steps: {run.last_step} training batches are done", final=False)
-        if listens_to_ends:
+        if callbacks.listens(Event.TRAIN_BATCH_END):
             callbacks.fire(Event.TRAIN_BATCH_END, index, Logs(values))
         rank_sync.check()
         if is_last_step or rank_sync.must_stop:
@@ -131,9 +129,11 @@ def _record_validation(run: FitRun, values: dict[str, float]) -> None:
 def end_epoch(run: FitRun) -> None:
     """Step the schedule and count the epoch before the hooks: a save in them goes on after it."""
     state = run.state
-    learning_rate = run.lifecycle.learning_rate()
+    learning_rate = state.last_lr
+    if learning_rate is None:  # no step was taken, or a file of fitkit 0.2 does not say
+        learning_rate = run.lifecycle.learning_rate()
     if learning_rate is not None:
-        state.epoch_logs["lr"] = learning_rate
+        state.epoch_logs["lr"] = float(learning_rate)
     logs = _epoch_logs(run)
     run.schedule.after_epoch(logs)
     run.rank_sync.share(state.logged)

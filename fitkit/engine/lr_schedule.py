@@ -74,10 +74,28 @@ class Schedule:
             return
         with warnings.catch_warnings():
             # torch warns if this process has not stepped the optimizer yet, which is correct after
-            # a resume at the end of an epoch, or where the loss scaler skipped every step
-            warnings.filterwarnings("ignore", "Detected call of .lr_scheduler")
+            # a resume at the end of an epoch, or where the loss scaler skipped every step; or if it
+            # lost its counter of steps, as in a copy of a handler
+            for begin in ("Detected call of .lr_scheduler", "Seems like .optimizer.step"):
+                warnings.filterwarnings("ignore", begin)
             scheduler.step(*value)
         self._has_stepped = True
+
+
+def warn_of_interval(scheduler: Any, interval: str, epochs: int, steps: int) -> None:
+    """Warn of a schedule as long as the run by the other interval than the one it steps at.
+
+    ``epochs`` and ``steps`` are what this ``fit`` trains: epochs, and optimizer steps.
+    """
+    name = next((name for name in ("total_steps", "T_max") if hasattr(scheduler, name)), None)
+    own, other = (epochs, steps) if interval == "epoch" else (steps, epochs)
+    if name is not None and own != other == getattr(scheduler, name):
+        right = "step" if interval == "epoch" else "epoch"
+        warnings.warn(
+            f"{type(scheduler).__name__} has {name}={other} and steps once per {interval}, {own} "
+            f"times in this fit: pass interval={right!r} to set_scheduler, or {name}={own}.",
+            stacklevel=2,
+        )
 
 
 def require_interval(scheduler_class: type[Any], interval: str, monitor: str | None) -> None:

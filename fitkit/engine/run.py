@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fitkit.core.callback_list import CallbackList
 from fitkit.core.data_timer import DataTimer
 from fitkit.core.errors import Preempted
-from fitkit.core.state import FitState
+from fitkit.core.state import FitState, Phase
+from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.types import BatchSource
 from fitkit.engine.forward import Forward
 from fitkit.engine.lr_schedule import Schedule
@@ -40,6 +41,23 @@ class RankSync:
         """Whether training is to end after this batch."""
         return self._state.stopping
 
+    def restart(self) -> None:
+        """Read anew whether a stop was requested, after a resume has changed that on all ranks."""
+
+    def guard(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches; after a signal, an error in loading one is the end that was announced.
+
+        The signal may have ended what loads the data, and the run is at the end of a batch.
+
+        Raises:
+            BaseException: as ``check`` after a signal, else what the data raised.
+        """
+        try:
+            yield from batches
+        except Exception:
+            self.check(now=True)
+            raise
+
     def share(self, logged: dict[str, Any]) -> None:
         """Give all ranks the values that callbacks of rank 0 logged."""
 
@@ -51,14 +69,13 @@ class RankSync:
             Preempted: after a signal that announces the end of the process.
         """
         if self._watch.received is not None:
-            raise_signal_error(self._watch.received)
+            self._end_for(self._watch.received)
 
-
-def raise_signal_error(received: signal.Signals) -> None:
-    """Raise what a received signal means."""
-    if received is signal.SIGINT:
-        raise KeyboardInterrupt
-    raise Preempted(received)
+    def _end_for(self, received: signal.Signals) -> None:
+        self._watch.is_answered = True
+        if received is signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Preempted(received)
 
 
 class EvaluationContext(Protocol):
@@ -71,7 +88,7 @@ class EvaluationContext(Protocol):
         """Inside ``with`` no gradients are recorded."""
 
     def sync_buffers(self) -> None:
-        """Copy the model's buffers from rank 0 to the other ranks."""
+        """Copy the buffers of model and loss from rank 0 to the other ranks."""
 
     def sum_over_ranks(self, sums: Tensor) -> Tensor:
         """Sum a float64 vector over the ranks."""
@@ -133,7 +150,7 @@ class EvaluationRun:
 
     Attributes:
         forward: computes the loss of a batch.
-        module: the model without wrappers, for its modes.
+        modules: the model and the loss, for their modes.
         context: which weights are evaluated, and together with which ranks.
         callbacks: hear the events.
         state: counts the batches.
@@ -141,7 +158,7 @@ class EvaluationRun:
     """
 
     forward: Forward
-    module: nn.Module
+    modules: TrainedModules
     context: EvaluationContext
     callbacks: CallbackList
     state: FitState
@@ -185,22 +202,31 @@ class FitRun(EvaluationRun):
 
     def rank_progress(self) -> dict[str, Any]:
         """What this rank has accumulated inside the epoch."""
-        meters = {name: p.meters.state_dict() for name, p in self._passes().items()}
+        meters = {name: p.meters.state_dict() for name, p in self._unfinished_passes().items()}
         return {"window": self.step.state_dict(), "meters": meters}
 
     def positions(self) -> dict[str, Any]:
         """Positions of the data sources, beyond epoch and batch."""
-        return {name: p.source.state_dict() for name, p in self._passes().items()}
+        return {name: p.source.state_dict() for name, p in self.passes().items()}
 
     def restore(self, progress: dict[str, Any], positions: dict[str, Any]) -> None:
         """Load what ``progress`` and ``positions`` returned, except ``state``."""
         self.step.load_state_dict(progress.get("window", {}))
-        for name, data_pass in self._passes().items():
+        for name, data_pass in self._unfinished_passes().items():
             if name in progress.get("meters", {}):
                 data_pass.meters.load_state_dict(progress["meters"][name])
+        for name, data_pass in self.passes().items():
             if name in positions:
                 data_pass.source.load_state_dict(positions[name])
 
-    def _passes(self) -> dict[str, DataPass]:
+    def _unfinished_passes(self) -> dict[str, DataPass]:
+        """The passes whose sums are progress; a new epoch or validation begins new sums."""
+        begun = {Phase.TRAIN: ["train"], Phase.VALIDATE: ["train"]}
+        begun[Phase.TEST] = ["train", "validation"]
+        names = begun.get(self.state.phase, ())
+        return {name: p for name, p in self.passes().items() if name in names}
+
+    def passes(self) -> dict[str, DataPass]:
+        """The passes over data by the names that a checkpoint has for them."""
         passes = {"train": self.train}
         return passes if self.validation is None else {**passes, "validation": self.validation}

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from fitkit.core.callback_list import CallbackList
@@ -15,23 +15,13 @@ from fitkit.core.errors import CheckpointError, ConfigurationError, DataError
 from fitkit.core.event import Event
 from fitkit.core.logs import EMPTY_LOGS
 from fitkit.core.state import FitState
+from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.types import Share, StepOutput
 from fitkit.distributed.dtensor import distribute_all_like
+from fitkit.engine.clear_gradients import LeftoverGradients, clear_gradients
+from fitkit.engine.clip_gradients import clip_norm, clip_value
 from fitkit.engine.forward import Forward
 from fitkit.engine.lr_schedule import Schedule
-
-
-def clear_gradients(optimizer: Optimizer) -> None:
-    """``optimizer.zero_grad(set_to_none=True)``, without torch's profiler label.
-
-    The label takes longer than the rest. An overridden ``zero_grad`` is called as it is.
-    """
-    if getattr(optimizer.zero_grad, "__func__", None) is not Optimizer.zero_grad:
-        optimizer.zero_grad(set_to_none=True)
-        return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = None
 
 
 class Stepper(Protocol):
@@ -41,21 +31,32 @@ class Stepper(Protocol):
         """Take the step."""
 
 
+class LossSync(Protocol):
+    """Keeps the parameters and buffers of a loss module equal on all ranks."""
+
+    def before_batch(self) -> None:
+        """Copy the buffers from rank 0."""
+
+    def after_backward(self, *, is_full: bool) -> None:
+        """Average the gradients; ``is_full``: the window's last batch."""
+
+
 class TrainStep:
     """A training step: forward, backward, and an optimizer step when the window is full.
 
     An accumulation window is ``accumulation`` batches whose gradients are added. Each batch is
     weighted by its samples, so a window equals one large batch, also where its last batch is short.
 
-    ``module`` is the model without wrappers, and ``optimizer`` ``None`` where a custom step brings
-    its own. A backward pass averages gradients over ``num_ranks`` ranks, except inside ``no_sync``;
-    ``average`` does so afterwards. ``stepper`` steps in the optimizer's place.
+    ``modules`` are the model and the loss, and ``optimizer`` is ``None`` where a custom step brings
+    its own. A backward pass averages gradients of the model over ``num_ranks`` ranks, except inside
+    ``no_sync``; ``average`` does so afterwards. ``loss_sync`` does both for the loss, which no
+    wrapper averages. ``stepper`` steps in the optimizer's place.
     """
 
     def __init__(
         self,
         forward: Forward,
-        module: nn.Module,
+        modules: TrainedModules,
         optimizer: Optimizer | None,
         schedule: Schedule,
         callbacks: CallbackList,
@@ -66,11 +67,12 @@ class TrainStep:
         clip_value: float | None = None,
         num_ranks: int = 1,
         no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
-        average: Callable[[Iterable[nn.Parameter]], None] = lambda _: None,
+        average: Callable[[Iterable[Tensor]], None] = lambda _: None,
+        loss_sync: LossSync | None = None,
         stepper: Stepper | None = None,
     ) -> None:
         self._forward = forward
-        self._module = module
+        self._modules = modules
         self._optimizer = optimizer
         self._precision = forward.precision
         self._stepper: Any = optimizer if stepper is None else stepper
@@ -83,6 +85,8 @@ class TrainStep:
         self._num_ranks = num_ranks
         self._no_sync = no_sync
         self._average = average
+        self._leftovers = LeftoverGradients(optimizer, modules)
+        self._loss_sync = loss_sync
         self._close_window()
 
     def __call__(
@@ -98,14 +102,20 @@ class TrainStep:
         Returns:
             the step's output, and the samples of this rank.
         """
+        if self._loss_sync is not None:
+            self._loss_sync.before_batch()
         output, num_samples = self._forward(batch)
         own, total = (num_samples, num_samples) if share is None else share
         if not output.backward:
             self._count_step()
             return output, own
+        if not self._batches:
+            self._leftovers.drop()
         weight, is_full = self._weigh(own, total, is_last=is_last)
         with nullcontext() if is_full else self._no_sync():
             self._backward(output.loss if weight == 1.0 else output.loss * weight)
+        if self._loss_sync is not None:
+            self._loss_sync.after_backward(is_full=is_full)
         if is_full:
             self._take_step()
         return output, own
@@ -125,7 +135,7 @@ class TrainStep:
     def finish(self) -> None:
         """Take the step of a window that no further batch will fill."""
         if self._batches:
-            self._average(self._module.parameters())
+            self._average(self._modules.parameters())
             self._take_step()
 
     def _backward(self, loss: Tensor) -> None:
@@ -158,17 +168,21 @@ class TrainStep:
         """Count an optimizer step, taken here or by a custom step, and step the schedule."""
         step = self._state.optimizer_steps
         self._state.optimizer_steps = step + 1
+        if self._optimizer is not None:
+            rate = self._optimizer.param_groups[0]["lr"]
+            # schedules change a rate that is a tensor in place, and to read it would wait for it
+            self._state.last_lr = rate.clone() if isinstance(rate, Tensor) else rate
         self._schedule.after_optimizer_step()
         self._callbacks.fire(Event.OPTIMIZER_STEP_END, step, EMPTY_LOGS)
 
     def _clip(self) -> None:
         if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._module.parameters(), self._clip_norm)
+            clip_norm(self._modules.parameters(), self._clip_norm)
         if self._clip_value is not None:
-            nn.utils.clip_grad_value_(self._module.parameters(), self._clip_value)
+            clip_value(self._modules.parameters(), self._clip_value)
 
     def _scale_gradients(self, factor: float) -> None:
-        for parameter in self._module.parameters():
+        for parameter in self._modules.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
@@ -183,7 +197,7 @@ class TrainStep:
             return {}
         gradients = {
             name: parameter.grad
-            for name, parameter in self._module.named_parameters()
+            for name, parameter in self._modules.named_parameters().items()
             if parameter.grad is not None
         }
         return {
@@ -200,7 +214,7 @@ class TrainStep:
             CheckpointError: its gradients do not fit the model.
         """
         self._close_window()
-        parameters = dict(self._module.named_parameters())
+        parameters = self._modules.named_parameters()
         for parameter in parameters.values():
             parameter.grad = None
         if not state_dict:
@@ -219,5 +233,12 @@ class TrainStep:
                     f"the model that was saved, or from a checkpoint at the end of an epoch."
                 )
         for name, gradient in gradients.items():
-            parameters[name].grad = torch.empty_like(parameters[name]).copy_(gradient)
+            parameters[name].grad = _gradient_like(gradient, parameters[name])
         self._batches, self._samples, self._expected = counts
+
+
+def _gradient_like(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """A copy of ``gradient`` on the parameter's device, in the layout and dtype it was saved in."""
+    if gradient.layout is torch.strided and gradient.dtype == parameter.dtype:
+        return torch.empty_like(parameter).copy_(gradient)  # with the strides that backward gives
+    return gradient.detach().to(parameter.device, copy=True)

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from fitkit.callbacks.history import History
 from fitkit.checkpointing.autosaver import AutoSaver
 from fitkit.checkpointing.save_queue.save_queue import SaveQueue
+from fitkit.checkpointing.storage.run_record import RunIdentity
 from fitkit.core.callback_list import CallbackList
 from fitkit.core.state import FitState
 from fitkit.distributed.parallel import Parallel
@@ -39,7 +40,7 @@ class BaseHandler:
         model_code: the source of the model's class, if it is saved.
         session: the run in progress, and restored state that waits for its owner.
         saves: the queue of save requests, made by ``NNHandler``.
-        calls_made: calls of ``fit`` in this process, with those of a loaded checkpoint.
+        run_identity: the run that its files belong to.
         gradient_accumulation_steps: batches whose gradients make one optimizer step.
     """
 
@@ -55,7 +56,7 @@ class BaseHandler:
         model_code: str | None,
     ) -> None:
         self.parts = parts
-        self.weights = ModelWeights(parts.module, parallel)
+        self.weights = ModelWeights(parts, parallel)
         self.parallel = parallel
         self.world = world
         self.logger = logger
@@ -66,9 +67,9 @@ class BaseHandler:
         self._history.name = "history"  # its state has a key of its own in a checkpoint
         self._callbacks.add(self._history)
         self._callbacks.adopt(self._history)
-        self._state = FitState(vars(self.module))
+        self._state = FitState(self.module)
         self.session = FitSession(world, parallel)
-        self.calls_made = 0
+        self.run_identity = RunIdentity()
         self.gradient_accumulation_steps = 1
 
     def log(self, name: str, value: Any) -> None:

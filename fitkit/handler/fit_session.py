@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,16 +10,21 @@ import torch
 from torch import Tensor
 
 from fitkit.core.data_timer import DataTimer
-from fitkit.core.errors import ConfigurationError
+from fitkit.core.errors import ConfigurationError, as_checkpoint_error
 from fitkit.core.state import FitState, Phase
 from fitkit.core.tree import map_tensors
+from fitkit.core.types import BatchSource
 from fitkit.distributed.parallel import Parallel
 from fitkit.distributed.world import World
 from fitkit.engine.run import FitRun
-from fitkit.handler.optimizer_state import load_scheduler
+from fitkit.handler.model_weights import ModelWeights
 from fitkit.handler.parts import Parts
 from fitkit.handler.redistribute_progress import redistribute_progress
 from fitkit.runtime.rng import capture_streams
+
+_LOSS_KEYS = ("loss_state_dict", "loss_ema_state_dict")
+# the pending state that every run replaces
+_OF_RUN = ("progress", "loader", "scaler_state_dict", "rng")
 
 
 class FitSession:
@@ -28,10 +33,17 @@ class FitSession:
     Attributes:
         run: the run in progress, or ``None``.
         pending: restored state that waits for its owner, by its key in a checkpoint: progress,
-            loader positions, loss scaler and random streams for the next run; scheduler, SDE and
-            sampler until they are set. Only states of callbacks wait in ``CallbackStates``.
+            loader positions, loss scaler and random streams for the next run; ``optimizer``, loss,
+            SDE and sampler until they are set; ``schedule`` for schedulers that are set before the
+            next run. Only states of callbacks wait in ``CallbackStates``.
+        part_changes: how optimizer and scheduler differ from those in the checkpoint, in sentences.
         loaded: whether a checkpoint was loaded that the next ``fit`` goes on from.
         pending_event: the event during which that checkpoint was made, and who has yet to hear it.
+        call_is_open: whether the last call of ``fit`` was interrupted: the next one with
+            ``resume=`` continues it.
+        call_ends: the counters at the end of each earlier call, by its number.
+        config: the configuration of the last call, as ``run_config`` returns it.
+        sources: the object that the last run read and its source, by the name of the data pass.
     """
 
     def __init__(self, world: World, parallel: Parallel) -> None:
@@ -39,8 +51,13 @@ class FitSession:
         self._parallel = parallel
         self.run: FitRun | None = None
         self.pending: dict[str, Any] = {}
+        self.part_changes: dict[str, list[str]] = {}
         self.loaded = False
         self.pending_event: dict[str, Any] | None = None
+        self.call_is_open = False
+        self.call_ends: dict[int, dict[str, int]] = {}
+        self.config: dict[str, Any] = {}
+        self.sources: dict[str, tuple[Any, BatchSource]] = {}
 
     def require_idle(self, verb: str) -> None:
         """Raise ``ConfigurationError`` if ``verb`` is called while a run is in progress."""
@@ -48,6 +65,27 @@ class FitSession:
             raise ConfigurationError(
                 f"{verb} was called during a fit of the same handler: call it before or after fit."
             )
+
+    def require_outside_fit(self, setter: str) -> None:
+        """Raise ``ConfigurationError`` if ``setter`` is called by a hook during ``fit``.
+
+        A resumed run would not call that hook again, so it would go on with the part that the
+        script sets before ``fit``.
+        """
+        if self.run is not None:
+            raise ConfigurationError(
+                f"{setter} was called during fit, and a resumed run could not repeat it: call it "
+                f"before fit, or between two calls of fit."
+            )
+
+    def number_of_call(self, state: FitState) -> int:
+        """The number of the call of ``fit`` that begins now, from 1."""
+        return state.call + (not self.call_is_open)
+
+    @property
+    def changes(self) -> list[str]:
+        """What the program sets differently than the checkpoint that was loaded, in sentences."""
+        return [sentence for sentences in self.part_changes.values() for sentence in sentences]
 
     # ---- values of a checkpoint -----------------------------------------------------------------
 
@@ -104,49 +142,77 @@ class FitSession:
 
     # ---- begin and end of a run -----------------------------------------------------------------
 
-    def begin(self, run: FitRun) -> None:
-        """Start ``run``, from the restored progress if there is one."""
+    def begin(self, run: FitRun, data: Mapping[str, Any]) -> None:
+        """Start ``run``, which reads ``data``, from the restored progress if there is one."""
+        same = {name for name, (old, _) in self.sources.items() if data.get(name) is old}
+        for name in same:
+            if isinstance(data[name], Iterator):  # only its source knows how far it was read
+                run.passes()[name].source = self.sources[name][1]
         if "progress" in self.pending:
+            if not self.loaded:  # a new call begins other data at the beginning
+                positions = self.pending["loader"]
+                self.pending["loader"] = {name: positions[name] for name in same & set(positions)}
             is_sharded = self._parallel.is_sharded
             saved = self.pending["progress"]
             progress = redistribute_progress(saved, self._world, is_sharded=is_sharded)
             run.restore(progress, self.pending["loader"])
             run.forward.precision.load_state_dict(self.pending["scaler_state_dict"])
+        for waiting in ("optimizer", "schedule"):
+            self.pending.pop(waiting, None)
         self.run = run
+        self.sources = {name: (data[name], run.passes()[name].source) for name in data}
 
     def end(self, device: torch.device) -> None:
         """End the run, and keep the state that a save or a later ``fit`` needs."""
-        if self.run is not None:
+        if self.run is None:
+            return
+        try:
             self.pending |= {
                 "progress": self.progress(self.run.state),
                 "loader": self.positions(),
                 "scaler_state_dict": self.scaler(),
                 "rng": capture_streams(device),
             }
+        except BaseException:
+            # what the run has accumulated cannot be read: the next fit starts the epoch over
+            self.pending = {k: v for k, v in self.pending.items() if k not in _OF_RUN}
+            raise
+        finally:
             self.run = None
             self.loaded = False
+            self.part_changes = {}
 
     def drop_epoch_progress(self) -> None:
         """Drop what was accumulated inside an interrupted epoch, which starts over."""
         if "progress" in self.pending:
             self.pending["progress"] = {}
 
-    def load_scheduler(self, parts: Parts, state: dict[str, Any] | None) -> None:
-        """Load the state of the scheduler, or keep it until the scheduler is set."""
-        if state:
-            self.pending["scheduler_state_dict"] = state
-            self.load_pending_scheduler(parts)
+    def set_loss(self, parts: Parts, weights: ModelWeights, *arguments: Any) -> None:
+        """Set the loss and load its pending state; an error leaves the loss that was set."""
+        before = parts.loss
+        parts.set_loss(*arguments)
+        try:
+            self.load_pending_loss(weights)
+        except BaseException:
+            parts.loss = before
+            raise
+        for key in _LOSS_KEYS:  # of a module in whose place a function was set
+            self.pending.pop(key, None)
 
-    def load_pending_scheduler(self, parts: Parts, before: dict[str, Any] | None = None) -> None:
-        """Load the pending state of the scheduler, if the scheduler is set.
+    def load_loss(self, weights: ModelWeights, key: str, state: dict[str, Any] | None) -> None:
+        """Load a state of the loss, or keep it until the loss is set."""
+        self.pending[key] = state
+        self.load_pending_loss(weights)
 
-        ``before`` is the optimizer's state before the scheduler was built and set the first rate.
-        """
-        if parts.scheduler is None or "scheduler_state_dict" not in self.pending:
+    def load_pending_loss(self, weights: ModelWeights) -> None:
+        """Load the pending states of the loss, if it is set and is a module."""
+        if weights.loss_module is None:
             return
-        load_scheduler(parts.scheduler, self.pending.pop("scheduler_state_dict"))
-        if parts.optimizer is not None and before is not None:
-            parts.optimizer.load_state_dict(before)
+        for key, load in zip(_LOSS_KEYS, (weights.load_loss, weights.load_loss_ema), strict=True):
+            if key in self.pending:
+                with as_checkpoint_error("the loss in the checkpoint cannot be read"):
+                    load(self.pending[key])
+                del self.pending[key]
 
     def make_undo(self) -> Callable[[], None]:
         """A function that puts back everything as it is now."""

@@ -11,6 +11,7 @@ import torch
 from fitkit.checkpointing.catalog.latest import read_full
 from fitkit.checkpointing.format.component_config import as_build_error
 from fitkit.checkpointing.read_weights import check_weights, read_weights
+from fitkit.checkpointing.storage import run_record
 from fitkit.distributed.device_check import require_own_device
 from fitkit.distributed.join_world import join_world
 from fitkit.distributed.parallel import Parallel
@@ -49,7 +50,7 @@ def load_handler(
     handler.model_code = state["model_code"]
     rebuild_parts(handler, state, skip_parts)
     load_handler_state_dict(handler, state, strict=strict, skip_parts=skip_parts)
-    handler.calls_made = handler.state.call
+    handler.run_identity.adopt(run_record.read(Path(path)))
     return handler
 
 

@@ -6,7 +6,7 @@ and every key of a scheduler's state becomes an attribute.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,59 +19,46 @@ from fitkit.core.errors import CheckpointError, listed
 from fitkit.core.same_structure import require_same_structure
 from fitkit.core.state_placement import place_like
 from fitkit.distributed.dtensor import distribute_all_like
+from fitkit.handler.group_options import IMPLEMENTATION_FLAGS, MEMBERS
 
-# Flags of how a step is computed: those of the program stay when a state is loaded.
-IMPLEMENTATION_FLAGS = ("fused", "foreach", "capturable", "differentiable")
 # torch's optimizers whose moments have other shapes than their parameters
 _OTHER_SHAPES = ("Adafactor", "LBFGS", "SparseAdam")
 
 
-def require_loadable(optimizer: Optimizer, checkpoint: Mapping[str, Any]) -> None:
-    """Raise ``CheckpointError`` unless ``optimizer`` could have the state in ``checkpoint``."""
-    saved = checkpoint["optimizer_state_dict"]
-    if saved is None:
-        return
+def require_class(optimizer: Optimizer, saved_class: str | None) -> None:
+    """Raise ``CheckpointError`` if the state in a checkpoint is of another class."""
     own_name = class_name(type(optimizer))
-    if checkpoint["optimizer_class"] not in (None, own_name):
+    if saved_class not in (None, own_name):
         raise CheckpointError(
-            f"the checkpoint holds the state of {checkpoint['optimizer_class']!r}, this handler "
-            f"has {own_name!r}: set the same optimizer, or pass skip_optimizer=True to "
-            f"NNHandler.load."
+            f"the checkpoint holds the state of {saved_class!r}, this handler has {own_name!r}: "
+            f"set the same optimizer, or pass skip_optimizer=True to NNHandler.load."
         )
-    own_sizes = [len(group["params"]) for group in optimizer.param_groups]
+
+
+def require_loadable(
+    optimizer: Optimizer,
+    saved: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+    """Raise ``CheckpointError`` unless ``optimizer`` could have the encoded state ``saved``.
+
+    ``groups`` are the parameter groups that it then has; by default its own.
+    """
+    groups = optimizer.param_groups if groups is None else groups
     try:
-        saved_sizes = [len(group["params"]) for group in saved["param_groups"]]
+        sizes = [len(group["params"]) for group in saved["param_groups"]]
     except (LookupError, TypeError) as error:
         raise CheckpointError(
             "the checkpoint's optimizer state has no parameter groups."
         ) from error
-    if own_sizes != saved_sizes:
+    own_sizes = [len(group["params"]) for group in groups]
+    if own_sizes != sizes:
         raise CheckpointError(
-            f"the checkpoint's optimizer has parameter groups of {saved_sizes} parameters, this "
+            f"the checkpoint's optimizer has parameter groups of {sizes} parameters, this "
             f"handler's of {own_sizes}: set the optimizer as it was saved."
         )
-    _require_same_state_structure(decode(saved), optimizer)
-
-
-def _require_same_state_structure(saved: Any, optimizer: Optimizer) -> None:
-    own = optimizer.state_dict()
     try:
-        for number, (saved_group, own_group) in enumerate(
-            zip(saved["param_groups"], own["param_groups"], strict=True)
-        ):
-            for key in own_group.keys() - {"params", *IMPLEMENTATION_FLAGS}:
-                require_same_structure(
-                    saved_group[key], own_group[key], f"the optimizer's {key} of group {number}"
-                )
-        by_index = _parameters_by_index(saved, optimizer)
-        names = [set(values) for values in saved["state"].values() if values]
-        for index, values in saved["state"].items():
-            _require_moments(values, by_index[index], optimizer)
-            if values and set(values) != names[0] and _has_moments_like_parameters(optimizer):
-                raise CheckpointError(
-                    f"the optimizer's state in the checkpoint is not the same for all parameters: "
-                    f"{listed(map(str, values))} and {listed(map(str, names[0]))}."
-                )
+        _require_same_state_structure(decode(saved), optimizer, groups)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -79,6 +66,38 @@ def _require_same_state_structure(saved: Any, optimizer: Optimizer) -> None:
             f"the optimizer's state in the checkpoint cannot be read: {error!r}. Use another "
             f"checkpoint, or pass skip_optimizer=True to NNHandler.load."
         ) from error
+
+
+def _require_same_state_structure(
+    saved: Any, optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]
+) -> None:
+    for number, (entry, group) in enumerate(zip(saved["param_groups"], groups, strict=True)):
+        for key in group.keys() - {*MEMBERS, *IMPLEMENTATION_FLAGS}:
+            if key in entry or key in optimizer.defaults:  # others are a scheduler's
+                require_same_structure(
+                    entry[key], group[key], f"the optimizer's {key} of group {number}"
+                )
+        states = [saved["state"].get(index, {}) for index in entry["params"]]
+        kinds = [_kinds(values) for values in states if values]
+        for values, parameter in zip(states, group["params"], strict=True):
+            _require_moments(values, parameter, optimizer)
+            if values and _kinds(values) != kinds[0] and _has_moments_like_parameters(optimizer):
+                raise CheckpointError(
+                    f"the optimizer's state in the checkpoint is not the same for all parameters "
+                    f"of group {number}: {listed(_kinds(values))} and {listed(kinds[0])}."
+                )
+    indices = {index for entry in saved["param_groups"] for index in entry["params"]}
+    for key in saved["state"].keys() - indices:  # an optimizer's own, which torch passes on
+        if isinstance(key, int):
+            raise KeyError(key)
+
+
+def _kinds(values: Mapping[Any, Any]) -> set[str]:
+    """The names in the state of a parameter, with which of them are tensors."""
+    return {
+        f"{name}, a tensor" if isinstance(value, Tensor) else str(name)
+        for name, value in values.items()
+    }
 
 
 def _parameters_by_index(saved: Mapping[str, Any], optimizer: Optimizer) -> dict[Any, Tensor]:
@@ -94,8 +113,10 @@ def _require_moments(values: Mapping[str, Any], parameter: Tensor, optimizer: Op
     for name, value in values.items():
         if isinstance(value, Tensor):
             fits = value.ndim == 0 or value.shape == parameter.shape
+        elif value is None:
+            fits = name == "momentum_buffer"  # of SGD without momentum
         else:
-            fits = value is None or isinstance(value, (int, float))
+            fits = name == "step" and isinstance(value, (int, float))
         if not fits or not isinstance(name, str):
             raise CheckpointError(
                 f"the optimizer's state in the checkpoint does not fit: {name!r} of a parameter of "
@@ -146,14 +167,14 @@ def _place_counters(optimizer: Optimizer) -> None:
 def _distribute(saved: dict[str, Any], optimizer: Optimizer) -> dict[Any, Any]:
     """The state of each parameter, distributed over the ranks as the parameter is."""
     parameters = _parameters_by_index(saved, optimizer)
-    state = {
-        index: distribute_all_like(values, dict.fromkeys(values, parameters[index]))
-        for index, values in saved["state"].items()
-    }
-    for index, values in state.items():
+    state = dict(saved["state"])
+    for index in state.keys() & parameters.keys():
+        parameter = parameters[index]
+        values = distribute_all_like(state[index], dict.fromkeys(state[index], parameter))
         step = values.get("step")
         if isinstance(step, Tensor) and step.ndim:  # torch does not move it: it expects a scalar
-            values["step"] = step.to(parameters[index].device)
+            values["step"] = step.to(parameter.device)
+        state[index] = values
     return state
 
 
@@ -165,9 +186,18 @@ def move_counters(state: dict[str, Any], device: torch.device) -> None:
 
 
 def load_scheduler(scheduler: Any, saved: dict[str, Any]) -> None:
-    """Load a state, if the scheduler could have it, with tensors where the scheduler's own are."""
+    """Load a state, if the scheduler could have it, with tensors where the scheduler's own are.
+
+    A scheduler of the program's own may gain attributes, which are its state, as it steps.
+    """
     own = scheduler.state_dict()
-    unknown = [key for key in saved if key not in own]
+    is_torchs = type(scheduler).__module__.startswith("torch.")
+    unknown = [
+        key
+        for key in saved
+        if key not in own
+        and (is_torchs or key == "optimizer" or callable(getattr(scheduler, key, 0)))
+    ]
     if unknown:
         raise CheckpointError(
             f"the scheduler's state in the checkpoint has {unknown[0]!r}, which a "

@@ -10,14 +10,18 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fitkit.checkpointing.format.component_config import TORCH_LOSSES
 from fitkit.core.component_spec import ComponentSpec, LossSpec
 from fitkit.core.errors import ConfigurationError, describe, listed
+from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.tree import map_tensors
 from fitkit.core.types import ModelType
 from fitkit.data.spec import DataSpec
 from fitkit.data.split_batch import call_model
 from fitkit.engine.lr_schedule import require_interval
 from fitkit.generative.components import GenerativeComponents
+from fitkit.handler.group_options import Options, options_of
+from fitkit.handler.scheduler_start import SchedulerStart, are_schedulers_of
 from fitkit.handler.torch_compile import (
     CompiledOptimizer,
     compiled,
@@ -38,6 +42,8 @@ class Parts:
         model_spec: class and arguments of the model, ``None`` for a ready module.
         model_type: how a batch becomes a loss.
         device: where the model is.
+        built_options: options of each group of the optimizer when it was built.
+        scheduler_start: what the scheduler was and did when it was built.
         generative: SDE and sampler.
     """
 
@@ -51,12 +57,13 @@ class Parts:
         self.model: nn.Module = self.module
         self.wrapped: nn.Module | None = None
         self.optimizer_spec: ComponentSpec | None = None
-        self.parameter_groups: ParameterGroups | None = None
         self.optimizer: Optimizer | None = None
+        self.built_options: list[Options] = []
         self.scheduler_spec: ComponentSpec | None = None
         self.scheduler_interval = "epoch"
         self.scheduler_monitor: str | None = None
         self.scheduler: LRScheduler | None = None
+        self.scheduler_start: SchedulerStart | None = None
         self.loss: LossSpec | None = None
         self.generative = GenerativeComponents()
         self.train_data: DataSpec | None = None
@@ -103,7 +110,7 @@ class Parts:
         # cloned for checkpoints: a scheduler changes a learning rate that is a tensor in place
         self.optimizer_spec = ComponentSpec(cls, map_tensors(Tensor.clone, dict(kwargs)))
         self.optimizer = ComponentSpec(cls, dict(kwargs)).build(parameters)
-        self.parameter_groups = groups
+        self.built_options = options_of(self.optimizer)
         self._build_scheduler()
 
     def set_scheduler(
@@ -117,14 +124,20 @@ class Parts:
                 f"class and its arguments without the optimizer."
             )
         require_interval(cls, interval, monitor)
+        if self.optimizer is not None and not are_schedulers_of(self.optimizer, kwargs):
+            raise _replaced_optimizer(cls)
         self.scheduler_spec = ComponentSpec(cls, dict(kwargs))
         self.scheduler_interval, self.scheduler_monitor = interval, monitor
         self._build_scheduler()
 
     def _build_scheduler(self) -> None:
-        self.scheduler = None
-        if self.scheduler_spec is not None and self.optimizer is not None:
-            self.scheduler = self.scheduler_spec.build(self.optimizer)
+        """Build the scheduler unless its parts belong to an optimizer that was replaced."""
+        spec, optimizer = self.scheduler_spec, self.optimizer
+        self.scheduler = self.scheduler_start = None
+        if spec is None or optimizer is None or not are_schedulers_of(optimizer, spec.kwargs):
+            return
+        self.scheduler = spec.build_for("optimizer", optimizer)
+        self.scheduler_start = SchedulerStart.of(self.scheduler, optimizer)
 
     def set_loss(self, function: Any, pass_epoch: bool, kwargs: Mapping[str, Any]) -> None:
         """Set the loss; a class is built with ``kwargs``, a function is called with them."""
@@ -142,6 +155,15 @@ class Parts:
     # ---- what training uses ---------------------------------------------------------------------
 
     @property
+    def trained_modules(self) -> TrainedModules:
+        """The model, and the loss that was set, if it is a module with a state of its own."""
+        loss = None if self.loss is None else self.loss.function
+        # torch's own have no modes and no parameters, and their buffers are their arguments
+        if not isinstance(loss, nn.Module) or type(loss).__module__ == TORCH_LOSSES:
+            loss = None
+        return TrainedModules(self.module, loss)
+
+    @property
     def loss_in_use(self) -> LossSpec | None:
         """The loss that was set, or else denoising score matching if there is an SDE."""
         matching = self.generative.matching
@@ -151,6 +173,9 @@ class Parts:
 
     def require_trainable(self) -> None:
         """Raise ``ConfigurationError`` if there is no training step, and no loss or optimizer."""
+        spec, optimizer = self.scheduler_spec, self.optimizer
+        if spec and optimizer is not None and not are_schedulers_of(optimizer, spec.kwargs):
+            raise _replaced_optimizer(spec.cls)
         if self.train_step is not None:
             return
         for part, name, setter in (
@@ -199,6 +224,14 @@ class Parts:
             current = CompiledOptimizer(self.optimizer, self._compile_options or {})
             self._compiled_optimizer = current
         return current
+
+
+def _replaced_optimizer(scheduler_class: type[Any]) -> ConfigurationError:
+    return ConfigurationError(
+        f"{scheduler_class.__name__} is composed of schedulers of another optimizer than the "
+        f"handler's, so they would schedule nothing: build them with handler.optimizer after "
+        f"set_optimizer, then call set_scheduler."
+    )
 
 
 def _build_model(model: Any, kwargs: Mapping[str, Any]) -> tuple[ComponentSpec | None, nn.Module]:

@@ -11,13 +11,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fitkit.core.state_placement import copy_to_host
-from fitkit.core.tree import map_tensors
 from fitkit.core.types import Stateful
 from fitkit.data.generator_state import UserGenerators
 from fitkit.data.spec import DataSpec
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.handler.fit_session import FitSession
-from fitkit.handler.state_dict import SkipParts, handler_state_dict, load_handler_state_dict
+from fitkit.handler.state_dict import make_state_undo
 from fitkit.runtime.module_state import preserve_module_state
 from fitkit.runtime.rng import capture_streams, restore_streams
 
@@ -40,14 +39,11 @@ def preserve_handler_state(handler: BaseHandler, data: Iterable[DataSpec | None]
         undo.callback(handler.callbacks.make_undo(undo_hooks=True))
         handler.session = FitSession(handler.world, handler.parallel)
         handler.callbacks.detached_states, handler.callbacks.unclaimed = [], {}
-        before = handler_state_dict(handler, handler.parallel.on_local_tensors(copy_to_host))
-        undo.callback(
-            load_handler_state_dict, handler, before, skip_parts=SkipParts(callbacks=True)
-        )
+        undo.callback(make_state_undo(handler))
+        handler.weights.drop_ema()  # inside there is only the average that is asked for
         undo.callback(handler.parts.make_undo())
         undo.enter_context(preserve_module_state(handler.module, copy_to_host))
         if isinstance(loss, nn.Module):
-            undo.callback(loss.load_state_dict, map_tensors(copy_to_host, dict(loss.state_dict())))
             undo.enter_context(preserve_module_state(loss, copy_to_host))
         yield
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fitkit.checkpointing.model_source.importer import import_stored_source
 from fitkit.core.errors import CheckpointError
 from fitkit.generative.state import rebuild_generative
 from fitkit.handler.base_handler import BaseHandler
+from fitkit.handler.optimizer_groups import are_of_model, checked_groups, make_groups
 from fitkit.handler.state_dict import SkipParts
 
 
@@ -72,10 +74,7 @@ def rebuild_parts(handler: BaseHandler, state: Mapping[str, Any], skip_parts: Sk
         CheckpointError: a class is not imported or of the wrong kind.
     """
     if state["optimizer_class"] is not None and not skip_parts.optimizer:
-        remedy = "pass skip_optimizer=True and call set_optimizer yourself"
-        cls = resolve_class(state["optimizer_class"], Optimizer, remedy)
-        with as_build_error("optimizer", remedy):
-            handler.parts.set_optimizer(cls, decode_kwargs(state, "optimizer"), None)
+        _rebuild_optimizer(handler, state)
         if state["scheduler_class"] is not None and not skip_parts.scheduler:
             _rebuild_scheduler(handler, state)
     saved = state["loss"]
@@ -87,6 +86,22 @@ def rebuild_parts(handler: BaseHandler, state: Mapping[str, Any], skip_parts: Sk
             handler.parts.set_loss(loss, saved["pass_epoch"], call_kwargs)
     if not skip_parts.sampler_sde:
         rebuild_generative(handler.parts.generative, state)
+
+
+def _rebuild_optimizer(handler: BaseHandler, state: Mapping[str, Any]) -> None:
+    remedy = "pass skip_optimizer=True and call set_optimizer yourself"
+    cls = resolve_class(state["optimizer_class"], Optimizer, remedy)
+    groups = checked_groups(decode(state.get("optimizer_groups")))
+    if groups is not None and not are_of_model(groups):
+        warnings.warn(
+            "the optimizer in the checkpoint has parameters that are not the model's: call "
+            "set_optimizer before fit, which then goes on with the optimizer's state.",
+            stacklevel=2,
+        )
+        return
+    with as_build_error("optimizer", remedy):
+        make = None if groups is None else partial(make_groups, groups)
+        handler.parts.set_optimizer(cls, decode_kwargs(state, "optimizer"), make)
 
 
 def _rebuild_scheduler(handler: BaseHandler, state: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from fitkit.core.errors import describe
 from fitkit.core.html import Html, table
 from fitkit.core.state import Phase
 from fitkit.handler.base_handler import BaseHandler
+from fitkit.runtime.lazy_modules import has_values
 
 
 def as_text(handler: BaseHandler) -> str:
@@ -17,7 +18,7 @@ def as_text(handler: BaseHandler) -> str:
     facts = [
         type(handler.module).__name__,
         str(parts.device),
-        *(_spec_text(spec) for spec in (parts.optimizer_spec, parts.scheduler_spec) if spec),
+        *(spec_text(spec) for spec in (parts.optimizer_spec, parts.scheduler_spec) if spec),
         _position_text(handler),
     ]
     return f"<{type(handler).__name__}: {', '.join(facts)}>"
@@ -27,11 +28,11 @@ def as_html(handler: BaseHandler) -> str:
     """A handler as a table: its parts, what is missing, how far it is trained, and its history."""
     parts = handler.parts
     loss = None if parts.loss is None else parts.loss.function
-    size = sum(parameter.numel() for parameter in handler.module.parameters())
+    size = sum(p.numel() for p in handler.module.parameters() if has_values(p))
     facts = {
         "model": f"{type(handler.module).__name__}, {size:,} parameters, on {parts.device}",
-        "optimizer": _spec_text(parts.optimizer_spec) or "not set: set_optimizer",
-        "scheduler": _spec_text(parts.scheduler_spec),
+        "optimizer": spec_text(parts.optimizer_spec) or "not set: set_optimizer",
+        "scheduler": spec_text(parts.scheduler_spec),
         "loss": _function_name(loss) or ("" if parts.train_step else "not set: set_loss_fn"),
         "training step": _function_name(parts.train_step),
         "metrics": ", ".join(parts.metrics),
@@ -45,7 +46,8 @@ def as_html(handler: BaseHandler) -> str:
     return f"{table(rows)}{history}"
 
 
-def _spec_text(spec: ComponentSpec | None) -> str:
+def spec_text(spec: ComponentSpec | None) -> str:
+    """A component as ``Class(argument=value)``; empty for none."""
     if spec is None:
         return ""
     arguments = ", ".join(f"{name}={_argument_text(value)}" for name, value in spec.kwargs.items())

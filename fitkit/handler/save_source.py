@@ -11,6 +11,7 @@ from fitkit.checkpointing.save_queue.replicated_ranks import ReplicatedRanks
 from fitkit.checkpointing.save_queue.save_queue import SaveQueue
 from fitkit.checkpointing.save_queue.save_source import SaveSource
 from fitkit.checkpointing.savers.saver import Saver
+from fitkit.checkpointing.storage.run_record import RunIdentity
 from fitkit.core.event import Event
 from fitkit.core.logs import EMPTY_LOGS
 from fitkit.core.tree import TensorMap
@@ -39,6 +40,12 @@ class _HandlerSource(SaveSource):
         if saver in same_name:
             state = entries[same_name.index(saver)]["state"]
         return state
+
+    def identity(self) -> RunIdentity:
+        return self._handler.run_identity
+
+    def position(self) -> tuple[int, ...]:
+        return self._handler.state.position()
 
     def is_current(self, path: Path) -> bool:
         return latest.is_at_position(path, self._handler.state.position())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,11 @@ from fitkit.core.state_placement import copy_to_host
 from fitkit.core.tree import TensorMap
 from fitkit.generative.state import load_component, sampler_config, sde_config
 from fitkit.handler.base_handler import BaseHandler
-from fitkit.handler.optimizer_state import load_optimizer, require_loadable, state_of
+from fitkit.handler.optimizer_groups import describe_groups
+from fitkit.handler.optimizer_state import state_of
+from fitkit.handler.set_and_load import load_optimizer_part, load_scheduler_part, require_optimizer
+from fitkit.runtime.lazy_modules import require_values
+from fitkit.runtime.module_state import make_weights_undo
 from fitkit.version import __version__
 
 
@@ -39,13 +43,19 @@ class StateEntry(NamedTuple):
 
     Attributes:
         save: returns the value.
-        load: loads the decoded value; ``None``: it is read when the handler is rebuilt, or never.
+        load: loads the decoded value; ``None``: it is read when the handler is rebuilt, with
+            another key, or never.
         skip: fields of ``SkipParts`` with which it is not loaded.
+        load_from: loads the value from the whole checkpoint, because it depends on other keys.
+        keeps_types: values of other types than a checkpoint holds come back with their types, or
+            are refused; ``load`` decodes them, as it may need classes of the script of training.
     """
 
     save: Callable[[BaseHandler], Any]
     load: Callable[[BaseHandler, Any], None] | None = None
     skip: tuple[str, ...] = ()
+    load_from: Callable[[BaseHandler, Mapping[str, Any]], None] | None = None
+    keeps_types: bool = False
 
 
 def _load_sampler(handler: BaseHandler, saved: dict[str, Any] | None) -> None:
@@ -61,9 +71,15 @@ def _keep_for_next_fit(key: str) -> Callable[[BaseHandler, Any], None]:
     return lambda handler, value: handler.session.pending.update({key: value})
 
 
+def _set_in_session(name: str) -> Callable[[BaseHandler, Any], None]:
+    return lambda handler, value: setattr(handler.session, name, value or {})
+
+
+_WEIGHTS = ("model_state_dict", "loss_state_dict")
+
 # Every key of a checkpoint, in the order in which they are written and loaded. A new key is one new
-# entry here and nothing else: it loads ``None`` from older files, which lack it. ``schema.KEYS``
-# has only the keys without which a file is damaged.
+# entry here, and its type in ``schema.OPTIONAL_KEYS``: it loads ``None`` from older files, which
+# lack it. ``schema.KEYS`` has only the keys without which a file is damaged.
 ENTRIES: dict[str, StateEntry] = {
     "format_version": StateEntry(lambda _: schema.FORMAT_VERSION),
     "fitkit_version": StateEntry(lambda _: __version__),
@@ -76,30 +92,42 @@ ENTRIES: dict[str, StateEntry] = {
     "optimizer_class": StateEntry(lambda h: encode_class(h.parts.optimizer_spec)),
     "optimizer_kwargs": StateEntry(lambda h: encode_kwargs(h.parts.optimizer_spec)),
     "optimizer_state_dict": StateEntry(
-        lambda h: state_of(h.optimizer),
-        lambda h, state: load_optimizer(h.optimizer, state),
-        ("optimizer",),
+        lambda h: state_of(h.optimizer), skip=("optimizer",), load_from=load_optimizer_part
     ),
+    "optimizer_groups": StateEntry(lambda h: describe_groups(h.parts)),
     "scheduler_class": StateEntry(lambda h: encode_class(h.parts.scheduler_spec)),
     "scheduler_kwargs": StateEntry(lambda h: encode_kwargs(h.parts.scheduler_spec)),
     "scheduler_interval": StateEntry(lambda h: h.parts.scheduler_interval),
     "scheduler_monitor": StateEntry(lambda h: h.parts.scheduler_monitor),
     "scheduler_state_dict": StateEntry(
         lambda h: state_of(h.scheduler),
-        lambda h, state: h.session.load_scheduler(h.parts, state),
-        ("optimizer", "scheduler"),
+        skip=("optimizer", "scheduler"),
+        load_from=load_scheduler_part,
+    ),
+    "scheduler_initial_state": StateEntry(
+        lambda h: None if h.parts.scheduler_start is None else h.parts.scheduler_start.state
     ),
     "loss": StateEntry(lambda h: loss_config(h.parts.loss)),
+    "loss_state_dict": StateEntry(
+        lambda h: h.weights.loss_state() or h.session.pending.get("loss_state_dict"),
+        lambda h, state: h.session.load_loss(h.weights, "loss_state_dict", state),
+    ),
     "scaler_state_dict": StateEntry(
         lambda h: h.session.scaler(), _keep_for_next_fit("scaler_state_dict")
     ),
     "ema_state_dict": StateEntry(
-        lambda h: state_of(h.ema), lambda h, state: h.weights.load_ema(state), ("ema",)
+        lambda h: h.weights.ema_state(), lambda h, state: h.weights.load_ema(state), ("ema",)
+    ),
+    "loss_ema_state_dict": StateEntry(
+        lambda h: h.weights.loss_ema_state() or h.session.pending.get("loss_ema_state_dict"),
+        lambda h, state: h.session.load_loss(h.weights, "loss_ema_state_dict", state),
+        ("ema",),
     ),
     "callback_states": StateEntry(
         lambda h: h.callbacks.state_dict(without=h.history),
-        lambda h, states: h.callbacks.load_state_dict(states, h.device),
+        lambda h, states: h.callbacks.load_state_dict(states, h.device, decode),
         ("callbacks",),
+        keeps_types=True,
     ),
     "history": StateEntry(
         lambda h: h.history.state_dict(),
@@ -110,6 +138,8 @@ ENTRIES: dict[str, StateEntry] = {
         lambda h: h.session.progress(h.state),
         lambda h, progress: h.session.load_progress(progress, h.state),
     ),
+    "call_ends": StateEntry(lambda h: h.session.call_ends, _set_in_session("call_ends")),
+    "config": StateEntry(lambda h: h.session.config, _set_in_session("config")),
     "rng": StateEntry(
         lambda h: h.session.streams(h.device, is_seeded=h.seeds.given is not None),
         _keep_for_next_fit("rng"),
@@ -136,10 +166,40 @@ def handler_state_dict(
     """The state of a handler with the keys of ``ENTRIES``, as tensors and plain types.
 
     ``tensor_map`` is applied to each tensor; by default the live tensors are returned.
+
+    Raises:
+        CheckpointError: something cannot be saved, such as a lazy parameter before a first batch.
     """
-    state = {key: entry.save(handler) for key, entry in ENTRIES.items()}
-    encoded: dict[str, Any] = encode(state, tensor_map=tensor_map)
-    return encoded
+    for module in handler.parts.trained_modules:
+        require_values(module)
+    return {
+        key: encode(
+            entry.save(handler), f"state[{key!r}]", tensor_map, keep_types=entry.keeps_types
+        )
+        for key, entry in ENTRIES.items()
+    }
+
+
+def make_state_undo(handler: BaseHandler) -> Callable[[], None]:
+    """A function that puts back all that is in a checkpoint, except the states of callbacks.
+
+    Lazy parameters without values have none afterwards. The copy that is kept for that is on the
+    host: the device may have no room for it.
+    """
+    weights = handler.weights
+    undo_weights = [make_weights_undo(module) for module in handler.parts.trained_modules]
+    trained, weights.trained_before_restore = weights.trained_before_restore, None
+    saved = {key: entry.save(handler) for key, entry in ENTRIES.items() if key not in _WEIGHTS}
+    before = encode(saved, tensor_map=handler.parallel.on_local_tensors(copy_to_host))
+    weights.trained_before_restore = trained
+
+    def undo() -> None:
+        for undo_module in undo_weights:
+            undo_module()
+        _load_entries(handler, before, SkipParts(callbacks=True))
+        weights.trained_before_restore = trained
+
+    return undo
 
 
 def load_handler_state_dict(
@@ -156,37 +216,43 @@ def load_handler_state_dict(
     """
     skip_parts = skip_parts or SkipParts()
     check_weights(handler.module, state["model_state_dict"], strict=strict)
-    if handler.optimizer is not None and not skip_parts.optimizer:
-        require_loadable(handler.optimizer, state)
+    handler.session.part_changes = {}
+
+    def check_optimizer() -> None:
+        if not skip_parts.optimizer:
+            require_optimizer(handler.parts, state)
+
     with as_checkpoint_error():
-        _load(handler, state, strict=strict, skip_parts=skip_parts)
+        handler.weights.check_loss(state.get("loss_state_dict"))
+        weights = decode(state["model_state_dict"])
+        handler.weights.load(weights, strict=strict, check=check_optimizer)
+        _load_entries(handler, state, skip_parts)
 
 
-def _load(
-    handler: BaseHandler, state: Mapping[str, Any], *, strict: bool, skip_parts: SkipParts
-) -> None:
-    handler.weights.load(decode(state["model_state_dict"]), strict=strict)
+def _load_entries(handler: BaseHandler, state: Mapping[str, Any], skip_parts: SkipParts) -> None:
     for key, entry in ENTRIES.items():
         is_skipped = any(getattr(skip_parts, name) for name in entry.skip)
-        if entry.load is not None and not is_skipped:
-            entry.load(handler, decode(state.get(key)))
+        if is_skipped:
+            continue
+        if entry.load is not None:
+            value = state.get(key)
+            entry.load(handler, value if entry.keeps_types else decode(value))
+        if entry.load_from is not None:
+            entry.load_from(handler, state)
 
 
 @contextmanager
 def rollback_on_error(handler: BaseHandler) -> Iterator[None]:
-    """Inside ``with`` another state is loaded; on an error the handler is as it was before.
-
-    The copy that is kept for that is on the host: the device may have no room for it.
-    """
+    """Inside ``with`` another state is loaded; on an error the handler is as it was before."""
     with handler.session.gathered_from_ranks():
-        before = handler_state_dict(handler, handler.parallel.on_local_tensors(copy_to_host))
-    calls_made = handler.calls_made
+        undo_state = make_state_undo(handler)
+    identity = replace(handler.run_identity)
     undo_callbacks, undo_session = handler.callbacks.make_undo(), handler.session.make_undo()
     try:
         yield
     except BaseException:
-        _load(handler, before, strict=True, skip_parts=SkipParts(callbacks=True))
+        undo_state()
         undo_callbacks()
         undo_session()
-        handler.calls_made = calls_made
+        handler.run_identity = identity
         raise

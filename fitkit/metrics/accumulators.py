@@ -1,4 +1,4 @@
-"""Accumulators of one pass: sample-weighted means, and the summed statistics of metrics."""
+"""Accumulators of one pass: the summed statistics of metrics."""
 
 from __future__ import annotations
 
@@ -12,56 +12,7 @@ from fitkit.core.device_capabilities import accumulation_dtype
 from fitkit.core.errors import CheckpointError, DataError
 from fitkit.core.logs import Deferred
 from fitkit.metrics.metric import MeanMetric, Metric, as_statistics
-from fitkit.metrics.running_sum import FOLD_AFTER, RunningSum, is_real, weighted_sum
-
-
-class WeightedMean:
-    """The mean of values weighted by samples, summed in float64."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Discard everything added."""
-        self._values = RunningSum(weighted_sum, at_once=False)
-        self._weight = 0
-
-    def add(self, value: Any, weight: int) -> None:
-        """Add one value (a number or a scalar tensor) with its weight in samples."""
-        self._weight += weight
-        self._values.add(value, weight)
-
-    def sums(self) -> tuple[Tensor, int]:
-        """The weighted sum (float64 scalar) and the weight."""
-        total = self._values.total()
-        return (torch.zeros((), dtype=torch.float64) if total is None else total), self._weight
-
-    def packed(self) -> tuple[Tensor, list[float]]:
-        """The terms of a sum over ranks: a float64 vector, and numbers that the host knows."""
-        total, weight = self.sums()
-        return total.reshape(1), [weight]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The sum, and the values that are not added yet."""
-        weights = self._values.weights
-        return {
-            "total": self._values.added(),
-            "weight": self._weight - sum(weights),
-            "waiting": self._values.waiting(),
-            "weights": weights,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the sum, or raise ``CheckpointError``."""
-        total, waiting = state_dict["total"], state_dict["waiting"]
-        weights = [state_dict["weight"], *state_dict["weights"]]
-        fits = all(type(weight) is int for weight in weights)
-        fits = fits and (total is None or is_real(total, ndim=0))
-        fits = fits and (waiting is None or is_real(waiting, ndim=1))
-        if not fits or len(weights) - 1 != (0 if waiting is None else len(waiting)):
-            raise _invalid("sums of the epoch")
-        self._values.load(total, waiting, weights[1:])
-        self._weight = sum(weights)
+from fitkit.metrics.running_sum import FOLD_AFTER, RunningSum, invalid_sums, is_real
 
 
 class MetricAccumulator:
@@ -79,6 +30,7 @@ class MetricAccumulator:
         """Discard everything added."""
         self._rows = RunningSum(self._add_up, at_once=True)
         self._num_statistics: int | None = None
+        self._has_restored_sums = False
 
     def _call(self, function: Callable[[Any, Any], Any], outputs: Any, targets: Any) -> Any:
         """The metric's function of a batch, if necessary with the device as torch's default.
@@ -107,7 +59,25 @@ class MetricAccumulator:
                 f"received {len(row)} after {self._num_statistics}."
             )
         self._num_statistics = len(row)
+        if self._has_restored_sums:
+            self._require_same_number(name, row)
         return row
+
+    def _require_same_number(self, name: str, row: Tensor) -> None:
+        """Raise ``CheckpointError`` if the restored sums are those of another metric."""
+        self._has_restored_sums = False
+        added, waiting = self._rows.added(), self._rows.waiting()
+        restored = added if waiting is None else self._add_up_rows(waiting)
+        computed = self._add_up_rows(row[None])
+        if restored is not None and len(restored) != len(computed):
+            raise CheckpointError(
+                f"metric {name!r} had {len(restored)} sums when the epoch was interrupted in the "
+                f"middle and has {len(computed)} now: go on with the same metric, or from the end "
+                f"of an epoch."
+            )
+
+    def _add_up_rows(self, rows: Tensor) -> Tensor:
+        return self.metric.add_up(rows.cpu().to(torch.float64))
 
     def measure(self, name: str, outputs: Any, targets: Any) -> Deferred:
         """Add one batch; return its own value, which is computed when it is read."""
@@ -143,6 +113,7 @@ class MetricAccumulator:
         sums, waiting = _checked_state(state_dict, waiting_ndim=2)
         self.reset()
         self._rows.load(sums, waiting)
+        self._has_restored_sums = True
 
 
 class MeanAccumulator(MetricAccumulator):
@@ -222,7 +193,10 @@ class MeanAccumulator(MetricAccumulator):
         sums, waiting = _checked_state(state_dict, waiting_ndim=1)
         if sums is not None:
             if len(sums) != 2:
-                raise _invalid("sums of a mean, which must be two,")
+                raise CheckpointError(
+                    f"a mean has two sums, but {len(sums)} were saved in the middle of the epoch: "
+                    f"go on with the same metric, or from the end of an epoch."
+                )
             total, number = sums.unbind()
             self._rows.load(total, waiting)
             self._number = int(number)
@@ -248,11 +222,5 @@ def _checked_state(state: dict[str, Any], *, waiting_ndim: int) -> tuple[Any, An
     sums, waiting = state["sums"], state.get("waiting")
     fits = sums is None or is_real(sums, ndim=1)
     if not fits or not (waiting is None or is_real(waiting, ndim=waiting_ndim)):
-        raise _invalid("sums of a metric")
+        raise invalid_sums("sums of a metric")
     return sums, waiting
-
-
-def _invalid(sums: str) -> CheckpointError:
-    return CheckpointError(
-        f"the {sums} in the checkpoint are invalid: the file was altered, use another."
-    )

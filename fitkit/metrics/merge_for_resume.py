@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fitkit.core.errors import CheckpointError
-from fitkit.metrics.accumulators import WeightedMean
+from fitkit.metrics.weighted_mean import WeightedMean
 
 
 def merge_meter_states(states: list[dict[str, Any]]) -> dict[str, Any]:

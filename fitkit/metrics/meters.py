@@ -11,17 +11,16 @@ from torch import Tensor
 
 from fitkit.core.errors import CheckpointError, ConfigurationError, DataError, listed
 from fitkit.core.state_placement import is_on_host
+from fitkit.core.tree import map_tensors
 from fitkit.core.types import StepOutput
-from fitkit.metrics.accumulators import (
-    MeanAccumulator,
-    MetricAccumulator,
-    WeightedMean,
-    make_accumulator,
-)
+from fitkit.metrics.accumulators import MeanAccumulator, MetricAccumulator, make_accumulator
 from fitkit.metrics.metric import Metric, as_scalar, is_reserved
 from fitkit.metrics.stateful import StatefulMetric, accumulates
+from fitkit.metrics.weighted_mean import WeightedMean
 
 Meter = WeightedMean | MetricAccumulator | StatefulMetric
+
+_OPTIONAL_KEYS = {"waiting", "on_device"}  # of the state of a meter
 
 
 class Meters:
@@ -98,8 +97,8 @@ class Meters:
                     batch[name] = value
                 elif isinstance(meter, MetricAccumulator):
                     batch[name] = meter.measure(name, output.outputs, output.targets)
-                else:
-                    meter.update(output.outputs, output.targets)
+                else:  # what it keeps must not keep the graph
+                    meter.update(map_tensors(Tensor.detach, output.outputs), output.targets)
 
     def _extra_mean(self, name: str) -> WeightedMean:
         if name in self._meters or is_reserved(name):
@@ -165,12 +164,17 @@ class Meters:
         saved = state_dict["metrics"]
         if set(saved) != set(self._meters):
             raise CheckpointError(
-                f"the checkpoint was made in the middle of an epoch with the metrics "
-                f"{listed(saved)}, this run has {listed(self._meters)}: resume with the same "
-                f"metrics, or from a checkpoint at the end of an epoch."
+                f"the epoch was interrupted in the middle with the metrics {listed(saved)}, this "
+                f"run has {listed(self._meters)}: go on with the same metrics, or from the end of "
+                f"an epoch."
             )
         self._loss.load_state_dict(state_dict["loss"])
         for name, meter in self._meters.items():
+            if set(meter.state_dict()) - _OPTIONAL_KEYS != set(saved[name]) - _OPTIONAL_KEYS:
+                raise CheckpointError(
+                    f"metric {name!r} is of another kind than when the epoch was interrupted in "
+                    f"the middle: go on with the same metric, or from the end of an epoch."
+                )
             meter.load_state_dict(saved[name])
         for name, state in state_dict["extra"].items():
             self._extra_mean(name).load_state_dict(state)

@@ -13,6 +13,7 @@ from torch import Tensor
 from fitkit.core.device_capabilities import accumulation_dtype
 from fitkit.core.errors import ConfigurationError, DataError, describe
 from fitkit.core.state_placement import is_on_host
+from fitkit.metrics.metric_state import require_state
 from fitkit.metrics.stateful import accumulates
 
 MetricFunction = Callable[[Any, Any], Any]
@@ -150,4 +151,6 @@ def require_metric(name: Any, metric: Any, taken: Any) -> Any:
             f"metric {name!r} must be a function (outputs, targets) -> mean over the batch, a "
             f"fitkit.Metric or a torchmetrics Metric, received {type(metric).__name__}."
         )
+    if accumulates(metric) and not isinstance(metric, Metric):
+        require_state(name, metric)
     return metric

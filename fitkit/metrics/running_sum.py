@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fitkit.core.device_capabilities import has_float64
+from fitkit.core.errors import CheckpointError
 from fitkit.core.state_placement import is_on_host
 
 # So many rows are collected in a list and added in one operation: a step costs an append, not an
@@ -134,3 +135,10 @@ def is_real(value: Any, *, ndim: int) -> bool:
     """Whether ``value`` is a dense real tensor with ``ndim`` dimensions."""
     is_tensor = isinstance(value, Tensor) and value.layout is torch.strided
     return is_tensor and value.ndim == ndim and not value.is_complex()
+
+
+def invalid_sums(sums: str) -> CheckpointError:
+    """The exception for saved sums that are no numbers, or not as many as they must be."""
+    return CheckpointError(
+        f"the {sums} in the checkpoint are invalid: the file was altered, use another."
+    )

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fitkit.core.errors import ConfigurationError
 from fitkit.core.logs import as_float
 from fitkit.core.state_placement import detached_copy, device_tensor_paths, move_paths
 from fitkit.core.tree import map_tensors
+from fitkit.metrics.metric_state import load_state, state_of
 
 
 def accumulates(metric: Any) -> bool:
@@ -59,9 +59,7 @@ class StatefulMetric:
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of the metric's state."""
-        state: Any = {}
-        if callable(getattr(self._metric, "state_dict", None)):
-            state = map_tensors(detached_copy, dict(self._metric.state_dict()))
+        state: Any = map_tensors(detached_copy, state_of(self._metric))
         saved = {"updated": self._updated, "state": state}
         on_device = device_tensor_paths(state)
         return {**saved, "on_device": on_device} if on_device else saved
@@ -70,14 +68,9 @@ class StatefulMetric:
         """Restore the metric's state."""
         self.reset()
         if state_dict["updated"]:
-            if not callable(getattr(self._metric, "load_state_dict", None)):
-                raise ConfigurationError(
-                    f"metric {self.name!r} has no load_state_dict, so an epoch cannot be resumed "
-                    f"in the middle: give {type(self._metric).__name__} state_dict and "
-                    f"load_state_dict, or make it a fitkit.Metric."
-                )
             paths = state_dict.get("on_device", ())
-            self._metric.load_state_dict(move_paths(state_dict["state"], paths, self._device))
+            state = move_paths(state_dict["state"], paths, self._device)
+            load_state(self.name, self._metric, state)
             if isinstance(self._metric, nn.Module):  # torchmetrics does not move loaded tensors
                 self._metric.to(self._device)
             _mark_updated(self._metric)

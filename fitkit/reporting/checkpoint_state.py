@@ -22,12 +22,14 @@ def progress_of(state: Mapping[str, Any]) -> Mapping[Any, Any]:
     return as_mapping(as_mapping(state.get("progress")).get("state"))
 
 
-def callback_entries(state: Mapping[str, Any]) -> list[tuple[str, Mapping[Any, Any], str]]:
-    """The key, state and identity of each callback, sorted by key."""
+def callback_entries(
+    state: Mapping[str, Any],
+) -> list[tuple[str, Mapping[Any, Any], Mapping[Any, Any]]]:
+    """The key, state and configuration of each callback, sorted by key."""
     entries = []
     for key, value in as_mapping(state.get("callback_states")).items():
         entry = as_mapping(value)
-        entries.append((str(key), as_mapping(entry.get("state")), str(entry.get("identity") or "")))
+        entries.append((str(key), as_mapping(entry.get("state")), as_mapping(entry.get("config"))))
     return sorted(entries, key=itemgetter(0))
 
 

@@ -158,7 +158,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 def _callbacks(state: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each callback with the short values of its state."""
     callbacks = []
-    for key, saved, identity in callback_entries(state):
+    for key, saved, config in callback_entries(state):
         rows = [
             [str(name).replace("_", " "), as_text(_counted_from_one(str(name), value))]
             for name, value in saved.items()
@@ -166,7 +166,8 @@ def _callbacks(state: Mapping[str, Any]) -> list[dict[str, Any]]:
             if isinstance(value, (bool, int, float, str)) and name != "text"
             if not str(name).endswith("seconds")
         ]
-        rows += [["configuration", as_text(identity)]] if identity else []
+        given = {name: value for name, value in config.items() if value is not None}
+        rows += [["configuration", as_text(given)]] if given else []
         if rows:
             callbacks.append({"title": key, "rows": rows})
     return callbacks

@@ -11,6 +11,7 @@ import torch
 from fitkit.checkpointing.format.class_names import class_name
 from fitkit.checkpointing.format.component_config import encode_class
 from fitkit.runtime.device import device_name
+from fitkit.runtime.lazy_modules import with_values
 from fitkit.version import __version__
 
 _FIT_ARGUMENTS = (
@@ -45,7 +46,7 @@ def live_state(handler: Any) -> dict[str, Any]:
         "scheduler_interval": parts.scheduler_interval,
         "scheduler_monitor": parts.scheduler_monitor,
         "loss": {"class": loss_class and class_name(loss_class), "kwargs": _kwargs(parts.loss)},
-        "model_state_dict": handler.module.state_dict(),
+        "model_state_dict": with_values(handler.module.state_dict()),
         "optimizer_state_dict": {"param_groups": [{"lr": float(group["lr"])} for group in groups]},
         "ema_state_dict": None if handler.ema is None else {"decay": handler.ema.decay},
         "callback_states": handler.callbacks.state_dict(),

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from fitkit.core.early_stopping_identity import EarlyStoppingConfig
 from fitkit.core.monitor import Monitor
 from fitkit.reporting.checkpoint_state import (
     as_count,
@@ -42,9 +41,9 @@ def lanes(
         _mark(save["epoch"], save["text"], "best" if save["is_best"] else "plain") for save in saves
     ]
     rows = [("Checkpoints", saved), ("Learning rate", _rate_changes(state, curves))]
-    for key, callback_state, identity in callback_entries(state):
+    for key, callback_state, config in callback_entries(state):
         if {"best", "best_epoch", "wait", "stopped_epoch"} <= set(callback_state):
-            marks = _early_stopping(callback_state, identity, progress_of(state), curves)
+            marks = _early_stopping(callback_state, config, progress_of(state), curves)
             rows.append((key, marks))
     return [{"label": label, "marks": marks} for label, marks in rows if marks]
 
@@ -76,10 +75,10 @@ def _column(curves: Curves, name: str) -> list[tuple[int, float]]:
 
 
 def _early_stopping(
-    saved: Mapping[str, Any], identity: str, progress: Mapping[Any, Any], curves: Curves
+    saved: Mapping[str, Any], config: Mapping[Any, Any], progress: Mapping[Any, Any], curves: Curves
 ) -> list[Mark]:
     """Each check of the last call of ``fit``; if they are not known, only the best and the stop."""
-    marks = _replay(saved, identity, as_count(progress.get("first_epoch")) or 0, curves)
+    marks = _replay(saved, config, as_count(progress.get("first_epoch")) or 0, curves)
     best_epoch, stopped_epoch = saved["best_epoch"], saved["stopped_epoch"]
     if not marks and isinstance(best_epoch, int):
         marks = [_mark(best_epoch + 1, f"best {as_text(saved['best'])}", "best")]
@@ -91,28 +90,29 @@ def _early_stopping(
 
 
 def _replay(
-    saved: Mapping[str, Any], identity: str, first_epoch: int, curves: Curves
+    saved: Mapping[str, Any], config: Mapping[Any, Any], first_epoch: int, curves: Curves
 ) -> list[Mark]:
     """The checks, computed from the curve; none if they do not end in the saved state."""
     try:
-        config = EarlyStoppingConfig.from_identity(identity)
-        monitor = Monitor(config.monitor, config.mode, config.min_delta)
-    except ValueError:  # another callback with the same fields; a MonitorError is one too
+        monitor = Monitor(config["monitor"], config["mode"], config["min_delta"])
+        patience, baseline = int(config["patience"]), config["baseline"]
+        first_epoch = max(first_epoch, int(config["start_from_epoch"]))
+    except (KeyError, TypeError, ValueError):  # another callback, or fitkit 0.2
         return []
     marks: list[Mark] = []
     best, best_epoch, wait = None, None, 0
-    for epoch, value in _column(curves, config.monitor):
-        if epoch < max(first_epoch, config.start_from_epoch) or not math.isfinite(value):
+    for epoch, value in _column(curves, monitor.name):
+        if epoch < first_epoch or not math.isfinite(value):
             continue
         is_better = monitor.is_better(value, than=best)
         wait += 1
         if is_better:
             best, best_epoch = value, epoch
-            if config.baseline is None or monitor.is_better(value, than=config.baseline):
+            if baseline is None or monitor.is_better(value, than=baseline):
                 wait = 0
-            mark = _mark(epoch + 1, f"best {config.monitor} {value:.5g}", "best")
+            mark = _mark(epoch + 1, f"best {monitor.name} {value:.5g}", "best")
         else:
-            mark = _mark(epoch + 1, f"waited {wait} of {config.patience}", "wait")
-        marks.append({**mark, "share": min(wait / max(config.patience, 1), 1)})
+            mark = _mark(epoch + 1, f"waited {wait} of {patience}", "wait")
+        marks.append({**mark, "share": min(wait / max(patience, 1), 1)})
     agrees = [best, best_epoch, wait] == [saved["best"], saved["best_epoch"], saved["wait"]]
     return marks if agrees else []

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import Any
+
+from tqdm.std import tqdm
 
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.types import LoggingMode
@@ -25,7 +28,8 @@ def make_logger(mode: LoggingMode | None, filename: str, level: int) -> logging.
             f"logger_level must be a level of the logging module such as logging.INFO, "
             f"received {level!r}."
         )
-    logger = logging.Logger("fitkit", level)
+    logger = _HandlerLogger("fitkit", level)
+    logger.arguments = (mode, filename, level)
     if mode is None:
         logger.parent = logging.getLogger("fitkit")
         return logger
@@ -36,6 +40,34 @@ def make_logger(mode: LoggingMode | None, filename: str, level: int) -> logging.
     for handler in logger.handlers:
         handler.setFormatter(logging.Formatter(_FORMAT))
     return logger
+
+
+def show(logger: logging.Logger, text: str) -> None:
+    """Log ``text`` at INFO, and write it to stderr if no handler shows it on a console."""
+    logger.info("%s", text)
+    if not _is_shown(logger) and sys.stderr is not None:
+        tqdm.write(text, file=sys.stderr)  # above a progress bar, if there is one
+
+
+def _is_shown(logger: logging.Logger) -> bool:
+    """Whether lines at INFO reach a console."""
+    current: logging.Logger | None = logger
+    while current is not None and logger.isEnabledFor(logging.INFO):
+        for handler in current.handlers:
+            is_console = getattr(handler, "stream", None) in (sys.stderr, sys.stdout)
+            if is_console and handler.level <= logging.INFO:
+                return True
+        current = current.parent if current.propagate else None
+    return False
+
+
+class _HandlerLogger(logging.Logger):
+    """A logger that can be copied and pickled, which ``logging`` does for registered ones only."""
+
+    arguments: tuple[LoggingMode | None, str, int]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return make_logger, self.arguments
 
 
 class _LazyFileHandler(logging.FileHandler):

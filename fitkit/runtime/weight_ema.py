@@ -14,6 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from fitkit.core.errors import CheckpointError, ConfigurationError, listed
 from fitkit.core.state_placement import detached_copy
 from fitkit.distributed.dtensor import distribute_like, is_dtensor
+from fitkit.runtime.lazy_modules import with_values
 
 
 class WeightEMA:
@@ -44,19 +45,19 @@ class WeightEMA:
         persistent = set(module.state_dict(keep_vars=True))
         # other buffers are caches, which a module may rebuild in another shape at any time
         self._buffers = {name for name, _ in module.named_buffers() if name in persistent}
-        values = self._values(module)
-        self._average = {name: _accumulator(value) for name, value in values.items()}
-        self._average_names = _average_names(module, values)
+        self._average: dict[str, Tensor] = {}
+        self._average_names: dict[str, str] = {}
+        self.add_missing(module)
 
     def set_decay(self, decay: float) -> None:
         """Use another decay from now on; raises ``ConfigurationError`` if it is out of range."""
         require_decay(decay)
         self.decay = float(decay)
-        self._move = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Update the average after an optimizer step of ``module``."""
+        self.add_missing(module)
         values = self._values(module)
         # torch's foreach functions do not take DTensors and other tensors in one call
         moving: dict[bool, tuple[list[Tensor], list[Tensor]]] = {False: ([], []), True: ([], [])}
@@ -67,9 +68,10 @@ class WeightEMA:
                 targets.append(values[name].to(average.dtype))
             else:
                 average.copy_(values[name])
+        move = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
         for averages, targets in moving.values():
             if averages:
-                self._move(averages, targets, self._num_averaged)
+                move(averages, targets, self._num_averaged)
         self._num_averaged += 1
 
     def weights(self) -> dict[str, Tensor]:
@@ -99,6 +101,7 @@ class WeightEMA:
     @contextmanager
     def swapped_into(self, module: nn.Module) -> Iterator[None]:
         """Inside ``with``, the module has the averaged weights; the trained ones come back."""
+        self.add_missing(module)
         values = self._values(module)
         self._swapped_out.append({name: detached_copy(value) for name, value in values.items()})
         try:
@@ -117,9 +120,17 @@ class WeightEMA:
         return weights
 
     def _values(self, module: nn.Module) -> dict[str, Tensor]:
-        """Parameters and persistent buffers, each tensor once."""
+        """Parameters and persistent buffers that have values, each tensor once."""
         buffers = {name: b for name, b in module.named_buffers() if name in self._buffers}
-        return {**dict(module.named_parameters()), **buffers}
+        return with_values({**dict(module.named_parameters()), **buffers})
+
+    def add_missing(self, module: nn.Module) -> None:
+        """Begin the average of what has values since then: lazy parameters after a first batch."""
+        values = self._values(module)
+        missing = {name: value for name, value in values.items() if name not in self._average}
+        if missing:
+            self._average |= {name: _accumulator(value) for name, value in missing.items()}
+            self._average_names = _average_names(module, values)
 
     def state_dict(self) -> dict[str, Any]:
         """The average, the number of steps in it, and the decay."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from fitkit.core.errors import ConfigurationError
@@ -17,8 +16,9 @@ from fitkit.core.tree import iterate_tensors
 from fitkit.core.types import ModelType
 from fitkit.data.in_memory import as_tensors, is_in_memory
 from fitkit.data.split_batch import call_model, split_inputs
-from fitkit.handler.optimizer_state import IMPLEMENTATION_FLAGS
+from fitkit.handler.group_options import IMPLEMENTATION_FLAGS
 from fitkit.runtime.device import floating_dtype, to_device
+from fitkit.runtime.lazy_modules import has_values, uninitialized_names
 from fitkit.runtime.module_state import preserve_module_state
 from fitkit.runtime.rng import capture_streams, restore_streams
 from fitkit.summary.model_summary import ModelSummary, ModuleRow
@@ -109,7 +109,7 @@ def _zeros(size: Any, dtype: torch.dtype) -> Any:
 
 def _record_calls(module: nn.Module, device: torch.device, inputs: Any) -> dict[int, Any]:
     """The output shapes of each module, by its id, for each call in one evaluation pass."""
-    if any(isinstance(p, UninitializedParameter) for p in module.parameters()):
+    if uninitialized_names(module):
         raise ConfigurationError(
             f"{type(module).__name__} has parameters that its first batch initializes, so a pass "
             f"would change it: call it on a batch first, or leave out the example."
@@ -132,7 +132,7 @@ def _record_calls(module: nn.Module, device: torch.device, inputs: Any) -> dict[
 
 
 def _numel(parameter: Tensor) -> int:
-    return 0 if isinstance(parameter, UninitializedParameter) else parameter.numel()
+    return parameter.numel() if has_values(parameter) else 0
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -154,7 +154,9 @@ def _state_after_a_step(optimizer: Optimizer) -> Mapping[Any, Any] | None:
         {
             **group,
             **{name: False for name in IMPLEMENTATION_FLAGS if name in group},
-            "params": [_meta_parameter(p) for p in group["params"] if p.requires_grad],
+            "params": [
+                _meta_parameter(p) for p in group["params"] if p.requires_grad and has_values(p)
+            ],
         }
         for group in optimizer.param_groups
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from fitkit.engine.run import DataPass, EvaluationRun, RankSync
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.metrics.meters import Meters
 from fitkit.runtime.device import floating_dtype, make_current, to_device
+from fitkit.runtime.lazy_modules import uninitialized_names
 from fitkit.runtime.precision import Precision, make_precision
 from fitkit.runtime.rng import derive_seed, seed_streams
 from fitkit.runtime.signals import SignalWatch
@@ -40,12 +41,12 @@ class HandlerContext:
         self._handler = handler
         self._seeds_batches = seeds_batches and handler.world.rank > 0
         self.ema_weights = handler.weights.swapped_in
-        self.without_gradients = handler.parallel.without_gradients
+        self.without_gradients = without_gradients(handler)
         self.sum_over_ranks = handler.world.sum
 
     def sync_buffers(self) -> None:
         """Copy running statistics from rank 0, which are also those that are saved."""
-        self._handler.world.copy_from_main(self._handler.module.buffers())
+        self._handler.world.copy_from_main(self._handler.parts.trained_modules.buffers())
 
     def seed_batch(self) -> None:
         """Seed the random streams for the next batch."""
@@ -56,6 +57,15 @@ class HandlerContext:
             seed_streams(seed, handler.device)
 
 
+def without_gradients(handler: BaseHandler) -> Callable[[], AbstractContextManager[Any]]:
+    """The context for calling the model without a backward pass.
+
+    Lazy parameters that begin in torch's inference mode could not be trained.
+    """
+    is_lazy = any(map(uninitialized_names, handler.parts.trained_modules))
+    return torch.no_grad if is_lazy else handler.parallel.without_gradients
+
+
 class HandlerEvaluator:
     """The ``Evaluator`` of a handler, by which a ``ScoreModel`` calls its model."""
 
@@ -63,7 +73,7 @@ class HandlerEvaluator:
         self._handler = handler
         self.device = handler.device
         self.shows_progress = handler.world.is_main
-        self.without_gradients = handler.parallel.without_gradients
+        self.without_gradients = without_gradients(handler)
         self.next_seed = handler.seeds.next_draw
 
     @property
@@ -86,7 +96,7 @@ def build_evaluation(
     make_current(handler.device)
     return EvaluationRun(
         forward=evaluation_forward(handler, make_precision(precision, handler.device)),
-        module=handler.module,
+        modules=handler.parts.trained_modules,
         context=HandlerContext(handler),
         callbacks=callbacks,
         state=FitState(),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections import ChainMap
 from typing import Any
 
 from fitkit.checkpointing.savers.saver import Saver
 from fitkit.core.errors import ConfigurationError, Preempted
+from fitkit.core.logs import Logs
 from fitkit.data.make_source import batch_size_of
 from fitkit.data.spec import (
     DataSpec,
@@ -14,7 +17,8 @@ from fitkit.data.spec import (
     require_rereadable,
     split_off_validation,
 )
-from fitkit.engine.lr_schedule import Schedule
+from fitkit.distributed.loss_sync import make_loss_sync
+from fitkit.engine.lr_schedule import Schedule, warn_of_interval
 from fitkit.engine.run import DataPass, FitRun, RankSync
 from fitkit.engine.train_step import TrainStep
 from fitkit.handler.base_handler import BaseHandler
@@ -53,6 +57,13 @@ def training_specs(handler: BaseHandler, options: FitOptions) -> Specs:
     return train, parts.validation_data
 
 
+def data_of(specs: Specs) -> dict[str, Any]:
+    """The objects that a run reads, by the name of the data pass."""
+    train, validation = specs
+    data = {"train": train.data}
+    return data if validation is None else {**data, "validation": validation.data}
+
+
 class HandlerLifecycle:
     """The ``FitLifecycle`` of a handler; ``continues``: this fit continues an interrupted one."""
 
@@ -67,7 +78,9 @@ class HandlerLifecycle:
         handler, session = self._handler, self._handler.session
         pending_event, session.pending_event = session.pending_event, None
         if pending_event is not None:
-            handler.callbacks.replay_event(pending_event)
+            state = handler.state
+            logs = Logs(ChainMap(state.logged, state.epoch_logs))
+            handler.callbacks.replay_event(pending_event, logs)
         for saver in handler.callbacks:
             if isinstance(saver, Saver):
                 saver.resubmit() if self._continues else handler.saves.delete_obsolete(saver)
@@ -106,9 +119,14 @@ def build_run(
         has_validation=specs[1] is not None,
     )
     train, validation = _data_passes(handler, options, *specs)
+    if train.num_batches is not None:
+        steps = math.ceil(train.num_batches / options.gradient_accumulation_steps)
+        warn_of_interval(
+            parts.scheduler, parts.scheduler_interval, options.epochs, options.epochs * steps
+        )
     return FitRun(
         forward=evaluation_forward(handler, precision),
-        module=parts.module,
+        modules=parts.trained_modules,
         context=HandlerContext(handler, seeds_batches=True),
         callbacks=handler.callbacks,
         state=handler.state,
@@ -165,7 +183,7 @@ def _train_step(
         stepper = None if precision.reads_to_step else parts.compile_optimizer()
     return TrainStep(
         forward_of(handler, precision, parts.train_step, model),
-        parts.module,
+        parts.trained_modules,
         parts.optimizer,
         schedule,
         handler.callbacks,
@@ -176,6 +194,7 @@ def _train_step(
         num_ranks=handler.world.size,
         no_sync=lambda: parallel.no_sync(model),
         average=parallel.average_gradients,
+        loss_sync=make_loss_sync(parts.trained_modules, handler.world, parallel),
         stepper=stepper,
     )
 
@@ -207,5 +226,6 @@ def run_params(
         "ema_decay": options.ema_decay,
         "loader": loader_settings(train_spec),
         "save_on_last_epoch": options.save_on_last_epoch,
+        "resume": bool(options.resume),
         "resumed": resumed,
     }

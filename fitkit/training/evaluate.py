@@ -53,7 +53,7 @@ def _with_callbacks(handler: BaseHandler, callbacks: Iterable[Callback]) -> Call
     """The handler's callbacks and those of one evaluation."""
     if handler.session.run is not None and not callbacks:
         return handler.callbacks
-    listeners = CallbackList([*handler.callbacks, *callbacks])
+    listeners = handler.callbacks.extended(callbacks)
     any_handler: Any = handler
     for callback in listeners:
         callback.handler = any_handler

@@ -10,29 +10,23 @@ from typing import Any
 from fitkit.callbacks.history import History
 from fitkit.core.callback import Callback
 from fitkit.core.device_capabilities import has_async_copies
-from fitkit.core.errors import Preempted, as_checkpoint_error
-from fitkit.core.state import Phase
+from fitkit.core.errors import Preempted, always_after
 from fitkit.engine import loop
 from fitkit.engine.run import FitRun
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.handler.preserve_state import preserve_handler_state
 from fitkit.handler.state_dict import rollback_on_error
-from fitkit.runtime.determinism import rnn_dropout_remark
 from fitkit.runtime.device import make_current
 from fitkit.runtime.handler_logger import close_files
 from fitkit.runtime.out_of_memory import free_pinned_memory
-from fitkit.runtime.rng import (
-    capture_streams,
-    derive_seed,
-    kind_of_streams,
-    restore_streams,
-    seed_streams,
-)
+from fitkit.runtime.rng import restore_streams
 from fitkit.runtime.signals import SignalWatch
-from fitkit.training.build_run import Specs, build_run, run_params, training_specs
+from fitkit.training.begin_checks import buffer_watches
+from fitkit.training.build_run import Specs, training_specs
 from fitkit.training.options import FitOptions
+from fitkit.training.prepare import prepare_run
 from fitkit.training.rank_sync import make_rank_sync
-from fitkit.training.resume import resume
+from fitkit.training.resume import interrupted_call
 
 
 def run_fit(handler: BaseHandler, options: FitOptions) -> History:
@@ -50,148 +44,72 @@ def run_fit(handler: BaseHandler, options: FitOptions) -> History:
     specs = training_specs(handler, options)
     if options.fast_dev_run:
         return _fast_dev_run(handler, options, specs)
+    in_memory = interrupted_call(handler, options)
     attached: list[Callback] = []
     extra = options.extra_callbacks([*handler.callbacks, *options.callbacks])
-    try:
+    extra += buffer_watches(handler)
+    with always_after(
+        lambda: handler.session.end(handler.device),
+        lambda: handler.callbacks.detach(attached),
+        lambda: _release(handler),
+    ):
         for callback in (*options.callbacks, *extra):
             handler.callbacks.add(callback)
             attached.append(callback)
-        return _fit_attached(handler, options, specs)
-    finally:
-        handler.session.end(handler.device)
-        handler.callbacks.detach(attached)
-        close_files(handler.logger)
-        if has_async_copies(handler.device):  # batches and copies for saves were in it
-            free_pinned_memory()
+        return _fit_attached(handler, options, specs, in_memory)
 
 
-def _fit_attached(handler: BaseHandler, options: FitOptions, specs: Specs) -> History:
+def _release(handler: BaseHandler) -> None:
+    handler.saves.files.unlock()
+    close_files(handler.logger)
+    if has_async_copies(handler.device):  # batches and copies for saves were in it
+        free_pinned_memory()
+
+
+def _fit_attached(
+    handler: BaseHandler, options: FitOptions, specs: Specs, in_memory: dict[str, Any] | None
+) -> History:
     handler.gradient_accumulation_steps = options.gradient_accumulation_steps
     with SignalWatch((signal.SIGINT, *options.preemption_signals)) as watch:
         may_load = bool(options.resume) or handler.session.loaded
         with rollback_on_error(handler) if may_load else nullcontext():
-            prepared = _prepare(handler, options, specs, watch)
+            prepared = prepare_run(handler, options, specs, watch, in_memory)
         if prepared is None:
+            make_rank_sync(handler.state, watch, handler.world, handler.saves).check(now=True)
             return handler.history
         return _train(handler, *prepared)
 
 
-def _prepare(
-    handler: BaseHandler, options: FitOptions, specs: Specs, watch: SignalWatch
-) -> tuple[FitRun, dict[str, Any] | None] | None:
-    """Everything up to the first hook.
-
-    Returns:
-        the run, and the program's random streams to be restored after it; ``None`` if this call was
-        complete before the process was restarted.
-    """
-    state, session = handler.state, handler.session
-    if options.seed is not None:
-        handler.seeds.start_from(options.seed)
-    continues, is_complete = resume(handler, options)
-    if is_complete:
-        handler.calls_made += 1
-        return None
-    is_resumed = continues or session.loaded
-    if not is_resumed:
-        _begin_new_epoch(handler)
-    first_epoch = state.first_epoch if continues else state.epoch
-    run = build_run(
-        handler,
-        options,
-        specs,
-        make_rank_sync(state, watch, handler.world, handler.saves),
-        first_epoch=first_epoch,
-        first_step=state.first_step if continues else state.global_step,
-        continues=continues,
-    )
-    handler.saves.begin(state.global_step)
-    params = run_params(handler, run, options, specs[0], first_epoch, resumed=is_resumed)
-    handler.callbacks.bind(handler, params, handler.saves.flush)
-    with as_checkpoint_error() if is_resumed else nullcontext():
-        handler.callbacks.begin()
-        session.begin(run)
-        is_reseeded = options.seed is not None
-        streams = _enter_streams(handler, is_resumed=is_resumed, is_reseeded=is_reseeded)
-    remark = rnn_dropout_remark(handler.module, handler.device)
-    if remark is not None and not handler.calls_made:
-        handler.logger.warning(remark)
-    if not continues:
-        state.begin_call()
-    handler.calls_made += 1
-    handler.module.train()
-    return run, streams
-
-
 def _train(handler: BaseHandler, run: FitRun, streams: dict[str, Any] | None) -> History:
     handler.history.interrupted = False
-    try:
-        loop.fit(run)
-        run.rank_sync.check(now=True)  # a signal may have come after the last batch
-    except KeyboardInterrupt:
-        handler.history.interrupted = True
-        handler.logger.warning("interrupted after %d training batches", run.state.global_step)
-    except Preempted as error:  # a SystemExit is not printed, so its notes are logged
-        for note in getattr(error, "__notes__", ()):
-            handler.logger.error("while the process was ended: %s", note)
-        raise
-    finally:
-        # a save after an interrupt inside an epoch needs what the other ranks have accumulated
-        with nullcontext() if handler.world.is_broken else handler.session.gathered_from_ranks():
-            handler.session.end(handler.device)
-        handler.parts.wrapped = None
-        if streams is not None:
-            restore_streams(streams, handler.device)
+    handler.weights.trained_before_restore = None
+    with always_after(lambda: _end(handler), lambda: _leave_streams(handler, streams)):
+        try:
+            loop.fit(run)
+            handler.session.call_is_open = False
+            run.rank_sync.check(now=True)  # a signal may have come after the last batch
+        except KeyboardInterrupt:
+            handler.history.interrupted = True
+            handler.logger.warning("interrupted after %d training batches", run.state.global_step)
+        except Preempted as error:  # a SystemExit is not printed, so its notes are logged
+            for note in getattr(error, "__notes__", ()):
+                handler.logger.error("while the process was ended: %s", note)
+            raise
     if run.state.stop_reason is not None:
         handler.logger.info("training was stopped: %s", run.state.stop_reason)
     return handler.history
 
 
-def _enter_streams(
-    handler: BaseHandler, *, is_resumed: bool, is_reseeded: bool
-) -> dict[str, Any] | None:
-    """Set the random streams to where this run begins.
-
-    A handler with a seed has its own streams, which continue from fit to fit: those of the program
-    are returned, to be restored after the run. Without a seed the run draws from the program's.
-    """
-    seed, device = handler.seed, handler.device
-    saved = handler.session.pending.get("rng")
-    outside = capture_streams(device)
-    try:
-        if saved is not None and (is_resumed or (seed is not None and not is_reseeded)):
-            _warn_if_device_changed(handler, saved)
-            restore_streams(saved, device)
-        elif seed is not None:
-            seed_streams(derive_seed(seed, "fit"), device)
-    except BaseException:
-        restore_streams(outside, device)
-        raise
-    return None if seed is None else outside
+def _end(handler: BaseHandler) -> None:
+    handler.parts.wrapped = None
+    # a save after an interrupt inside an epoch needs what the other ranks have accumulated
+    with nullcontext() if handler.world.is_broken else handler.session.gathered_from_ranks():
+        handler.session.end(handler.device)
 
 
-def _warn_if_device_changed(handler: BaseHandler, streams: dict[str, Any]) -> None:
-    saved = kind_of_streams(streams)
-    is_known = (
-        "device" in streams or not streams["devices"]
-    )  # fitkit 0.1 saved those of all devices
-    if is_known and saved != handler.device.type:
-        handler.logger.warning(
-            "the checkpoint was saved on %s and the run goes on on %s: its numbers, and what it "
-            "draws there, are not bit for bit those of a run that stayed",
-            saved,
-            handler.device.type,
-        )
-
-
-def _begin_new_epoch(handler: BaseHandler) -> None:
-    """Start an interrupted epoch over, as a call does that resumes nothing."""
-    if handler.state.phase is not Phase.BEGIN:
-        handler.state.enter(Phase.BEGIN)
-        handler.session.drop_epoch_progress()
-    handler.state.mid_step = False
-    if handler.optimizer is not None:
-        handler.optimizer.zero_grad(set_to_none=True)
+def _leave_streams(handler: BaseHandler, streams: dict[str, Any] | None) -> None:
+    if streams is not None:
+        restore_streams(streams, handler.device)
 
 
 def _fast_dev_run(handler: BaseHandler, options: FitOptions, specs: Specs) -> History:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from fitkit.checkpointing.save_queue.save_queue import SaveQueue
 from fitkit.core.state import FitState
 from fitkit.distributed.world import World
-from fitkit.engine.run import RankSync, raise_signal_error
+from fitkit.engine.run import RankSync
 from fitkit.runtime.signals import SignalWatch
 
 
@@ -33,9 +34,13 @@ class PeriodicRankSync(RankSync):
         super().__init__(state, watch)
         self._world = world
         self._saves = saves
-        self._must_stop = state.stopping
+        self.restart()
         self._batches, self._next = 0, 1
         self._synced_at = time.monotonic()
+
+    def restart(self) -> None:
+        """Read anew whether a stop was requested, after a resume has changed that on all ranks."""
+        self._must_stop = self._state.stopping
 
     @property
     def must_stop(self) -> bool:
@@ -64,7 +69,11 @@ class PeriodicRankSync(RankSync):
         if wants_sync_point:
             self._saves.schedule_sync_point()
         if received:
-            raise_signal_error(signal.Signals(received))
+            self._end_for(signal.Signals(received))
+
+    def guard(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches; other ranks may be at another batch, so an error stays an error."""
+        return batches
 
     def share(self, logged: dict[str, Any]) -> None:
         """Give all ranks the values that callbacks of rank 0 logged."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
+import resource
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,7 +37,7 @@ class StandInHandler:
         self.logger = logging.Logger("stand-in")
         self.lines = []
         self.logger.addHandler(_Lines(self.lines))
-        self.ema = None
+        self.ema = self.scheduler = None
         self.gradient_accumulation_steps = 1
         self.logged = {}
         self.seed = 7
@@ -46,7 +49,7 @@ class StandInHandler:
         self.clock = DataTimer()
         self.weights = SimpleNamespace(
             evaluated=lambda: {k: v.clone() for k, v in self.module.state_dict().items()},
-            restore=self.module.load_state_dict,
+            restore=lambda weights, keep_trained: self.module.load_state_dict(weights),
         )
         self.session = SimpleNamespace(time_data_loading=lambda: self.clock)
 
@@ -182,6 +185,24 @@ class Driver:
 def drive():
     """Makes drivers."""
     return Driver
+
+
+@pytest.fixture
+def no_file_longer_than():
+    """Inside ``with`` writing beyond a number of bytes fails in the middle, as on a full disk."""
+
+    @contextlib.contextmanager
+    def limit(num_bytes):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return limit
 
 
 # ---- trackers -----------------------------------------------------------------------------------

@@ -168,7 +168,8 @@ def test_its_state_goes_round(kind, trained):
 def test_a_state_with_missing_or_unknown_keys_is_refused_and_changes_nothing(trained):
     state = copy.deepcopy(trained.state_dict())
     wrong = [{**state, "surplus": 1}]
-    wrong += [{key: state[key] for key in state if key != missing} for missing in state]
+    known = [key for key in state if key != "lasting"]  # files of earlier versions lack it
+    wrong += [{key: state[key] for key in state if key != missing} for missing in known]
     for one in wrong:
         with pytest.raises(CheckpointError, match=r"missing|unknown"):
             trained.load_state_dict(one)
@@ -205,6 +206,8 @@ def test_it_does_not_change_training_unless_it_is_there_for_that(kind):
     assert not list(differences(*rngs))
 
 
+# another handler is another run: its files get names of their own
+@pytest.mark.filterwarnings("ignore:.* saves to .*-v2.pth:RuntimeWarning")
 def test_it_can_be_used_for_fit_after_fit_and_by_another_handler(kind):
     callback = MAKE[kind.__name__]()
     handler = run(callback)

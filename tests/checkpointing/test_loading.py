@@ -39,6 +39,8 @@ def data():
 
 
 def fit(handler, data, epochs=2, **options):
+    if "resume" in options or handler.ema is not None:  # what is not updated would be dropped
+        options = {"ema_decay": 0.5, **options}
     return handler.fit(data, epochs=epochs, batch_size=4, progress_bar=False, **options)
 
 

@@ -10,6 +10,9 @@ from torch import nn
 
 from fitkit import NNHandler
 from fitkit.checkpointing.format import schema
+from fitkit.checkpointing.saving import merge_parts
+from fitkit.checkpointing.storage import run_record
+from fitkit.testing import differences
 
 
 def test_the_usual_parts(cli, run):
@@ -43,13 +46,51 @@ def test_nothing_is_written_over_what_is_there(cli, run):
 
 def test_there_and_back(cli, run):
     cli("split", run / "best.pth", "--all")
-    assert len(list(run.glob("best_*.pth"))) == len(schema.KEYS)
+    keys = [*torch.load(run / "best.pth", weights_only=True), "all_keys"]
+    assert {path.name for path in run.glob("best_*.pth")} == {f"best_{key}.pth" for key in keys}
     assert "--force" in cli("merge", run / "best.pth", code=3).stderr
     cli("merge", run / "best.pth", "-o", run / "again.pth")
     cli("diff", run / "best.pth", run / "again.pth")
+    assert run_record.read(run / "again.pth") == run_record.read(run / "best.pth") is not None
+    assert run_record.read(run / "best_model_state_dict.pth") is None, "it is of no run"
     os.remove(run / "best.pth")
     cli("merge", run / "best.pth")
     assert NNHandler.load(run / "best.pth").state.global_step == 16
+
+
+def test_keys_of_another_version_go_there_and_back(cli, run):
+    state = torch.load(run / "best.pth", weights_only=True)
+    newer = {**state, "future": {}, "nothing": None, "config": None}
+    older = {key: state[key] for key in schema.KEYS}
+    for content in (newer, older):  # what the first split left is not taken for the second
+        torch.save(content, run / "x.pth")
+        cli("split", run / "x.pth", "--all", "--force")
+        again = merge_parts(run / "x.pth")
+        assert list(again) == list(content)
+        assert not list(differences(again, content))
+
+
+def test_what_an_earlier_version_split_is_merged(cli, run):
+    cli("split", run / "best.pth", "--all")
+    (run / "best_all_keys.pth").unlink()
+    state = torch.load(run / "best.pth", weights_only=True)
+    assert not list(differences(merge_parts(run / "best.pth"), state))
+    for key in schema.OPTIONAL_KEYS:
+        (run / f"best_{key}.pth").unlink()
+    assert set(merge_parts(run / "best.pth")) == set(schema.KEYS)
+
+
+def test_a_list_of_keys_that_was_altered_is_refused(cli, run):
+    cli("split", run / "best.pth", "--all")
+    for altered, message in (
+        ([1], "does not name keys"),
+        (["history"], "not a checkpoint"),
+        (["../x"], "cannot be a file"),
+        ([*schema.KEYS, "lost"], "best_lost.pth"),
+    ):
+        torch.save(altered, run / "best_all_keys.pth")
+        assert message in cli("merge", run / "best.pth", "-o", run / "x.pth", code=3).stderr
+        assert not (run / "x.pth").exists()
 
 
 @pytest.mark.parametrize("seed", [None, 7])

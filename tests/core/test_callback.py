@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from fitkit.core.callback import Callback
+from fitkit.core.callback import BuiltinCallback, Callback
 from fitkit.core.errors import CheckpointError, ConfigurationError
 from fitkit.core.event import Event
 
@@ -154,3 +154,68 @@ def test_model_and_log_go_through_the_handler():
 def test_params_are_read_only_before_training():
     with pytest.raises(TypeError):
         Callback().params["epochs"] = 1
+
+
+class Own(Callback):
+    """Keeps its state in a dict of its own, with a tensor that training changes in place."""
+
+    def __init__(self):
+        self.kept = {"best": None, "sums": torch.zeros(2)}
+
+    def state_dict(self):
+        return self.kept
+
+    def load_state_dict(self, state_dict):
+        self.kept = dict(state_dict)
+
+
+def test_reset_of_a_state_dict_of_its_own():
+    callback = Own()
+    callback.remember_initial_state()
+    for _ in range(2):
+        callback.kept["best"] = 1
+        callback.kept["sums"] += 1
+        callback.reset()
+        assert callback.kept["best"] is None
+        assert callback.kept["sums"].tolist() == [0, 0]
+
+
+def test_a_reset_of_its_own_is_called_instead():
+    class Resets(Own):
+        def reset(self):
+            self.kept = "reset"
+
+    callback = Resets()
+    callback.remember_initial_state()
+    callback.reset()
+    assert callback.kept == "reset"
+
+
+def test_fields_that_a_parent_writes_under_other_keys_are_reset():
+    class Renames(Best):
+        def state_dict(self):
+            return {f"my_{name}": value for name, value in super().state_dict().items()}
+
+        def load_state_dict(self, state_dict):
+            super().load_state_dict({k.removeprefix("my_"): v for k, v in state_dict.items()})
+
+    callback = Renames()
+    callback.remember_initial_state()
+    callback.best = 3
+    callback.reset()
+    assert callback.best is None
+
+
+def test_what_cannot_be_copied_is_named():
+    callback = Best()
+    callback.seen = (number for number in ())
+    with pytest.raises(CheckpointError, match="'Best': seen cannot be saved: it is a generator"):
+        callback.remember_initial_state()
+
+
+@pytest.mark.parametrize("wrong", ["", 3, ["a"]])
+def test_a_name_is_a_string(wrong):
+    with pytest.raises(ConfigurationError, match="name must be a non-empty string"):
+        BuiltinCallback(name=wrong)
+    assert BuiltinCallback(name="mine").name == "mine"
+    assert BuiltinCallback().name == "BuiltinCallback"

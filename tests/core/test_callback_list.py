@@ -4,6 +4,7 @@ from fitkit.core.callback import Callback
 from fitkit.core.callback_list import CallbackList
 from fitkit.core.errors import CheckpointError, ConfigurationError
 from fitkit.core.event import Event
+from fitkit.core.logs import Logs
 
 
 class Counter(Callback):
@@ -166,6 +167,134 @@ def test_fire_to_all_gives_the_error_of_what_follows_the_event():
     assert callbacks.fire_to_all(Event.EPOCH_END, 0, {}) == [error]
 
 
+class Asks(Callback):
+    """Fires another event in its hook, as an evaluation does, and notes what is pending."""
+
+    def __init__(self, name, heard, inner=()):
+        self.name, self._heard, self._inner, self.callbacks = name, heard, inner, None
+
+    def on_epoch_end(self, epoch, logs):
+        self._heard.append(self.name)
+        for event in self._inner:
+            self.callbacks.fire(event, {})
+        self.pending = self.callbacks.pending_event()
+
+
+class Hears(Callback):
+    def __init__(self, heard):
+        self._heard = heard
+
+    def on_test_end(self, logs):
+        self._heard.append("inner")
+
+
+def list_of(*callbacks):
+    attached = CallbackList(callbacks)
+    for callback in callbacks:
+        callback.callbacks = attached
+    attached.begin()
+    return attached
+
+
+def waiting(pending):
+    return [entry["waits"] for entry in pending["listeners"]]
+
+
+def test_saves_wait_for_the_end_of_the_outermost_event():
+    heard = []
+    callbacks = list_of(Asks("a", heard, [Event.TEST_END]), Hears(heard), Asks("b", heard))
+    callbacks.bind(None, {}, lambda: heard.append("saved"))
+    callbacks.fire(Event.EPOCH_END, 0, {})
+    assert heard == ["a", "inner", "b", "saved"]
+    callbacks.fire_to_all(Event.EPOCH_END, 0, {})
+    assert heard[4:] == ["a", "inner", "b", "saved"]
+    callbacks.fire(Event.TEST_END, {})
+    assert heard[8:] == ["inner", "saved"]
+
+
+def test_a_nested_event_is_known_as_one():
+    nested = []
+
+    class Looks(Callback):
+        def on_test_end(self, logs):
+            nested.append(self.callbacks.is_nested)
+
+    callbacks = list_of(Asks("a", [], [Event.TEST_END]), Looks())
+    callbacks.fire(Event.EPOCH_END, 0, {})
+    callbacks.fire(Event.TEST_END, {})
+    assert nested == [True, False]
+
+
+def test_the_pending_event_is_that_of_the_hook_and_says_who_has_yet_to_hear_it():
+    callbacks = list_of(one := Asks("a", []), two := Asks("a", []), three := Asks("b", []))
+    assert callbacks.pending_event() is None
+    callbacks.fire(Event.EPOCH_END, 3, Logs({"loss": 1}))
+    assert (one.pending["event"], one.pending["args"]) == ("on_epoch_end", [3, {"loss": 1}])
+    assert waiting(one.pending) == [False, True, True]
+    assert waiting(two.pending) == [False, False, True]
+    assert three.pending is None
+    assert callbacks.pending_event() is None
+
+
+@pytest.mark.parametrize("only_in_evaluation", [False, True])
+def test_a_save_inside_an_evaluation_inside_a_hook_is_refused(only_in_evaluation):
+    class Saves(Callback):
+        def on_test_end(self, logs):
+            callbacks.pending_event()
+
+    outer = Asks("a", [], [Event.TEST_END])
+    callbacks = list_of(outer) if only_in_evaluation else list_of(outer, Saves())
+    outer.callbacks = callbacks.extended([Saves()]) if only_in_evaluation else callbacks
+    with pytest.raises(ConfigurationError, match=r"in on_test_end .* save in on_epoch_end"):
+        callbacks.fire(Event.EPOCH_END, 0, {})
+    assert callbacks.pending_event() is None
+
+
+def test_a_copy_that_is_saved_when_a_save_is_announced_is_not_refused():
+    told = Asks("a", [], [Event.CHECKPOINT_SAVED])
+    list_of(told, Asks("b", [])).fire(Event.EPOCH_END, 0, {})
+    assert waiting(told.pending) == [False, True]
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("names", ["aaa", "aab", "abc"])
+def test_a_replay_reaches_those_that_had_not_heard(place, names):
+    callbacks = list_of(*(Asks(name, []) for name in names))
+    callbacks.fire(Event.EPOCH_END, 3, Logs())
+    pending = callbacks[place].pending
+    resumed = [Asks(name, []) for name in names]
+    attached, logs = list_of(*resumed), Logs({"late": 1.0})
+    if pending is not None:
+        attached.replay_event(pending, logs)
+    assert [len(callback._heard) for callback in resumed] == [0] * (place + 1) + [1] * (2 - place)
+    if place == 0:  # a save during a replay says again who waits
+        assert waiting(resumed[1].pending) == [False, False, True]
+
+
+def test_a_replayed_end_of_an_epoch_shows_what_others_log_in_it():
+    seen, logged = [], {"loss": 1.0}
+
+    class Late(Callback):
+        def on_epoch_end(self, epoch, logs):
+            seen.append(dict(logs))
+            logged["late"] = 2.0
+
+    pending = {"event": "on_epoch_end", "args": [3, {"loss": 1.0}]}
+    pending["listeners"] = [{"name": "Late", "identity": "", "config": {}, "waits": True}] * 2
+    list_of(Late(), Late()).replay_event(pending, Logs(logged))
+    assert seen == [{"loss": 1.0}, {"loss": 1.0, "late": 2.0}]
+
+
+def test_a_file_of_an_earlier_version_names_those_that_wait():
+    heard = []
+    attached = list_of(*(Asks(name, heard) for name in ("a", "b", "a")))
+    pending = {"event": "on_epoch_end", "args": [3, {}], "waiting": [["b", ""], ["a", ""]]}
+    attached.replay_event(pending, Logs())
+    assert heard == ["b", "a"]
+    assert [len(callback._heard) for callback in attached] == [2, 2, 2]
+    assert not hasattr(attached[0], "pending"), "the first had heard it"
+
+
 # ---- state
 
 
@@ -186,7 +315,8 @@ def saved(*counts_and_identities):
 def test_states_of_callbacks_of_one_name_have_keys_of_their_own():
     states = saved((1, "a"), (2, "b"), (3, ""))
     assert list(states) == ["Counter", "Counter_2", "Counter_3"]
-    assert states["Counter_2"] == {"name": "Counter", "identity": "b", "state": {"count": 2}}
+    entry = {**states["Counter_2"], "config": None}
+    assert entry == {"name": "Counter", "identity": "b", "config": None, "state": {"count": 2}}
 
 
 def test_a_name_that_looks_like_a_numbered_key_takes_no_other_state():
@@ -235,13 +365,34 @@ def test_callbacks_alike_in_all_get_states_in_order():
     assert states_of(callbacks) == [1, 2, 3]
 
 
-def test_a_changed_configuration_still_finds_its_state_by_name():
+def test_a_changed_meaning_begins_anew_and_both_are_named():
     exact, changed = Counter("b"), Counter("new")
     attached = CallbackList([changed, exact])
-    attached.load_state_dict(saved((1, "a"), (2, "b")))
+    attached.load_state_dict(states := saved((1, "a"), (2, "b")))
+    with pytest.warns(UserWarning, match=r"'Counter \(new\)' instead of 'Counter \(a\)'") as told:
+        attached.begin()
+    assert len(told) == 1, "it is not told again that a state is not attached"
     assert (changed.count, exact.count) == (0, 2)
+    assert attached.state_dict()["Counter_3"] == states["Counter"]
+
+
+def test_a_changed_configuration_keeps_its_state():
+    exact, changed = Counter("a"), Counter("a", order=1)
+    attached = CallbackList([changed, exact])
+    attached.load_state_dict(saved((1, "a"), (2, "a")))
     attached.begin()
-    assert (changed.count, exact.count) == (1, 2)
+    # the unchanged one takes the first, then only one is left, so nothing is ambiguous
+    assert (changed.count, exact.count) == (2, 1)
+    assert attached.config_changes() == ["Counter (a) order: 0 -> 1"]
+
+
+def test_several_changed_configurations_follow_the_order_and_that_is_told():
+    one, two = Counter("a", order=1), Counter("a", order=2)
+    attached = CallbackList([one, two])
+    attached.load_state_dict(saved((1, "a"), (2, "a")))
+    with pytest.warns(UserWarning, match="handed out by their order: 'Counter \\(a\\)'"):
+        attached.begin()
+    assert states_of([one, two]) == [1, 2]
 
 
 def test_an_exact_match_that_comes_later_is_not_robbed():
@@ -270,6 +421,7 @@ def test_states_without_owner_are_named_kept_and_saved_again():
     attached.load_state_dict(states)
     with pytest.warns(UserWarning, match="not attached: 'Counter'"):
         attached.begin()
+    assert attached.config_changes() == ["Counter (a): removed"]
     assert attached.state_dict() == states
     late = Counter("a")
     attached.add(late)
@@ -368,3 +520,55 @@ def test_departing_does_not_double_what_nobody_claimed():
         attached.begin()
     attached.detach(list(attached))
     assert sorted(e["state"]["count"] for e in attached.state_dict().values()) == [1, 2, 3]
+
+
+def test_what_can_never_be_saved_is_told_when_training_begins():
+    def check(state, name):
+        checked.append((state, name))
+
+    checked = []
+    attached = CallbackList([Counter("a"), Callback()])
+    attached.begin(check)
+    assert checked == [({"count": 0}, "callback 'Counter' cannot be saved: state")]
+
+
+def test_differences_are_those_of_the_last_resume():
+    attached = run_of(kept := Counter("a", order=1), added := Counter("b"))
+    assert attached.config_changes() == []
+    states = saved((1, "a"), (2, "gone"))
+    attached.load_state_dict(states)
+    with pytest.warns(UserWarning, match="begin anew"):
+        attached.begin()
+    assert attached.config_changes() == [
+        "Counter (a) order: 0 -> 1",
+        "Counter (gone): removed",
+        "Counter (b): added",
+    ]
+    assert (kept.count, added.count) == (1, 0)
+    attached.begin()
+    assert attached.config_changes() == []
+
+
+def test_a_state_is_decoded_when_its_callback_is_there():
+    decoded = []
+
+    def decode(state):
+        decoded.append(state)
+        return {"count": state["count"] + 10}
+
+    attached = CallbackList([first := Counter("a")])
+    attached.load_state_dict(saved((1, "a"), (2, "b")), decode=decode)
+    assert (first.count, decoded) == (11, [{"count": 1}])
+    attached.add(second := Counter("b"))
+    assert second.count == 12
+
+
+def test_callbacks_are_detached_also_if_a_state_cannot_be_read():
+    class Fails(Counter):
+        def state_dict(self):
+            raise OSError("no state")
+
+    attached = CallbackList([one := Fails(), two := Counter()])
+    with pytest.raises(OSError, match="no state"):
+        attached.detach([one, two])
+    assert len(attached) == 0

@@ -39,6 +39,26 @@ def test_parameters_are_not_among_what_the_user_may_pass():
     assert "'params'" not in str(caught.value).partition("It takes")[2]
 
 
+class Second:
+    def __init__(self, parts, optimizer=None):
+        self.parts, self.optimizer = parts, optimizer
+
+
+class First:
+    def __init__(self, opt, size=1):
+        self.opt, self.size = opt, size
+
+
+def test_a_value_is_passed_by_its_name_where_the_class_has_it():
+    built = ComponentSpec(Second, {"parts": [1]}).build_for("optimizer", 5)
+    assert (built.parts, built.optimizer) == ([1], 5)
+    built = ComponentSpec(First, {"size": 2}).build_for("optimizer", 5)
+    assert (built.opt, built.size) == (5, 2)
+    assert ComponentSpec(dict, {"a": 1}).build_for("optimizer", [("b", 2)]) == {"b": 2, "a": 1}
+    with pytest.raises(ConfigurationError, match=r"Second .* It takes 'parts'\."):
+        ComponentSpec(Second, {}).build_for("optimizer", 5)
+
+
 def test_errors_of_the_class_itself_stay_as_they_are():
     class Odd:
         def __init__(self, size):

@@ -1,7 +1,7 @@
 import pytest
 
 from fitkit.core import errors
-from fitkit.core.errors import FitkitError, add_note, did_you_mean, listed
+from fitkit.core.errors import FitkitError, add_note, always_after, did_you_mean, listed
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,23 @@ def test_did_you_mean_offers_only_near_misses():
 def test_listed():
     assert listed(iter(["b", "a"])) == "'a', 'b'"
     assert listed([]) == "none"
+
+
+def test_all_steps_are_done_and_the_first_error_is_raised():
+    done = []
+
+    def fail():
+        done.append("fail")
+        raise OSError("later")
+
+    first = ValueError("first")
+    with pytest.raises(ValueError, match="first") as caught:  # noqa: SIM117
+        with always_after(fail, lambda: done.append("end")):
+            raise first
+    assert caught.value is first
+    assert first.__notes__ == ["then OSError: later"]
+    with pytest.raises(OSError, match="later"), always_after(fail, lambda: done.append("end")):
+        pass
+    with always_after(lambda: done.append("only")):
+        done.append("body")
+    assert done == ["fail", "end", "fail", "end", "body", "only"]

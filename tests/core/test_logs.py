@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fitkit.core.errors import ConfigurationError
-from fitkit.core.logs import EMPTY_LOGS, Deferred, Logs, as_float
+from fitkit.core.logs import EMPTY_LOGS, Deferred, Logs, as_float, as_loggable
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,36 @@ def test_logs_are_read_only_and_live():
     values["late"] = 4.0
     assert dict(logs) == {"loss": 1.0, "late": 4.0}
     assert repr(logs) == "Logs({'loss': 1.0, 'late': 4.0})"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.ones(2),
+        torch.ones(0),
+        torch.tensor(1j),
+        torch.ones(1, device="meta"),
+        torch.eye(1).to_sparse(),
+        None,
+        "0.5",
+        b"1",
+        [1.0],
+        {},
+        1j,
+        10**400,
+        object(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_cannot_become_a_number_later_is_refused_at_once(value):
+    with pytest.raises(ConfigurationError, match=r"'score' must be one number .* received"):
+        as_loggable("score", value)
+
+
+def test_a_tensor_is_not_read_but_is_a_copy():
+    own = torch.ones(1, 1, requires_grad=True)
+    logged = as_loggable("score", own)
+    with torch.no_grad():
+        own += 1
+    assert (type(logged), logged.requires_grad, float(logged)) == (torch.Tensor, False, 1.0)
+    assert type(as_loggable("score", True)) is float

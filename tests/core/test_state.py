@@ -66,6 +66,20 @@ def test_a_stop_that_is_final_outweighs_one_that_is_not():
     assert state.stop_is_final
 
 
+@pytest.mark.parametrize("rate", [0.5, torch.tensor(0.5)])
+def test_the_rate_of_the_last_step_is_logged_at_the_end_of_the_epoch(rate):
+    state, other = FitState(), FitState()
+    state.last_lr = rate
+    state.enter(Phase.TEST)
+    state.epoch_logs = {"loss": 1.0}
+    other.load_state_dict(state.state_dict())
+    assert (other.last_lr, other.epoch_logs) == (0.5, {"loss": 1.0})
+    state.epoch_logs["lr"] = 0.25  # what the loop logs
+    state.advance_epoch()
+    other.load_state_dict(state.state_dict())
+    assert (other.last_lr, other.epoch_logs) == (None, {"loss": 1.0, "lr": 0.25})
+
+
 @given(st.integers(0, 9), st.sampled_from(list(Phase)), st.none() | st.text(max_size=5))
 def test_state_round_trip_through_plain_types(number, phase, reason):
     state = FitState()
@@ -86,6 +100,7 @@ def test_every_plain_attribute_is_saved():
     state = FitState()
     public = {name for name in vars(state) if not name.startswith("_")}
     keys = {"logged": "contributed"}  # the key of a checkpoint is older than the attribute
+    public.remove("last_lr")  # inside an epoch it is among its logs
     assert {keys.get(name, name) for name in public} == set(state.state_dict())
 
 

@@ -290,6 +290,7 @@ def shared_launcher() -> Iterator[Launcher]:
 
 # ---- runs that several tests look at ------------------------------------------------------------
 
+OF_UNKNOWN_END = ["--data", "stream", "--batch", "12"]
 TRAJECTORIES: dict[str, list[str]] = {
     "arrays": ["--clip", "0.3", "--ema", "0.9"],
     "nothing_for_a_rank": ["--train", "1", "--val", "1", "--ema", "0.9"],
@@ -301,7 +302,8 @@ TRAJECTORIES: dict[str, list[str]] = {
     "batches": ["--data", "batches", "--batch", "12", "--train", "50", "--val", "13"],
     "batches_in_windows": ["--data", "batches", "--batch", "12", "--accumulation", "3"],
     "windows": ["--accumulation", "4", "--clip", "0.5", "--custom"],
-    "windows_of_unknown_end": ["--data", "stream", "--batch", "12", "--accumulation", "3"],
+    "windows_of_unknown_end": [*OF_UNKNOWN_END, "--accumulation", "3"],
+    "sparse": ["--model", "sparse", "--accumulation", "3", "--clip", "0.3", *OF_UNKNOWN_END],
     "float32": ["--dtype", "float32", "--clip", "0.3", "--accumulation", "2"],
 }
 # Ends inside the second window of each epoch of four batches.

@@ -435,8 +435,9 @@ def test_collectives_of_an_epoch_and_of_a_save(more, kit):
         assert found["all_gather_object"] == saves  # checksums
         # torch's plan, and what was written; inside an epoch what each has added up
         assert found["gather_object"] == 2 * saves + meetings
-        # command, kind of content, folder, torch's result, success, end; the end of each meeting
-        assert found["broadcast_object_list"] == 6 * saves + meetings + 2 * epochs + 2
+        # command, kind of content, folder, torch's result, success, end; the end of each meeting;
+        # once a fit, whether the files are locked, and what was found beside them
+        assert found["broadcast_object_list"] == 6 * saves + meetings + 2 * epochs + 2 + 2
         assert not set(found) & {"barrier", "broadcast"}
 
 
@@ -466,7 +467,9 @@ def test_a_killed_process_takes_all_with_it_and_torchrun_brings_them_back(
     # More is left of the launch before than files: torchrun keeps its store.
     out = tmp_path / "out"
     how = ("--strike", "SIGKILL", 1, random.Random(3).randint(9, 17))
-    ended = launcher.run(out, *KILLED, "--resume", *how, options=("--max-restarts=1",))
+    # the other one has noticed and told it before the launcher looks and ends it
+    options = ("--max-restarts=1", "--monitor-interval=3")
+    ended = launcher.run(out, *KILLED, "--resume", *how, options=options)
     assert ended.code == 0, ended.output
     assert kit.error_of(out, 0)["time"] - kit.struck_at(out) < 2.0
     assert_ended_as(out, uninterrupted, kit)

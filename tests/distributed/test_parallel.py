@@ -132,3 +132,42 @@ def test_at_most_one_gradient_is_in_memory_twice(is_in_order, most, accelerator)
     DDPParallel(Told(*[3.0] * 5)).average_gradients(parameters)
     assert all(one.grad.eq(2.0).all() for one in parameters)
     assert most * 40_000 <= accelerator.peak - before < (most + 0.5) * 40_000
+
+
+def sparse(indices, values):
+    return torch.sparse_coo_tensor([indices], values, (4, 1), check_invariants=True)
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_sparse_gradients_stay_sparse_also_where_one_is_missing(is_here):
+    class Other(World):
+        """The other process has rows 1 and 2."""
+
+        size = 2
+
+        def largest(self, values):
+            return [2]
+
+        def sum_in_place(self, tensor):
+            total = (tensor + sparse([1, 2], [[4.0], [6.0]])).coalesce()
+            tensor.sparse_resize_and_clear_((4, 1), 1, 1)
+            tensor.add_(total)
+
+    weight = nn.Parameter(torch.zeros(4, 1))
+    if is_here:
+        weight.grad = sparse([0, 1, 1], [[1.0], [1.0], [1.0]])
+    DDPParallel(Other()).average_gradients([weight])
+    assert weight.grad.is_sparse
+    expected = [0.5, 3.0, 3.0, 0.0] if is_here else [0.0, 2.0, 3.0, 0.0]
+    assert weight.grad.to_dense().flatten().tolist() == expected
+
+
+def test_without_windows_the_gradients_of_a_loss_are_averaged_at_their_end():
+    weight = nn.Parameter(torch.zeros(2))
+    weight.grad = torch.ones(2)
+    world = Told(torch.full((2,), 3.0))
+    parallel = DDPParallel(world)
+    parallel.sync_loss([weight], is_full=False)
+    assert weight.grad.tolist() == [1.0, 1.0]
+    parallel.sync_loss([weight], is_full=True)
+    assert weight.grad.tolist() == [2.0, 2.0]

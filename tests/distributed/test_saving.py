@@ -11,6 +11,7 @@ import time
 import pytest
 
 from fitkit.checkpointing.catalog import latest
+from fitkit.checkpointing.storage.run_lock import RunLock
 
 pytestmark = [pytest.mark.ddp, pytest.mark.no_cover]
 
@@ -119,6 +120,24 @@ def test_torchrun_brings_it_back_by_itself(launcher, tmp_path, whole, cases, kit
     assert_ended_as(out, whole, kit)
 
 
+def test_where_another_process_trains_no_rank_begins(launcher, tmp_path, kit):
+    """The main process finds the lock of a living process; the others learn of it at once."""
+    out = tmp_path / "out"
+    lock = RunLock(out / "runs", "best.pth")
+    lock.take()  # this process lives on
+    ended = launcher.run(out, "--resume")
+    lock.release()
+    assert ended.code != 0
+    first, second = (kit.error_of(out, rank) for rank in (0, 1))
+    assert (first["type"], second["type"]) == ("ConfigurationError", "RankError")
+    owner = f"another process trains into .*: process {os.getpid()} on "
+    assert re.search(owner, first["text"])
+    assert re.search(f"rank 0 failed.*{owner}", second["text"], re.DOTALL)
+    assert abs(first["time"] - second["time"]) < 2.0
+    assert not list(out.glob("step*")), "nothing was trained"
+    assert list((out / "runs").iterdir() if (out / "runs").exists() else []) == []
+
+
 @pytest.mark.slow
 def test_restarted_with_another_number_of_processes(launcher, tmp_path, one, cases, kit):
     """Two are killed, three go on, one brings it to its end."""
@@ -133,4 +152,4 @@ def test_restarted_with_another_number_of_processes(launcher, tmp_path, one, cas
     assert ended.code == 0, ended.output
     found, expected = kit.result(out), kit.result(one / "plain")
     kit.assert_close(found, expected, 1e-9, but=("drawn",))
-    assert len(re.findall("resum", ended.output)) == 0  # says so in the log only
+    assert len(re.findall("fit resumes from", ended.output)) == 1

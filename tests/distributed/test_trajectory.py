@@ -18,6 +18,7 @@ CASES = (
     "batches_in_windows",
     "windows",
     "windows_of_unknown_end",
+    "sparse",
     "float32",
 )
 # Fewer processes than the others show the same; with -m slow.

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
-from fitkit.core.errors import RankError
+from fitkit.core.errors import ConfigurationError, RankError
 from fitkit.distributed.distributed_world import DistributedWorld
 from fitkit.distributed.process_group import new_host_group
 from fitkit.distributed.rank_info import RankInfo
@@ -95,6 +96,11 @@ def test_host_tensors_and_objects_go_through_the_group_that_takes_them(processes
     assert world.run_on(0, lambda: 5) == 5
     assert world.side_group().gather_all("a") == ["a"]
     assert world.side_group() is world.side_group()
+
+
+def test_lazy_parameters_cannot_be_shared(processes):
+    with pytest.raises(ConfigurationError, match=r"lazy parameters that have no.*one batch"):
+        processes().copy_from_main(nn.LazyLinear(2).parameters())
 
 
 def test_tensors_of_a_device_go_through_the_default_group(processes):

@@ -281,3 +281,54 @@ def test_a_batch_without_samples_is_named():
     empty = [(torch.zeros(0, 2), torch.zeros(0, 1))]
     with pytest.raises(fitkit.DataError, match=r"holds no sample \(float32 \(0, 2\)"):
         handler.fit(empty, gradient_accumulation_steps=2, progress_bar=False)
+
+
+class Breaks:
+    """Batches of which the third cannot be loaded; before that a signal comes, or none."""
+
+    def __init__(self, number, make_data):
+        self.number = number
+        self.inputs, self.targets = make_data(8)
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        for index in range(4):
+            if index == 2:
+                if self.number is not None:
+                    os.kill(os.getpid(), self.number)
+                raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+            chosen = slice(2 * index, 2 * index + 2)
+            yield self.inputs[chosen], self.targets[chosen]
+
+
+@pytest.mark.parametrize("validates", [False, True])
+def test_data_that_breaks_after_a_signal_is_the_end_that_was_announced(
+    make_handler, make_data, tmp_path, validates
+):
+    saver = fitkit.ModelCheckpoint(tmp_path / "last.pth")
+    data = Breaks(signal.SIGTERM, make_data)
+    sets = (make_data(4), data) if validates else (data, None)
+    handler = make_handler()
+    with pytest.raises(Preempted):
+        handler.fit(
+            sets[0],
+            validation_data=sets[1],
+            callbacks=[saver],
+            progress_bar=False,
+            batch_size=2 if validates else None,
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["preempted.pth"]
+    assert (handler.state.batch, handler.state.phase.value) == (2, "test" if validates else "train")
+    assert handler.state.mid_step is False
+
+
+def test_data_that_breaks_without_a_signal_is_an_error(make_handler, make_data):
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        make_handler().fit(Breaks(None, make_data), progress_bar=False)
+
+
+def test_ctrl_c_that_ends_what_loads_the_data_ends_as_ctrl_c(make_handler, make_data):
+    history = make_handler().fit(Breaks(signal.SIGINT, make_data), progress_bar=False)
+    assert history.interrupted

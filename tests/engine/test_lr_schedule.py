@@ -155,6 +155,38 @@ def test_a_scheduler_that_cannot_be_is_refused(make_handler, cls, options, sente
         make_handler().set_scheduler(cls, **options)
 
 
+@pytest.mark.parametrize(
+    ("cls", "arguments", "sentence"),
+    [
+        (
+            lr_scheduler.OneCycleLR,
+            {"max_lr": 1.0, "total_steps": 6},
+            "total_steps=6 .* per epoch, 3",
+        ),
+        (lr_scheduler.CosineAnnealingLR, {"T_max": 6}, "T_max=6 .* pass interval='step'"),
+        (
+            lr_scheduler.CosineAnnealingLR,
+            {"T_max": 3, "interval": "step"},
+            "T_max=3 .* per step, 6",
+        ),
+    ],
+)
+def test_a_schedule_as_long_as_the_run_by_the_other_interval(
+    make_handler, make_data, cls, arguments, sentence
+):
+    handler = make_handler()
+    handler.set_scheduler(cls, **arguments)
+    with pytest.warns(UserWarning, match=sentence):
+        fit(handler, make_data(8), epochs=3, gradient_accumulation_steps=2)
+
+
+@pytest.mark.parametrize("arguments", [{"T_max": 3}, {"T_max": 6, "interval": "step"}])
+def test_a_schedule_as_long_as_the_run_is_no_trouble(make_handler, make_data, arguments):
+    handler = make_handler()
+    handler.set_scheduler(lr_scheduler.CosineAnnealingLR, **arguments)
+    fit(handler, make_data(8), epochs=3, gradient_accumulation_steps=2)
+
+
 def test_no_scheduler_is_no_trouble():
     schedule = Schedule(None, interval="epoch", monitor=None, has_validation=False)
     schedule.after_optimizer_step()

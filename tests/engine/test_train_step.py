@@ -88,6 +88,34 @@ def test_gradients_do_not_leak_from_before_fit(make_handler, make_data, weights)
     assert torch.equal(weights(clean), weights(dirty))
 
 
+class Half(nn.Module):
+    """Its body gets gradients, but is not optimized."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 3), nn.Linear(3, 1)
+
+    def forward(self, inputs):
+        return self.head(self.body(inputs))
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_gradients_of_parameters_outside_the_optimizer_do_not_add_up(window):
+    handler = fitkit.NNHandler(Half, "cpu", seed=0)
+    handler.set_optimizer(torch.optim.SGD, params=lambda m: m.head.parameters(), lr=0.0)
+    handler.set_loss_fn(nn.MSELoss())
+    norms = []
+
+    def look(batch, logs):
+        norms.append(float(handler.module.body.weight.grad.norm()))
+
+    data = (torch.ones(8, 3), torch.zeros(8, 1))
+    watch = LambdaCallback(on_train_batch_end=look)
+    options = {"epochs": 3, "callbacks": [watch], "gradient_accumulation_steps": window}
+    fit(handler, data, batch_size=4, shuffle=False, **options)
+    assert norms[window - 1 :: window] == pytest.approx([norms[window - 1]] * (6 // window))
+
+
 def test_the_window_may_change_between_epochs(make_handler, make_data, recorder):
     handler = make_handler()
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
 from fitkit import AutoSaver, Callback, ConfigurationError, NNHandler
+from fitkit.testing import differences
 
 DATA = (torch.ones(4, 2), torch.zeros(4, 1))
 HISTORIES = ["train_losses", "val_losses", "train_metrics_history", "val_metrics_history"]
@@ -30,7 +34,7 @@ def test_a_new_handler():
     assert handler.auto_saver is None
     assert list(handler.callbacks) == [handler.history]
     assert handler.running_logs() == {}
-    assert (handler.calls_made, handler.gradient_accumulation_steps) == (0, 1)
+    assert (handler.state.call, handler.gradient_accumulation_steps) == (0, 1)
 
 
 @pytest.mark.parametrize("name", READ_ONLY)
@@ -90,3 +94,21 @@ def test_running_logs_are_the_means_so_far(handler):
     means = [sum(losses[:n]) / n for n in range(1, 5)]
     assert [mean for _, mean in seen] == pytest.approx(means)
     assert handler.running_logs() == {}
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_a_copy_goes_on_by_itself_as_the_original(tmp_path, handler, copied, epochs):
+    handler.set_scheduler(torch.optim.lr_scheduler.StepLR, step_size=1)
+    handler.auto_save(1, tmp_path, background=True)
+    fit = {"batch_size": 2, "ema_decay": 0.9, "progress_bar": False}
+    if epochs:
+        handler.fit(DATA, epochs=epochs, **fit)
+    other = copied(handler)
+    other.auto_saver.save_path = tmp_path / "other"
+    other.fit(DATA, epochs=1, **fit)
+    assert (handler.state.epoch, other.state.epoch) == (epochs, epochs + 1)
+    handler.fit(DATA, epochs=1, **fit)
+    assert not list(differences(other.get_state_dict(), handler.get_state_dict()))
+    other.module.stop_training = True
+    assert (other.stop_training, handler.stop_training) == (True, False)

@@ -113,21 +113,6 @@ def test_a_loaded_checkpoint_counts_until_the_next_fit_ends(handler, tmp_path):
     assert loaded.session.loaded is False
 
 
-def test_a_scheduler_s_state_waits_until_it_and_the_optimizer_are_set(handler):
-    parts, session = handler.parts, handler.session
-    for nothing in (None, {}):
-        session.load_scheduler(parts, nothing)
-    assert not session.pending
-    saved = {**LinearLR(handler.optimizer, 0.5).state_dict(), "last_epoch": 7}
-    session.load_scheduler(parts, saved)
-    assert session.pending == {"scheduler_state_dict": saved}
-    handler.optimizer.param_groups[0]["lr"] = 0.125  # as the loaded optimizer has it
-    handler.set_scheduler(LinearLR, start_factor=0.5)
-    assert handler.scheduler.last_epoch == 7
-    assert not session.pending
-    assert handler.optimizer.param_groups[0]["lr"] == 0.125
-
-
 def test_undo_puts_back_pending_state(session):
     session.pending["rng"] = before = object()
     undo = session.make_undo()
@@ -165,3 +150,64 @@ def test_the_timer_of_data_loading_is_shared(session):
     assert session.time_data_loading() is not session.time_data_loading()
     session.run = SimpleNamespace(train=SimpleNamespace(timer=None))
     assert session.time_data_loading() is session.time_data_loading() is session.run.train.timer
+
+
+# ---- setters in hooks ---------------------------------------------------------------------------
+
+SETTERS = {
+    "set_optimizer": lambda h: h.set_optimizer(torch.optim.SGD, lr=0.0),
+    "set_scheduler": lambda h: h.set_scheduler(LinearLR),
+    "set_loss_fn": lambda h: h.set_loss_fn(nn.L1Loss()),
+    "set_train_loader": lambda h: h.set_train_loader(DATA),
+    "set_val_loader": lambda h: h.set_val_loader(DATA),
+    "add_metric": lambda h: h.add_metric("mae", lambda outputs, targets: outputs.mean()),
+    "set_train_step": lambda h: h.set_train_step(lambda handler, batch: None),
+    "set_sde": lambda h: h.set_sde(None),
+    "set_sampler": lambda h: h.set_sampler(None),
+    "auto_save": lambda h: h.auto_save(1),
+}
+
+
+@pytest.mark.parametrize("hook", ["on_train_begin", "on_train_batch_end", "on_epoch_end"])
+@pytest.mark.parametrize("setter", SETTERS)
+def test_a_setter_in_a_hook_is_refused_and_changes_nothing(handler, setter, hook):
+    calls = []
+
+    class Sets(Callback):
+        def __getattribute__(self, name):
+            return super().__getattribute__("sets" if name == hook else name)
+
+        def sets(self, *args):
+            calls.append(hook)
+            SETTERS[setter](self.handler)
+
+    before = dict(vars(handler.parts))
+    with pytest.raises(ConfigurationError, match=f"{setter} was called during fit.*between two"):
+        handler.fit(DATA, epochs=2, callbacks=[Sets()], progress_bar=False)
+    assert calls == [hook]
+    after = dict(vars(handler.parts))
+    assert {name for name in before if before[name] is not after[name]} <= {"wrapped"}
+    handler.fit(DATA, epochs=1, progress_bar=False)
+
+
+def test_between_two_calls_a_setter_is_accepted(handler):
+    handler.fit(DATA, epochs=1, progress_bar=False)
+    handler.set_loss_fn(nn.L1Loss())
+    handler.fit(DATA, epochs=1, progress_bar=False)
+    assert len(set(handler.train_losses)) == 2
+
+
+def test_a_callback_added_in_a_hook_runs_from_the_next_event_on(handler):
+    seen = []
+
+    class Late(Callback):
+        def on_epoch_end(self, epoch, logs):
+            seen.append((epoch, self.handler is handler, self.params["epochs"]))
+
+    class Adds(Callback):
+        def on_epoch_end(self, epoch, logs):
+            if epoch == 0:
+                self.handler.add_callback(Late())
+
+    handler.fit(DATA, epochs=3, callbacks=[Adds()], progress_bar=False)
+    assert seen == [(1, True, 3), (2, True, 3)]

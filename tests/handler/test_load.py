@@ -41,7 +41,7 @@ def test_the_loaded_handler_goes_on_from_where_the_file_was_saved(saved):
     handler, path = saved
     loaded = load(path)
     assert loaded.parts.model_type.value == "regression"
-    assert (loaded.calls_made, loaded.state.epoch, loaded.seed) == (2, 2, 0)
+    assert (loaded.state.call, loaded.state.epoch, loaded.seed) == (2, 2, 0)
     assert loaded.train_losses == handler.train_losses
     for name, value in handler.module.state_dict().items():
         assert torch.equal(loaded.module.state_dict()[name], value)

@@ -6,15 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from fitkit import ConfigurationError
+from fitkit import CheckpointError, ConfigurationError
+from fitkit.core.types import ModelType
 from fitkit.distributed.parallel import Parallel
 from fitkit.distributed.world import World
 from fitkit.handler.model_weights import ModelWeights
+from fitkit.handler.parts import Parts
 
 
 def make():
     module = nn.BatchNorm1d(2)
-    return module, ModelWeights(module, Parallel(World()))
+    parts = Parts(module, {}, ModelType.REGRESSION, torch.device("cpu"))
+    return module, ModelWeights(parts, Parallel(World()))
 
 
 def filled(module, value):
@@ -114,7 +117,50 @@ def test_names_that_do_not_fit():
     module, weights = make()
     filled(module, 5)
     part = {"weight": torch.zeros(2), "unknown": torch.zeros(1)}
-    with pytest.raises(RuntimeError, match=r"Missing key.*bias"):
+    with pytest.raises(CheckpointError, match=r"Missing key.*bias"):
         weights.load(part)
     weights.load(part, strict=False)
     assert values(module.state_dict()) == {0.0, 5.0}
+
+
+class Loss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+
+def test_the_average_of_a_loss_is_that_of_the_loss_that_is_set():
+    module = nn.Linear(1, 1)
+    parts = Parts(module, {}, ModelType.REGRESSION, torch.device("cpu"))
+    weights = ModelWeights(parts, Parallel(World()))
+    first, second = Loss(), Loss()
+    weights.start_ema(0.5)
+    parts.set_loss(first, False, {})
+    assert weights.loss_ema_state() is None
+    for value in (1.0, 3.0):
+        filled(first, value)
+        weights.update_ema()
+    assert weights.loss_ema_state()["weights"] == {"scale": torch.tensor(2.0)}
+    assert weights.loss_state() == {"scale": torch.tensor(3.0)}
+    with weights.swapped_in():
+        assert first.scale.item() == 2.0
+        assert weights.loss_state() == {"scale": torch.tensor(3.0)}  # what training goes on with
+    assert first.scale.item() == 3.0
+    saved = weights.loss_ema_state()
+    parts.set_loss(second, False, {})
+    assert weights.loss_ema_state() is None
+    weights.load_loss_ema(saved)
+    assert weights.loss_ema_state()["weights"] == {"scale": torch.tensor(2.0)}
+    weights.load_loss_ema(None)
+    assert weights.loss_ema_state() is None
+    weights.update_ema()
+    weights.drop_ema()
+    assert weights.ema is weights.loss_ema_state() is None
+    weights.update_ema()  # nothing to update
+
+
+def test_without_a_loss_module_there_is_nothing_to_load():
+    _, weights = make()
+    weights.load_loss({"scale": torch.ones(())})
+    weights.undo_restore()
+    assert weights.loss_state() is None

@@ -16,6 +16,7 @@ from fitkit.handler.optimizer_state import (
     load_optimizer,
     load_scheduler,
     move_counters,
+    require_class,
     require_loadable,
     state_of,
 )
@@ -38,9 +39,8 @@ def step(module, optimizer):
     optimizer.step()
 
 
-def checkpoint_of(optimizer):
-    state = copy.deepcopy(optimizer.state_dict())
-    return {"optimizer_class": class_name(type(optimizer)), "optimizer_state_dict": state}
+def state_like(optimizer):
+    return copy.deepcopy(optimizer.state_dict())
 
 
 @pytest.mark.parametrize(("cls", "options"), KINDS)
@@ -48,9 +48,9 @@ def test_a_loaded_optimizer_steps_as_the_saved_one(cls, options):
     module, optimizer = make(cls, **options)
     other_module, other = make(cls, steps=0, **options)
     other_module.load_state_dict(module.state_dict())
-    saved = checkpoint_of(optimizer)
+    saved = state_like(optimizer)
     require_loadable(other, saved)
-    load_optimizer(other, saved["optimizer_state_dict"])
+    load_optimizer(other, saved)
     for one in ((module, optimizer), (other_module, other)):
         step(*one)
     assert torch.equal(module.weight, other_module.weight)
@@ -66,7 +66,6 @@ def test_flags_of_the_implementation_are_those_of_the_program():
 
 def test_nothing_to_load():
     _, optimizer = make(steps=0)
-    require_loadable(optimizer, {"optimizer_state_dict": None})
     for saved in (None, {}):
         load_optimizer(optimizer, saved)
     load_optimizer(None, make()[1].state_dict())
@@ -96,25 +95,25 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_state_that_does_not_fit_is_refused(case):
     change, sentence = REFUSED[case]
-    saved = checkpoint_of(make()[1])
-    change(saved["optimizer_state_dict"])
+    saved = state_like(make()[1])
+    change(saved)
     with pytest.raises(CheckpointError, match=sentence):
         require_loadable(make(steps=0)[1], saved)
 
 
 def test_the_state_of_another_class_is_refused():
-    saved = checkpoint_of(make(AdamW)[1])
     with pytest.raises(CheckpointError, match=r"AdamW.*this handler has .*Adam'.*skip_optimizer"):
-        require_loadable(make()[1], saved)
-    require_loadable(make()[1], {**saved, "optimizer_class": None})
+        require_class(make()[1], class_name(AdamW))
+    for fitting in (class_name(Adam), None):
+        require_class(make()[1], fitting)
 
 
 def test_a_moment_per_parameter_is_not_checked_for_optimizers_of_others():
     class Mine(Adam):
         pass
 
-    saved = checkpoint_of(make(Mine)[1])
-    change_moment(saved["optimizer_state_dict"], torch.zeros(7))
+    saved = state_like(make(Mine)[1])
+    change_moment(saved, torch.zeros(7))
     require_loadable(make(Mine, steps=0)[1], saved)
 
 
@@ -125,6 +124,44 @@ def test_counters_move_and_moments_stay():
     without = {"step": 3}
     move_counters(without, torch.device("meta"))
     assert without == {"step": 3}
+
+
+def test_moments_agree_within_a_group_and_keys_of_its_own_are_an_optimizer_s():
+    def in_groups(steps):
+        module = nn.Linear(2, 3)
+        bias = {"params": [module.bias], "amsgrad": True}
+        optimizer = Adam([{"params": [module.weight]}, bias])
+        for _ in range(steps):
+            step(module, optimizer)
+        return optimizer
+
+    saved = state_like(in_groups(1))
+    saved["state"]["whole"] = {"k": 3}
+    other = in_groups(0)
+    require_loadable(other, saved)
+    load_optimizer(other, saved)
+    assert other.state["whole"] == {"k": 3}
+    assert "max_exp_avg_sq" in other.state[other.param_groups[1]["params"][0]]
+
+
+def test_options_that_only_a_scheduler_sets_may_be_missing():
+    _, other = make(steps=0)
+    other.param_groups[0]["initial_lr"] = 0.5
+    require_loadable(other, state_like(make()[1]))
+
+
+class Own(StepLR):
+    """A scheduler of the program's own."""
+
+
+def test_a_scheduler_of_the_program_s_own_may_have_gained_attributes():
+    scheduler = Own(make()[1], 9)
+    saved = {**scheduler.state_dict(), "highest": 0.5}
+    load_scheduler(scheduler, saved)
+    assert scheduler.highest == 0.5
+    for key in ("step", "optimizer"):
+        with pytest.raises(CheckpointError, match=f"has '{key}', which a Own does not have"):
+            load_scheduler(scheduler, {**saved, key: 3})
 
 
 def test_a_scheduler_takes_its_own_keys_only():

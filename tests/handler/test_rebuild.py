@@ -79,6 +79,7 @@ def test_a_loss_that_was_not_stored(state, empty):
         ({"optimizer_class": "no.module:SGD"}, "'no.module' is not imported.*skip_optimizer=True"),
         ({"optimizer_class": "torch.nn.modules.linear:Linear"}, "where a Optimizer is needed"),
         ({"optimizer_kwargs": None}, "arguments of the optimizer could not be stored.*skip_opt"),
+        ({"optimizer_kwargs": {"rate": 1.0}}, r"built .*\(ConfigurationError\).*skip_optimizer"),
         ({"optimizer_kwargs": {"lr": -1.0}}, r"built .*Invalid learning.*\(ValueError\).*skip_opt"),
         ({"scheduler_class": "torch.optim.sgd:SGD"}, "LRScheduler is needed.*skip_scheduler=True"),
         (

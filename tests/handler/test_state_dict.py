@@ -89,7 +89,7 @@ def test_an_error_rolls_a_new_entry_back_with_everything_else(handler, extra):
     def change():
         handler.module.extra = "after"
         torch.nn.init.zeros_(handler.module.weight)
-        handler.state.epoch = handler.calls_made = 5
+        handler.state.epoch = handler.state.call = 5
         handler.add_callback(Callback())
         raise KeyError
 
@@ -97,7 +97,7 @@ def test_an_error_rolls_a_new_entry_back_with_everything_else(handler, extra):
         change()
     assert handler.module.extra == "before"
     assert torch.equal(handler.module.weight, weight)
-    assert (handler.state.epoch, handler.calls_made) == (0, 0)
+    assert (handler.state.epoch, handler.state.call) == (0, 0)
     assert list(handler.callbacks) == [handler.history]
 
 

@@ -23,9 +23,9 @@ from fitkit import (
     StepOutput,
     TopKAccuracy,
 )
-from fitkit.metrics.accumulators import WeightedMean
 from fitkit.metrics.meters import Meters
 from fitkit.metrics.running_sum import FOLD_AFTER
+from fitkit.metrics.weighted_mean import WeightedMean
 
 torchmetrics = pytest.importorskip("torchmetrics")
 
@@ -322,8 +322,80 @@ def test_any_object_that_accumulates_is_a_metric():
     meters.update(StepOutput(torch.tensor(0.0), torch.ones(3)), 3)
     assert meters.compute()["plain"] == 5.0
     other = Meters({"plain": metric}, CPU)
-    with pytest.raises(ConfigurationError, match="'plain' has no load_state_dict"):
-        other.load_state_dict(meters.state_dict())
+    other.load_state_dict(meters.state_dict())
+    assert other.compute()["plain"] == 5.0
+
+
+def test_what_a_metric_keeps_does_not_keep_the_graph():
+    class Keeps(Plain):
+        def update(self, outputs, targets):
+            self.seen.append((outputs["a"], outputs["b"][0]))
+
+        def compute(self):
+            return float(any(a.requires_grad or b.requires_grad for a, b in self.seen))
+
+    weight = torch.ones(2, requires_grad=True)
+    meters = Meters({"keeps": Keeps()}, CPU)
+    meters.reset()
+    meters.update(StepOutput(torch.tensor(0.0), {"a": 2 * weight, "b": [3 * weight]}), 2)
+    assert meters.compute()["keeps"] == 0.0
+
+
+class Sums(Metric):
+    def __init__(self, number):
+        self.number = number
+
+    def update(self, outputs, targets):
+        return [outputs.sum()] * self.number
+
+    def compute(self, sums):
+        return sums[0]
+
+
+class AddedUp(Sums):
+    def add_up(self, statistics):
+        return statistics.sum(0)
+
+
+@pytest.mark.parametrize("kind", [Sums, AddedUp])
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (3, 1), (1, 3)])
+def test_a_metric_with_another_number_of_sums_is_refused_in_the_middle(kind, before, now):
+    batch = StepOutput(torch.tensor(0.0), torch.ones(2))
+    first, second, same = (Meters({"m": kind(n)}, CPU) for n in (before, now, before))
+    first.update(batch, 2)
+    for meters in (second, same):
+        meters.load_state_dict(first.state_dict())
+    same.update(batch, 2)
+    assert same.compute()["m"] == 4.0
+    with pytest.raises(
+        CheckpointError, match=rf"metric 'm' had {before} sums .* has {now} now: go on with"
+    ):
+        second.update(batch, 2)
+
+
+@pytest.mark.parametrize("before", [Accuracy(), Sums(3), Plain(), lambda outputs, targets: 1.0])
+@pytest.mark.parametrize("now", [Accuracy(), Sums(3), Plain(), lambda outputs, targets: 1.0])
+def test_a_metric_of_another_kind_is_refused_in_the_middle(before, now):
+    first, second = Meters({"m": before}, CPU), Meters({"m": now}, CPU)
+    first.reset()
+    first.update(StepOutput(torch.tensor(0.0), torch.rand(2, 3), torch.tensor([0, 1])), 2)
+
+    def go_on():
+        second.load_state_dict(first.state_dict())
+        second.update(StepOutput(torch.tensor(0.0), torch.rand(2, 3), torch.tensor([0, 1])), 2)
+
+    if type(before) is type(now):
+        go_on()
+        return
+    with pytest.raises(CheckpointError, match="go on with the same metric, or from the end"):
+        go_on()
+
+
+def test_the_error_about_other_metrics_speaks_of_no_checkpoint():
+    first, second = Meters({"one": Accuracy()}, CPU), Meters({"two": Accuracy()}, CPU)
+    with pytest.raises(CheckpointError, match="metrics 'one', this run has 'two'") as caught:
+        second.load_state_dict(first.state_dict())
+    assert "checkpoint" not in str(caught.value)
 
 
 # ---- means: the short way gives the same bits as the long one

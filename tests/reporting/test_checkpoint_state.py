@@ -19,7 +19,7 @@ from fitkit.reporting.checkpoint_state import (
     progress_of,
 )
 
-KEYS = st.sampled_from(["progress", "state", "callback_states", "identity", "param_groups", "lr"])
+KEYS = st.sampled_from(["progress", "state", "callback_states", "config", "param_groups", "lr"])
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=2),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=3),
@@ -30,10 +30,10 @@ ANYTHING = st.recursive(
 @given(st.dictionaries(KEYS, ANYTHING, max_size=4))
 def test_any_content_gives_the_promised_types(state):
     assert isinstance(progress_of(state), dict)
-    for key, callback_state, identity in callback_entries(state):
+    for key, callback_state, config in callback_entries(state):
         assert isinstance(key, str)
         assert isinstance(callback_state, dict)
-        assert isinstance(identity, str)
+        assert isinstance(config, dict)
     assert all(type(rate) is float for rate in learning_rates(state))
 
 
@@ -42,7 +42,7 @@ def test_what_is_no_mapping_is_an_empty_one(value):
     assert as_mapping(value) == {}
     assert progress_of({"progress": value}) == {}
     assert callback_entries({"callback_states": value}) == []
-    assert callback_entries({"callback_states": {"a": value}}) == [("a", {}, "")]
+    assert callback_entries({"callback_states": {"a": value}}) == [("a", {}, {})]
     assert learning_rates(value) == []
     assert learning_rates({"param_groups": value}) == []
 
@@ -59,8 +59,8 @@ def test_only_a_whole_number_is_a_count(value):
 
 
 def test_callbacks_in_the_order_of_their_keys():
-    entries = {"b": {"state": {"n": 1}, "identity": "x"}, "a": {"identity": None}, 3: {}}
-    expected = [("3", {}, ""), ("a", {}, ""), ("b", {"n": 1}, "x")]
+    entries = {"b": {"state": {"n": 1}, "config": {"x": 2}}, "a": {"config": None}, 3: {}}
+    expected = [("3", {}, {}), ("a", {}, {}), ("b", {"n": 1}, {"x": 2})]
     assert callback_entries({"callback_states": entries}) == expected
 
 

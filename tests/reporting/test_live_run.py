@@ -45,3 +45,8 @@ def test_facts_are_plain_and_leave_out_what_is_not_known(trained):
     assert found["fit"] == {"epochs": 3, "gradient_accumulation_steps": 1}
     assert found["environment"]["device"] == "cpu"
     assert set(found["environment"]) == {"python", "system", "device", "processes"}
+
+
+def test_a_model_whose_parameters_have_no_values_yet():
+    handler = fitkit.NNHandler(nn.Sequential(nn.LazyLinear(2), nn.Linear(2, 1)))
+    assert set(live_state(handler)["model_state_dict"]) == {"1.weight", "1.bias"}

@@ -19,7 +19,7 @@ def state_of(callback=None, epochs_done=0, first_epoch=0, reason=None, rates=())
     progress.epoch, progress.first_epoch, progress.stop_reason = epochs_done, first_epoch, reason
     entry = None
     if callback is not None:
-        entry = {"identity": callback.identity(), "state": callback.state_dict()}
+        entry = {"config": callback.config(), "state": callback.state_dict()}
     return {
         "progress": {"state": progress.state_dict()},
         "callback_states": {} if entry is None else {"EarlyStopping": entry},
@@ -101,11 +101,14 @@ def test_a_second_call_of_fit_is_judged_from_its_own_beginning():
 
 
 @pytest.mark.parametrize(
-    "identity", ["", "a b c", "val_loss up 0 1 None 0 None None False True", 3]
+    "changed",
+    [None, {}, {"monitor": 3}, {"mode": "up"}, {"patience": None}, {"start_from_epoch": "x"}],
 )
-def test_an_identity_that_says_nothing(identity):
-    state = state_of(fitkit.EarlyStopping("val_loss"), 1)
-    state["callback_states"]["EarlyStopping"]["identity"] = identity
+def test_a_configuration_that_says_nothing(changed):
+    callback = fitkit.EarlyStopping("val_loss")
+    config = {**callback.config(), **changed} if changed else changed
+    state = state_of(callback, 1)
+    state["callback_states"]["EarlyStopping"]["config"] = config
     assert lanes(state, Curves([0], {"val_loss": [1.0]}), []) == []
 
 

@@ -1,4 +1,6 @@
+import copy
 import logging
+import pickle
 
 import pytest
 
@@ -71,3 +73,16 @@ def test_the_file_stays_where_it_was_when_the_folder_changes(tmp_path, monkeypat
     logger.info("x")
     close_files(logger)
     assert (tmp_path / "run.log").exists()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+@pytest.mark.parametrize("mode", [None, LoggingMode.CONSOLE, LoggingMode.FILE])
+def test_copies_write_to_the_same_place(path, copied, mode):
+    logger = make_logger(mode, str(path), logging.WARNING)
+    other = copied(logger)
+    other.warning("from the copy")
+    other.info("too low")
+    close_files(other)
+    assert (other.level, other.parent) == (logger.level, logger.parent)
+    assert [type(handler) for handler in other.handlers] == [type(h) for h in logger.handlers]
+    assert path.exists() == (mode is LoggingMode.FILE)

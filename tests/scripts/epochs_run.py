@@ -43,8 +43,13 @@ class Samples(Dataset):
         return self.inputs[index] + noise.float(), self.targets[index]
 
 
-def make_handler(seed=5):
-    handler = fitkit.NNHandler(Net, width=8, seed=seed)
+def make_handler(weights=5):
+    """``weights``: the seed of the initial weights, which a resume replaces."""
+    handler = fitkit.NNHandler(Net, width=8, seed=5)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(weights)
+        for parameter in handler.module.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
     handler.set_optimizer(torch.optim.AdamW, lr=0.03)
     handler.set_scheduler(torch.optim.lr_scheduler.StepLR, interval="step", step_size=4, gamma=0.9)
     handler.set_loss_fn(nn.CrossEntropyLoss())
@@ -78,8 +83,8 @@ def make_callbacks(folder: Path):
     ]
 
 
-def train(folder: Path, resume=None, more=(), seed=5, epochs=EPOCHS):
-    handler = make_handler(seed)
+def train(folder: Path, resume=None, more=(), weights=5, epochs=EPOCHS):
+    handler = make_handler(weights)
     handler.auto_save(2, folder / "auto", "model_{epoch}", overwrite=True)
     handler.fit(
         epochs=epochs,
@@ -100,7 +105,7 @@ def main(boundaries: Path) -> None:
         folder = boundaries.with_name("resumed") / boundary.name
         shutil.copytree(boundary, folder)
         resume = (True, folder, folder / "last.pth")[seed % 3]
-        train(folder, resume, seed=5 + seed).save(boundaries.with_name("ends") / boundary.name)
+        train(folder, resume, weights=5 + seed).save(boundaries.with_name("ends") / boundary.name)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Kills a training script at random instants until it ends, again and again, and compares each end.
 
+The script calls ``fit`` twice: the second call has another optimizer, schedule, metric and data.
 Half of the kills come from outside after a random time, the other half strike on a random line
 of fitkit's own code, so that every line of a save, a resume or a hook has its turn. Each start is
-a new process (forked from one that has imported torch and done nothing else), seeded differently.
+a new process (forked from one that has imported torch and done nothing else), seeded differently,
+and the script is changed in what must not change the result: the order of the callbacks, patience
+that is not used up, what is logged, workers, and a callback that only listens.
 
     python tests/scripts/kill_harness.py --kills 100 --seed 0
 """
@@ -68,8 +71,9 @@ class Watcher(fitkit.Callback):
         self.seen = [*self.seen, path]
 
 
-def script(num_workers):
-    """The user's script: the same at every start."""
+def script(num_workers, edits):
+    """The user's script; ``edits`` draws how it was changed before this start."""
+    num_workers = edits.choice([0, num_workers])
     handler = fitkit.NNHandler(Net, seed=7)
     handler.set_optimizer(torch.optim.AdamW, lr=0.05)
     handler.set_scheduler(torch.optim.lr_scheduler.CosineAnnealingLR, interval="step", T_max=12)
@@ -78,27 +82,52 @@ def script(num_workers):
     handler.set_train_loader(Augmented(22), batch_size=4, num_workers=num_workers)
     handler.set_val_loader(Augmented(10), batch_size=4)
     handler.auto_save(1, "run", "auto_{epoch:02d}", overwrite=True)
-    handler.fit(
-        epochs=4,
-        callbacks=[
-            fitkit.ModelCheckpoint("run/batch_{global_step:03d}.pth", save_freq=1, max_to_keep=2),
-            fitkit.ModelCheckpoint("run/best.pth", monitor="val_accuracy", save_best_only=True),
-            fitkit.ModelCheckpoint(
-                "run/weights.pth", monitor="val_loss", save_best_only=True, save_weights_only=True
-            ),
-            fitkit.EarlyStopping("val_loss", patience=3, restore_best_weights=True),
-            fitkit.ReduceLROnPlateau("val_loss", patience=0, factor=0.5),
-            fitkit.CSVLogger("log.csv"),
-            fitkit.JSONLinesLogger("log.jsonl"),
-            Watcher(),
-        ],
-        gradient_accumulation_steps=4,
-        precision="fp16",
-        ema_decay=0.8,
-        progress_bar=False,
-        resume="run",
+    callbacks = [
+        fitkit.ModelCheckpoint(
+            "run/batch_{global_step:03d}.pth",
+            save_freq=1,
+            max_to_keep=2,
+            verbose=edits.choice([0, 1]),
+        ),
+        fitkit.ModelCheckpoint("run/best.pth", monitor="val_accuracy", save_best_only=True),
+        fitkit.ModelCheckpoint(
+            "run/weights.pth", monitor="val_loss", save_best_only=True, save_weights_only=True
+        ),
+        fitkit.EarlyStopping(
+            "val_loss", patience=edits.choice([20, 30]), restore_best_weights=True
+        ),
+        fitkit.ReduceLROnPlateau("val_loss", patience=0, factor=0.5),
+        fitkit.CSVLogger("log.csv"),
+        fitkit.JSONLinesLogger("log.jsonl"),
+        Watcher(),
+        *edits.choice([[], [fitkit.LambdaCallback(on_train_batch_end=lambda batch, logs: None)]]),
+    ]
+    edits.shuffle(callbacks)
+    options = {"precision": "fp16", "ema_decay": 0.8, "progress_bar": False, "resume": "run"}
+    handler.fit(epochs=3, callbacks=callbacks, gradient_accumulation_steps=4, **options)
+
+    handler.set_optimizer(torch.optim.SGD, lr=0.01, momentum=0.9, params=decayed)
+    handler.set_scheduler(
+        torch.optim.lr_scheduler.OneCycleLR, interval="step", max_lr=0.1, total_steps=8
     )
+    handler.add_metric("entropy", lambda outputs, targets: outputs.softmax(1).max(1)[0].mean())
+    handler.set_train_loader(Augmented(16), batch_size=4, num_workers=num_workers)
+    callbacks = [
+        fitkit.ModelCheckpoint("run/tuned_{global_step:03d}.pth", save_freq=1, max_to_keep=1),
+        fitkit.ModelCheckpoint("run/tuned.pth", monitor="val_entropy", mode="max", max_to_keep=1),
+        fitkit.CSVLogger("tuned.csv"),
+        Watcher(),
+    ]
+    edits.shuffle(callbacks)
+    handler.fit(epochs=2, callbacks=callbacks, **options)
     handler.save("final.pth")
+
+
+def decayed(model):
+    """Parameter groups: weights with decay, and all others."""
+    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    return [{"params": weights, "weight_decay": 0.01}, {"params": others}]
 
 
 def start(folder, num_workers, kill_line=None, count_into=None):
@@ -118,7 +147,7 @@ def start(folder, num_workers, kill_line=None, count_into=None):
         killer = _Killer(kill_line or sys.maxsize)
         if kill_line or count_into:
             sys.settrace(killer.trace)
-        script(num_workers)
+        script(num_workers, random.Random(os.getpid()))
         sys.settrace(None)
         if count_into:
             Path(count_into).write_text(str(sys.maxsize - killer.left))
@@ -156,8 +185,18 @@ def contents(folder):
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             name = path.relative_to(folder).as_posix()
-            found[name] = safe_load.read(path) if path.suffix == ".pth" else path.read_bytes()
+            found[name] = state_in(path) if path.suffix == ".pth" else path.read_bytes()
     return found
+
+
+def state_in(path):
+    """The content of a checkpoint without what the edits change: configuration and order."""
+    state = safe_load.read(path)
+    if "callback_states" in state:
+        entries = state["callback_states"].values()
+        states = {f"{entry['name']} {entry['identity']}": entry["state"] for entry in entries}
+        state = {**state, "callback_states": states, "config": None}
+    return state
 
 
 def finish(folder, num_workers, count_into=None):

@@ -103,6 +103,18 @@ class Blocks(nn.Module):
         return self.head(self.last(x).tanh())
 
 
+class Buckets(nn.Module):
+    """Embeds each feature by its bucket; gradients are sparse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(12, 2, sparse=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum over the features."""
+        return self.embedding((2 * x + 6).long().clamp(0, 11)).sum(1)
+
+
 class PoisonedLoss(nn.CrossEntropyLoss):
     """Is not a number while it is told so."""
 
@@ -112,6 +124,24 @@ class PoisonedLoss(nn.CrossEntropyLoss):
         """The cross entropy."""
         loss = super().forward(outputs, targets)
         return loss * float("nan") if self.poisoned else loss
+
+
+class LearnedLoss(nn.Module):
+    """A cross entropy with a learned temperature, and a running mean if ``is_normed``."""
+
+    def __init__(self, *, is_normed: bool) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.ones((), dtype=torch.float64) if is_normed else None)
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss, divided by its running mean."""
+        loss = nn.functional.cross_entropy(outputs * self.temperature.exp(), targets)
+        if self.mean is None:
+            return loss
+        if self.training:
+            self.mean.mul_(0.9).add_(loss.detach(), alpha=0.1)
+        return loss / self.mean
 
 
 class Records(fitkit.Callback):
@@ -248,6 +278,8 @@ def make_model(options: argparse.Namespace) -> nn.Module:
         return Blocks()
     if options.model == "leaves-out":
         return Blocks(leaves_out=True)
+    if options.model == "sparse":
+        return Buckets()
     layers: list[nn.Module] = [nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)]
     if options.dropout:
         layers.insert(2, nn.Dropout(0.3))
@@ -271,9 +303,16 @@ def make_handler(options: argparse.Namespace) -> NNHandler:
         )
     else:
         handler = NNHandler(model, device="cpu", seed=options.seed, strategy=strategy)
-    if not options.load:
-        set_parts(handler)
-    handler.set_loss_fn(PoisonedLoss())
+    loss = PoisonedLoss()
+    if options.loss:
+        loss = LearnedLoss(is_normed=options.loss == "normed")
+        with torch.no_grad():  # ranks begin with the values of the first
+            loss.temperature.fill_(0.1 * handler.world.rank)
+    if options.model == "sparse":  # the others take no sparse gradients
+        handler.set_optimizer(torch.optim.SGD, lr=0.5)
+    elif not options.load:
+        set_parts(handler, loss)
+    handler.set_loss_fn(loss)
     handler.add_metric("accuracy", fitkit.Accuracy())
     handler.add_metric("mean_output", lambda outputs, targets: outputs.mean())
     if options.custom:
@@ -281,9 +320,11 @@ def make_handler(options: argparse.Namespace) -> NNHandler:
     return handler
 
 
-def set_parts(handler: NNHandler) -> None:
+def set_parts(handler: NNHandler, loss: nn.Module) -> None:
     """What a file tells of by itself."""
-    handler.set_optimizer(torch.optim.AdamW, lr=0.05)
+    handler.set_optimizer(
+        torch.optim.AdamW, lr=0.05, params=lambda m: [*m.parameters(), *loss.parameters()]
+    )
     handler.set_scheduler(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=40, interval="step")
 
 
@@ -361,6 +402,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--clip", type=float)
     parser.add_argument("--dropout", action="store_true")
+    parser.add_argument("--loss", choices=["learned", "normed"], help="a loss module")
     parser.add_argument("--noise", action="store_true", help="drawn in evaluation too")
     parser.add_argument("--norm", action="store_true", help="batch normalisation")
     parser.add_argument("--custom", action="store_true", help="a custom training step")
@@ -434,6 +476,8 @@ def run(options: argparse.Namespace) -> None:
         "steps": records.steps,
         "drawn": records.drawn,
         "weights": whole(handler.module.state_dict()),
+        "loss": handler.parts.loss.function.state_dict(),
+        "averaged_loss": handler.weights.loss_ema_state(),
         "averaged": None if handler.ema is None else whole(handler.ema.weights()),
         "evaluation": handler.evaluate(),
         "predictions": handler.predict(TensorDataset(samples.x), batch_size=4),

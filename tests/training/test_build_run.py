@@ -160,12 +160,14 @@ def test_an_event_in_which_the_checkpoint_was_made_is_finished_once(handler):
             heard.append((epoch, dict(logs)))
 
     handler.add_callback(callback := Hears())
-    waiting = [[callback.name, callback.identity()]]
-    event = {"event": "on_epoch_end", "args": [4, {"loss": 1.0}], "waiting": waiting}
+    listeners = [{"name": callback.name, "identity": "", "config": {}, "waits": True}]
+    event = {"event": "on_epoch_end", "args": [4, {"loss": 1.0}], "listeners": listeners}
     handler.session.pending_event = event
+    handler.state.epoch_logs = {"loss": 1.0}
+    handler.log("score", 2.0)
     for _ in range(2):
         HandlerLifecycle(handler, continues=True).replay_interrupted_event()
-    assert heard == [(4, {"loss": 1.0})]
+    assert heard == [(4, {"loss": 1.0, "score": 2.0})]
 
 
 @pytest.mark.parametrize("continues", [True, False])

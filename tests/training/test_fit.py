@@ -1,4 +1,4 @@
-"""``fast_dev_run`` and ``overfit_batches``."""
+"""``fast_dev_run``, ``overfit_batches``, and what errors leave behind."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import fitkit
+from fitkit.runtime.rng import capture_streams
 from fitkit.testing import assert_resumes_exactly
 
 SIZE = 20
@@ -189,3 +190,87 @@ def test_it_resumes_exactly():
 def test_it_can_be_tried_out():
     trained, _, _ = fit(PAIR, overfit_batches=4, fast_dev_run=2, batch_size=4)
     assert trained == FIRST
+
+
+# ---- errors -------------------------------------------------------------------------------------
+
+HOOKS = ("on_train_begin", "on_epoch_begin", "on_train_batch_end", "on_test_end", "on_epoch_end")
+
+
+class Fails(fitkit.Callback):
+    """Raises in one hook; with ``spoils`` its state cannot be read afterwards."""
+
+    def __init__(self, hook, error, *, spoils=False):
+        self.error, self.spoils, self.is_spoiled = error, spoils, False
+        setattr(self, hook, self.fail)
+
+    def fail(self, *arguments):
+        self.is_spoiled = self.spoils
+        raise self.error
+
+    def state_dict(self):
+        if self.is_spoiled:
+            raise OSError("the state is gone")
+        return {}
+
+
+@pytest.mark.parametrize("spoils", [False, True])
+@pytest.mark.parametrize("hook", [*HOOKS, "on_train_end"])
+def test_an_error_in_a_hook_leaves_all_whole(hook, spoils):
+    handler, error = make(), ValueError("mine")
+    streams = repr(capture_streams(handler.device))
+    with pytest.raises(ValueError, match="mine") as caught:
+        handler.fit(
+            PAIR,
+            callbacks=[Fails(hook, error, spoils=spoils), fitkit.EarlyStopping("loss", patience=9)],
+            validation_data=PAIR, epochs=2, progress_bar=False,
+        )  # fmt: skip
+    assert caught.value is error
+    assert repr(capture_streams(handler.device)) == streams
+    assert [callback.name for callback in handler.callbacks] == ["history"]
+    history = handler.fit(PAIR, validation_data=PAIR, epochs=2, progress_bar=False)
+    assert len({len(values) for values in history.history.values()}) == 1
+
+
+def test_an_error_while_the_run_is_read_at_its_end_does_not_stay(monkeypatch):
+    handler = make()
+    with monkeypatch.context() as patch:
+        patch.setattr("fitkit.engine.run.FitRun.positions", lambda run: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            handler.fit(PAIR, progress_bar=False)
+    handler.fit(PAIR, epochs=1, progress_bar=False)
+    assert handler.state.epoch == 2
+
+
+class LogsOne(fitkit.Callback):
+    def __init__(self, value):
+        self.value = value
+
+    def on_train_batch_end(self, batch, logs):
+        self.log("score", self.value)
+
+
+@pytest.mark.parametrize("value", [torch.ones(3), None, "0.5", {"a": 1}], ids=str)
+def test_a_bad_value_to_log_is_refused_where_it_is_logged(value):
+    handler = make()
+    with pytest.raises(fitkit.ConfigurationError, match="'score' must be one number") as caught:
+        handler.fit(PAIR, callbacks=[LogsOne(value)], progress_bar=False)
+    assert caught.value.__notes__ == ["raised by callback 'LogsOne' in on_train_batch_end"]
+    assert handler.state.logged == {}
+    handler.fit(PAIR, callbacks=[LogsOne(torch.ones(1, 1))], progress_bar=False)
+    assert handler.history.history["score"][-1] == 1.0
+
+
+def test_a_state_that_can_never_be_saved_is_told_before_the_first_batch():
+    class Word(str):
+        pass
+
+    class Keeps(fitkit.Callback):
+        state_fields = ("word",)
+        word = Word("a")
+
+    handler = make()
+    with pytest.raises(fitkit.CheckpointError, match=r"'Keeps' cannot be saved: state\['word'\]"):
+        handler.fit(PAIR, callbacks=[Keeps()], progress_bar=False)
+    assert handler.state.global_step == 0
+    handler.fit(PAIR, progress_bar=False)

@@ -183,3 +183,15 @@ def test_several_processes_share_an_agreement():
     world = OneOfSeveral(Meeting(2), 0)
     made = make_rank_sync(FitState(), SimpleNamespace(received=None), world, Saves())
     assert type(made) is PeriodicRankSync
+
+
+def test_one_of_several_ranks_does_not_end_alone_when_its_data_breaks():
+    def act(rank, rank_sync, state, watch, saves):
+        def batches():
+            watch.received = signal.SIGTERM
+            raise RuntimeError("a worker was ended")
+            yield
+
+        return list(rank_sync.guard(batches()))
+
+    assert [type(error) for error in together(2, act)[0]] == [RuntimeError] * 2

@@ -155,7 +155,7 @@ def test_resuming_a_finished_run_changes_nothing(script, uninterrupted, tmp_path
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(root / "run", folder)
         before = contents(folder)
-        again = script.train(folder, resume, seed=99)
+        again = script.train(folder, resume, weights=99)
         assert before == contents(folder)
         assert differences(handler.get_state_dict(), again.get_state_dict()) == []
 
@@ -165,12 +165,13 @@ def test_resuming_a_finished_run_changes_nothing(script, uninterrupted, tmp_path
 DATA = (torch.randn(22, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(22, 1))
 
 
-def small_handler(seed=1, lr=0.05):
+def small_handler(weights=1, lr=0.05, seed=1):
+    """``weights``: what a resume has to replace by the weights of the checkpoint."""
     handler = fitkit.NNHandler(
         nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.2), nn.Linear(4, 1)), seed=seed
     )
     with torch.no_grad():  # a ready module is not seeded by the handler
-        for number, parameter in enumerate(handler.module.parameters()):
+        for number, parameter in enumerate(handler.module.parameters(), weights):
             parameter.copy_(torch.sin(torch.arange(parameter.numel()) + number).view_as(parameter))
     handler.set_optimizer(torch.optim.Adam, lr=lr)
     handler.set_loss_fn(nn.MSELoss())
@@ -198,7 +199,7 @@ def weights_of(handler):
 
 
 def test_a_run_can_be_extended(tmp_path):
-    long, short, more = small_handler(), small_handler(), small_handler(seed=9)
+    long, short, more = small_handler(), small_handler(), small_handler(weights=9)
     fit_small(long, 5, fitkit.ModelCheckpoint(tmp_path / "a" / "last.pth"))
     fit_small(short, 2, fitkit.ModelCheckpoint(tmp_path / "b" / "last.pth"))
     history = fit_small(more, 5, fitkit.ModelCheckpoint(tmp_path / "b" / "last.pth"), resume=True)
@@ -220,7 +221,7 @@ def stopping():
 
 def test_an_early_stopped_run_stays_stopped(tmp_path):
     saver = tmp_path / "epoch_{epoch}.pth"
-    handler, again = small_handler(), small_handler(seed=3)
+    handler, again = small_handler(), small_handler(weights=3)
     first = stopping()
     fit_small(handler, 9, fitkit.ModelCheckpoint(saver), first)
     assert 1 < len(handler.history.epoch) < 9
@@ -235,7 +236,7 @@ def test_an_early_stopped_run_stays_stopped(tmp_path):
 def test_best_weights_from_before_an_interruption_are_restored(tmp_path):
     """The best weights are from before the restart, and training got worse after it."""
     saver = tmp_path / "epoch_{epoch}.pth"
-    whole, broken, again = small_handler(), small_handler(), small_handler(seed=3)
+    whole, broken, again = small_handler(), small_handler(), small_handler(weights=3)
     stop = [fitkit.EarlyStopping("val_loss", 0, 3, "max", None, True) for _ in range(3)]
     fit_small(whole, 9, stop[0])
     assert len(whole.history.epoch) == stop[0].best_epoch + 4
@@ -250,8 +251,8 @@ def test_best_weights_from_before_an_interruption_are_restored(tmp_path):
 def test_two_fits_of_one_script(tmp_path, killed_in):
     """The first call was complete when the second was interrupted; each is continued."""
 
-    def run(seed, *more):
-        handler = small_handler(seed)
+    def run(weights, *more):
+        handler = small_handler(weights)
         handler.auto_save(1, tmp_path, "at_{epoch}")
         resume = None if killed_in is None else tmp_path
         fit_small(handler, 2, *more, resume=resume, batch_size=4)
@@ -278,7 +279,7 @@ def test_two_fits_of_one_script_cut_at_any_batch(tmp_path, number, two_fits):
     assert len(list(folder.glob("step_*.pth"))) == 19
     (tmp_path / "run").mkdir()
     shutil.copy(folder / f"step_{number:02d}.pth", tmp_path / "run")
-    handler = small_handler(seed=50 + number)
+    handler = small_handler(weights=50 + number)
     two_calls(handler, tmp_path / "run", resume=tmp_path / "run")
     assert differences(expected, handler.get_state_dict()) == []
 
@@ -321,31 +322,32 @@ def test_from_nothing_but_the_file(tmp_path):
 
 
 def test_without_a_seed_the_streams_of_the_program_go_on(tmp_path):
-    def run(resume, *more):
-        handler = small_handler(seed=None)
-        fit_small(handler, 4, fitkit.ModelCheckpoint(tmp_path / "last.pth"), *more, resume=resume)
+    def run(name, resume, *more):
+        handler, saver = small_handler(seed=None), fitkit.ModelCheckpoint(tmp_path / name / "a.pth")
+        fit_small(handler, 4, saver, *more, resume=resume)
         return handler
 
     torch.manual_seed(7)
-    whole = run(None)
+    whole = run("whole", None)
     after = torch.rand(())
     torch.manual_seed(7)
     with pytest.raises(RuntimeError, match="died"):
-        run(None, Dies(2))
+        run("again", None, Dies(2))
     torch.manual_seed(1234)
-    resumed = run(True)
+    resumed = run("again", True)
     assert differences(whole.get_state_dict(), resumed.get_state_dict()) == []
     assert torch.rand(()) == after
 
 
 def test_a_damaged_newest_file_is_passed_over_and_the_end_is_the_same(tmp_path):
     saver = tmp_path / "epoch_{epoch}.pth"
-    whole, again = small_handler(), small_handler(seed=4)
+    whole, again = small_handler(), small_handler(weights=4)
     fit_small(whole, 4, fitkit.ModelCheckpoint(saver))
     for epoch in (3, 4):
         path = tmp_path / f"epoch_{epoch}.pth"
         data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 4
+        for position in range(len(data) // 2, len(data) // 2 + 128):  # more than padding
+            data[position] ^= 4
         path.write_bytes(data)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -359,7 +361,7 @@ def test_a_damaged_newest_file_is_passed_over_and_the_end_is_the_same(tmp_path):
 
 def test_resume_true_in_nested_folders(tmp_path):
     saver = tmp_path / "run_{epoch}" / "{global_step}" / "m.pth"
-    whole, again = small_handler(), small_handler(seed=4)
+    whole, again = small_handler(), small_handler(weights=4)
     fit_small(whole, 3, fitkit.ModelCheckpoint(saver))
     began = []
     watch = fitkit.LambdaCallback(on_epoch_begin=lambda epoch, logs: began.append(epoch))

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from fitkit.checkpointing.format import schema
-from fitkit.checkpointing.storage import single_or_sharded
-from fitkit.checkpointing.storage.is_checkpoint import may_be_checkpoint
+from fitkit.checkpointing.storage import run_record, single_or_sharded
+from fitkit.checkpointing.storage.is_checkpoint import list_checkpoints
 from fitkit.core.errors import CheckpointError
 from fitkit.core.tree import map_tensors
 from fitkit.distributed.world import World
@@ -24,14 +24,19 @@ class LatestCheckpoint:
     path: Path | None = None
     state: dict[str, Any] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)  # an error message for each damaged file
+    weights_only: list[Path] = field(default_factory=list)  # files from which no run can resume
 
 
 def find_latest(
     folders: Iterable[Path],
     empty: single_or_sharded.Empty | None = None,
     world: World | None = None,
+    *,
+    last_call: int | None = None,
 ) -> LatestCheckpoint:
-    """Find the intact full checkpoint furthest in the run, by its content, not by file times.
+    """Find the intact full checkpoint furthest on the line begun last, not by file times.
+
+    A line is begun where a run starts, or goes back to an earlier file and on from there.
 
     Tensors are read and verified from the furthest file on, until one is intact. Files with weights
     only, and other files, are ignored. Of files at one position the first by name is taken: they
@@ -42,17 +47,23 @@ def find_latest(
     """
     world = world or World()
     found = LatestCheckpoint()
-    candidates: list[tuple[tuple[int, ...], Path]] = []
-    for path in _list_files(folders):
+    candidates: list[tuple[int, tuple[int, ...], Path]] = []  # branch, position
+    for path in list_checkpoints(folders):
         try:
             content = single_or_sharded.read_without_tensors(path)
             if schema.is_full(content):
-                candidates.append((schema.run_position(schema.validate(content, path)), path))
+                position = schema.run_position(schema.validate(content, path))
+                record = run_record.read(path)
+                branch = 0 if record is None else record.branch
+                if last_call is None or position[0] <= last_call:
+                    candidates.append((branch, position, path))
+            elif schema.is_weights(content):
+                found.weights_only.append(path)
         except CheckpointError as error:
             found.skipped.append(str(error))
-    candidates.sort(key=lambda candidate: candidate[0], reverse=True)
-    _require_same_view([position for position, _ in candidates], world)
-    for _, path in candidates:
+    candidates.sort(key=lambda candidate: candidate[:2], reverse=True)
+    _require_same_view([position for _, position, _ in candidates], world)
+    for *_, path in candidates:
         state, problem = {}, None
         try:
             state = read_full(path, empty)
@@ -86,11 +97,6 @@ def is_at_position(path: Path, position: tuple[int, int, int, int]) -> bool:
         return schema.run_position(schema.validate(content, path)) == position
     except CheckpointError:
         return False
-
-
-def _list_files(folders: Iterable[Path]) -> list[Path]:
-    files = (path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir()))
-    return list(dict.fromkeys(path.resolve() for path in files if may_be_checkpoint(path)))
 
 
 def read_full(path: Path, empty: single_or_sharded.Empty | None = None) -> dict[str, Any]:

@@ -12,9 +12,13 @@ from torch import nn
 from fitkit.checkpointing.format.class_names import class_name, resolve_class
 from fitkit.checkpointing.format.encoding import TAG, decode, encode
 from fitkit.core.component_spec import ComponentSpec, LossSpec
-from fitkit.core.errors import CheckpointError, as_checkpoint_error
+from fitkit.core.errors import CheckpointError, ConfigurationError, as_checkpoint_error
+from fitkit.metrics.metric import Metric
+from fitkit.metrics.metric_state import attributes_of, saves_itself
+from fitkit.metrics.stateful import accumulates
 
-_TORCH_LOSSES = "torch.nn.modules.loss"
+# the module of torch's losses; all that they have are arguments
+TORCH_LOSSES = "torch.nn.modules.loss"
 
 
 def encode_class(spec: ComponentSpec | None) -> str | None:
@@ -43,7 +47,7 @@ def encode_kwargs(spec: ComponentSpec | None) -> dict[str, Any] | None:
 
 def loss_config(loss: LossSpec | None) -> dict[str, Any] | None:
     """A loss module of torch as class and arguments; other losses the program must set again."""
-    if loss is None or type(loss.function).__module__ != _TORCH_LOSSES:
+    if loss is None or type(loss.function).__module__ != TORCH_LOSSES:
         return None
     module = loss.function
     names = inspect.signature(type(module)).parameters
@@ -80,4 +84,19 @@ def as_build_error(part: str, remedy: str) -> AbstractContextManager[None]:
     return as_checkpoint_error(
         f"the {part} cannot be built with the arguments in the checkpoint",
         f"If you trust the rest of the file, {remedy}.",
+        keep=CheckpointError,
     )
+
+
+def require_savable_metric(name: str, metric: Any) -> None:
+    """Raise ``ConfigurationError`` if a metric accumulates in attributes that cannot be saved."""
+    if not accumulates(metric) or isinstance(metric, Metric) or saves_itself(metric):
+        return
+    try:
+        for attribute, value in attributes_of(metric).items():
+            encode(value, f"attribute {attribute!r}")
+    except CheckpointError as error:
+        raise ConfigurationError(
+            f"metric {name!r} could not be saved in the middle of an epoch: {error} Or give "
+            f"{type(metric).__name__} state_dict and load_state_dict."
+        ) from error

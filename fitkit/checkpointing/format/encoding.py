@@ -10,13 +10,14 @@ import datetime
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path, PosixPath, PurePath, WindowsPath
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fitkit.checkpointing.format import exact_types
 from fitkit.core.errors import CheckpointError, as_checkpoint_error
 from fitkit.core.tree import MAX_DEPTH, TensorMap
 from fitkit.distributed.dtensor import is_dtensor
@@ -24,25 +25,42 @@ from fitkit.distributed.dtensor import is_dtensor
 TAG = "__fitkit__"
 _ATOMS = (type(None), bool, int, float, complex, str, bytes)
 _UNCHANGED_ATOMS = frozenset(_ATOMS) - {bytes}
+# tagged as they are
+_KEPT = frozenset(
+    (np.ndarray, set, frozenset, deque, PosixPath, WindowsPath, datetime.timedelta, range)
+)
 _TORCH_ATOMS = (torch.dtype, torch.device, torch.Size)
 
 
-def encode(value: Any, name: str = "state", tensor_map: TensorMap = lambda tensor: tensor) -> Any:
+def encode(
+    value: Any,
+    name: str = "state",
+    tensor_map: TensorMap = lambda tensor: tensor,
+    *,
+    keep_types: bool = False,
+) -> Any:
     """``value`` with every leaf a tensor or a plain type.
 
     Args:
         value: what is to be saved; not changed.
         name: what it is called in the error.
         tensor_map: gives what is saved for each tensor; by default the live tensor itself.
+        keep_types: refuse what ``decode`` would give back with another type. Otherwise subclasses
+            of plain types, enums and NumPy scalars become plain.
 
     Raises:
         CheckpointError: a leaf is of another type, or the nesting is too deep; the message says
             where.
     """
     try:
-        return _encode(value, MAX_DEPTH, tensor_map)
+        return _encode(value, MAX_DEPTH, _Options(tensor_map, keep_types))
     except _UnsavableError as error:
         raise CheckpointError(f"{name}{error.path} {error}") from None
+
+
+class _Options(NamedTuple):
+    tensor_map: TensorMap
+    keep_types: bool
 
 
 class _UnsavableError(Exception):
@@ -51,21 +69,46 @@ class _UnsavableError(Exception):
     path = ""
 
 
-def _encode(value: Any, depth: int, tensor_map: TensorMap) -> Any:
+def _encode(value: Any, depth: int, options: _Options) -> Any:
     """Encode ``value``, which may be nested ``depth`` more levels."""
     kind = type(value)
     if kind in _ATOMS:
         # empty bytes are pickled as a call, which weights_only=True refuses
         return {TAG: "bytes", "text": ""} if kind is bytes and not value else value
     if isinstance(value, Tensor):
-        return tensor_map(_plain_tensor(value.detach()))
+        is_subclass = kind not in (Tensor, nn.Parameter) and not is_dtensor(value)
+        if options.keep_types and is_subclass:
+            raise _unsavable(value)
+        return options.tensor_map(_plain_tensor(value.detach()))
     if kind in (dict, OrderedDict, Counter):
-        return _encode_dict(value, depth, tensor_map)
+        return _encode_dict(value, depth, options)
     if kind in (list, tuple):
-        return kind(_encode_items(value, depth, tensor_map))
+        return kind(_encode_items(value, depth, options))
     if isinstance(value, _TORCH_ATOMS):
         return value
-    return _encode_tagged(value, depth, tensor_map)
+    return (_encode_exactly if options.keep_types else _encode_tagged)(value, depth, options)
+
+
+def _encode_exactly(value: Any, depth: int, options: _Options) -> Any:
+    """Encode a value so that it comes back with its type."""
+    try:
+        found = exact_types.to_content(value)
+    except exact_types.NotExactError as error:
+        raise _UnsavableError(f"{error}.") from None
+    if found is not None:
+        tag, content = found
+        return {TAG: tag, **_encode_dict(content, depth, options)}
+    if type(value) not in _KEPT:
+        raise _unsavable(value)
+    return _encode_tagged(value, depth, options)
+
+
+def _unsavable(value: Any) -> _UnsavableError:
+    return _UnsavableError(
+        f"is a {type(value).__module__}.{type(value).__qualname__}, but a checkpoint holds only "
+        f"tensors and plain types (numbers, strings, lists, dicts, ...): save what describes it "
+        f"instead, and rebuild it when the state is loaded."
+    )
 
 
 def _plain_tensor(tensor: Tensor) -> Tensor:
@@ -78,18 +121,18 @@ def _plain_tensor(tensor: Tensor) -> Tensor:
     return plain
 
 
-def _encode_items(items: Iterable[Any], depth: int, tensor_map: TensorMap) -> Iterator[Any]:
+def _encode_items(items: Iterable[Any], depth: int, options: _Options) -> Iterator[Any]:
     _check_depth(depth)
     number = -1
     try:
         for number, item in enumerate(items):  # noqa: B007  also used in the error
-            yield item if type(item) in _UNCHANGED_ATOMS else _encode(item, depth - 1, tensor_map)
+            yield item if type(item) in _UNCHANGED_ATOMS else _encode(item, depth - 1, options)
     except _UnsavableError as error:
         error.path = f"[{number}]{error.path}"
         raise
 
 
-def _encode_dict(value: dict[Any, Any], depth: int, tensor_map: TensorMap) -> Any:
+def _encode_dict(value: dict[Any, Any], depth: int, options: _Options) -> Any:
     _check_depth(depth)
     encoded: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
     key = None
@@ -102,14 +145,14 @@ def _encode_dict(value: dict[Any, Any], depth: int, tensor_map: TensorMap) -> An
     try:
         for key, item in value.items():
             is_atom = type(item) in _UNCHANGED_ATOMS
-            encoded[key] = item if is_atom else _encode(item, depth - 1, tensor_map)
+            encoded[key] = item if is_atom else _encode(item, depth - 1, options)
     except _UnsavableError as error:
         error.path = f"[{key!r}]{error.path}"
         raise
     if isinstance(value, OrderedDict):
         metadata = getattr(value, "_metadata", None)  # versions of modules in a state dict
         if metadata is not None:
-            vars(encoded)["_metadata"] = _encode(metadata, depth - 1, tensor_map)
+            vars(encoded)["_metadata"] = _encode(metadata, depth - 1, options)
         return encoded
     return Counter(encoded) if isinstance(value, Counter) else encoded
 
@@ -128,16 +171,16 @@ def _is_plain_key(key: Any) -> bool:
     return type(key) in _ATOMS and not (type(key) is bytes and key == b"")
 
 
-def _encode_tagged(value: Any, depth: int, tensor_map: TensorMap) -> Any:
+def _encode_tagged(value: Any, depth: int, options: _Options) -> Any:
     if isinstance(value, np.generic):
-        return _encode(_python_number(value), depth, tensor_map)
+        return _encode(_python_number(value), depth, options)
     if isinstance(value, Enum) and isinstance(value.value, _ATOMS):
-        return _encode(value.value, depth, tensor_map)
-    if type(value) in (np.ndarray, np.memmap) and _is_storable(value.dtype):
+        return _encode(value.value, depth, options)
+    if type(value) in (np.ndarray, np.memmap) and exact_types.is_storable(value.dtype):
         native = np.array(value, dtype=value.dtype.newbyteorder("="))
         return {TAG: "ndarray", "data": torch.from_numpy(native), "dtype": str(value.dtype)}
     if isinstance(value, (set, frozenset, deque)):
-        items = list(_encode_items(value, depth, tensor_map))
+        items = list(_encode_items(value, depth, options))
         if type(value) is set:
             return set(items) if all(map(_is_plain_key, items)) else {TAG: "set", "items": items}
         if isinstance(value, deque):
@@ -154,19 +197,8 @@ def _encode_tagged(value: Any, depth: int, tensor_map: TensorMap) -> Any:
     bases: tuple[Any, ...] = (list, tuple, Mapping, str, int, float)
     for base in bases:  # named tuples and other subclasses
         if isinstance(value, base):
-            return _encode(dict(value) if base is Mapping else base(value), depth, tensor_map)
-    raise _UnsavableError(
-        f"is a {type(value).__module__}.{type(value).__qualname__}, but a checkpoint holds only "
-        f"tensors and plain types (numbers, strings, lists, dicts, ...): save what describes it "
-        f"instead, and rebuild it when the state is loaded."
-    )
-
-
-def _is_storable(dtype: np.dtype[Any]) -> bool:
-    """Whether torch has the same type: a boolean or a number of at most 64 bits, or two of them."""
-    return (
-        dtype.itemsize <= 8 if dtype.kind in "biuf" else dtype.kind == "c" and dtype.itemsize <= 16
-    )
+            return _encode(dict(value) if base is Mapping else base(value), depth, options)
+    raise _unsavable(value)
 
 
 def _python_number(value: np.generic[Any]) -> Any:
@@ -191,7 +223,7 @@ _DECODERS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 def _decode_array(data: Tensor, name: str) -> Any:
     dtype = np.dtype(name)
-    if not _is_storable(dtype):
+    if not exact_types.is_storable(dtype):
         raise ValueError(f"an array of {name!r}")
     return data.cpu().numpy().astype(dtype)
 
@@ -210,14 +242,19 @@ def decode(value: Any) -> Any:
         ordered = OrderedDict((key, decode(item)) for key, item in value.items())
         vars(ordered).update(vars(value))
         return ordered
+    if type(value) is Counter:
+        return Counter({key: decode(item) for key, item in value.items()})
     if type(value) in (list, tuple, set):
         return type(value)(decode(item) for item in value)
     return value
 
 
 def _decode_tagged(value: dict[str, Any], tag: Any) -> Any:
-    decoder = _DECODERS.get(tag) if isinstance(tag, str) else None
+    decoders = {**exact_types.FROM_CONTENT, **_DECODERS}
+    decoder = decoders.get(tag) if isinstance(tag, str) else None
     if decoder is None:
         raise CheckpointError(f"the checkpoint holds a value of the unknown kind {tag!r}.")
     with as_checkpoint_error(f"the checkpoint holds a {tag} that cannot be rebuilt"):
+        if tag in exact_types.FROM_CONTENT:
+            value = {key: decode(item) for key, item in value.items()}
         return decoder(value)

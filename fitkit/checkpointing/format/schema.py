@@ -15,7 +15,7 @@ from fitkit.core.state import FitState
 FORMAT_VERSION = 1
 
 # The keys without which a file is damaged, with the types of their values (docs/checkpoints.md).
-# A new optional key needs only a line in handler/state_dict.ENTRIES, not here: old files lack it.
+# A new key is a line in handler/state_dict.ENTRIES, and one in OPTIONAL_KEYS.
 KEYS: Mapping[str, type | tuple[type, ...]] = {
     "format_version": int,
     "fitkit_version": str,
@@ -47,11 +47,22 @@ KEYS: Mapping[str, type | tuple[type, ...]] = {
     "sde": (dict, type(None)),
 }
 
+# Keys that files of earlier versions lack; also ``None`` is valid.
+OPTIONAL_KEYS: Mapping[str, type] = {
+    "optimizer_groups": list,
+    "scheduler_initial_state": dict,
+    "loss_state_dict": dict,
+    "loss_ema_state_dict": dict,
+    "call_ends": dict,
+    "config": dict,
+}
+
 # Their tensors are spread over the ranks that share a model, so a sharded checkpoint stores them
 # in its folder.
 SHARDED_KEYS = ("model_state_dict", "optimizer_state_dict", "ema_state_dict")
 # Whoever loads these copies the tensors into the model's own, so they may stay mapped to the file.
 COPIED_KEYS = ("model_state_dict", "ema_state_dict")
+_LISTENER: Mapping[str, type] = {"name": str, "identity": str}
 _BAD_PROGRESS = "the checkpoint's progress cannot be read"
 
 
@@ -98,6 +109,11 @@ def validate(state: Any, path: Path | str) -> dict[str, Any]:
             f"was written by fitkit {state.get('fitkit_version')}): upgrade fitkit."
         )
     wrong = [k for k, kind in KEYS.items() if k not in state or not isinstance(state[k], kind)]
+    wrong += [
+        key
+        for key, kind in OPTIONAL_KEYS.items()
+        if not isinstance(state.get(key), (kind, type(None)))
+    ]
     if wrong:
         raise DamagedCheckpointError(
             f"{file} is not a valid checkpoint: {listed(wrong)} missing or of a wrong type."
@@ -126,14 +142,22 @@ def run_position(state: dict[str, Any]) -> tuple[int, int, int, int]:
 
 
 def _is_pending_event(value: Any) -> bool:
-    """Whether ``value`` can be ``CallbackList.pending_event``."""
+    """Whether ``value`` can be ``CallbackList.pending_event``, of this version or of 0.2."""
     if value is None:
         return True
-    return (
-        isinstance(value, dict)
-        and value.get("event") in [event.value for event in Event]
-        and isinstance(value.get("args"), list)
-        and isinstance(value.get("waiting"), list)
+    is_event = isinstance(value, dict) and value.get("event") in [event.value for event in Event]
+    if not is_event or not isinstance(value.get("args"), list):
+        return False
+    if "listeners" in value:
+        entries, kinds = value["listeners"], {**_LISTENER, "config": dict, "waits": bool}
+    else:  # pairs of name and identity
+        pairs = value.get("waiting")
+        is_paired = isinstance(pairs, list) and all(isinstance(p, list) for p in pairs)
+        entries = [dict(zip(_LISTENER, p, strict=False)) for p in pairs] if is_paired else None
+        kinds = dict(_LISTENER)
+    return isinstance(entries, list) and all(
+        isinstance(entry, dict) and all(isinstance(entry.get(k), t) for k, t in kinds.items())
+        for entry in entries
     )
 
 
@@ -141,6 +165,8 @@ def _is_valid(name: str, value: Any) -> bool:
     """Whether an attribute of ``FitState`` has a value that a run can give it."""
     if name == "stop_reason":
         return value is None or type(value) is str
+    if name == "last_lr":
+        return value is None or type(value) in (int, float)
     if type(value) is not type(getattr(FitState(), name)):
         return False
     if isinstance(value, dict):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from fitkit.checkpointing.savers.saver import Saver
 from fitkit.checkpointing.storage import atomic_write
+from fitkit.checkpointing.storage.run_record import RunRecord
 from fitkit.distributed.world import World
 
 
@@ -99,22 +100,30 @@ class ReplicatedRanks:
         """Inside ``with`` rank 0 calls ``write``, while the others are in ``write_parts``."""
         return nullcontext()
 
-    def write(self, content: Any, path: Path, also: Iterable[Path], *, weights_only: bool) -> None:
+    def write(
+        self,
+        content: Any,
+        path: Path,
+        also: Iterable[Path],
+        *,
+        weights_only: bool,
+        record: RunRecord | None = None,
+    ) -> None:
         """Write ``content`` to ``path`` and its further names ``also``; called on rank 0.
 
         Raises:
             SaveError: it could not be written, on any rank.
         """
-        atomic_write.write(content, path, also)
+        atomic_write.write(content, path, also, record)
 
     def write_parts(self, whole: Any, weights: Any) -> None:
         """Write the parts of a rank other than 0 of the contents that rank 0 writes."""
 
-    def save_now(self, content: Any, path: Path) -> None:
+    def save_now(self, content: Any, path: Path, record: RunRecord | None = None) -> None:
         """Write ``content`` to ``path``; every rank calls it.
 
         Raises:
             SaveError: it could not be written; on other ranks ``RankError``.
         """
         if self.is_main:
-            atomic_write.write(content, path)
+            atomic_write.write(content, path, record=record)

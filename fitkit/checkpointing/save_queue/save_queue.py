@@ -10,13 +10,13 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from fitkit.checkpointing.save_queue.file_ownership import FileOwnership
 from fitkit.checkpointing.save_queue.replicated_ranks import ReplicatedRanks, SaveCommand
 from fitkit.checkpointing.save_queue.save_job import SaveJob
 from fitkit.checkpointing.save_queue.save_source import SaveSource
 from fitkit.checkpointing.savers.overhead import SaveStats
 from fitkit.checkpointing.savers.save_request import SaveRequest
 from fitkit.checkpointing.savers.saver import Saver
-from fitkit.checkpointing.storage import single_or_sharded
 from fitkit.core.errors import add_note
 from fitkit.core.tree import TensorMap
 from fitkit.runtime.host_staging import HostStaging
@@ -30,6 +30,7 @@ class SaveQueue:
         ranks: how the ranks of the run save together.
 
     Attributes:
+        files: which files the run may overwrite and remove.
         stats: what saving has cost.
         protected: the file that the run resumed from, until a newer whole checkpoint is durable.
         wants_sync_point: a saver would save if this event were a sync point.
@@ -42,6 +43,7 @@ class SaveQueue:
     def __init__(self, source: SaveSource, ranks: ReplicatedRanks) -> None:
         self._source = source
         self._ranks = ranks
+        self.files = FileOwnership(source)
         self._requests: list[SaveRequest] = []
         self._in_flight: tuple[threading.Thread, SaveJob] | None = None
         self._staging: HostStaging | None = None
@@ -144,12 +146,12 @@ class SaveQueue:
         Raises:
             SaveError: it could not be written; on other ranks ``RankError``.
         """
-        self._ranks.save_now(content, path)
+        self._ranks.save_now(content, path, self.files.record())
 
     def delete_obsolete(self, saver: Saver) -> None:
         """Delete what ``saver`` was about to delete when its state was saved."""
-        for path in saver.commit(self.protected):
-            if (problem := single_or_sharded.remove(path)) is not None:
+        for path in self.files.unkept(saver.commit(self.protected)):
+            if (problem := self.files.remove(path, saver.folder)) is not None:
                 warnings.warn(problem, RuntimeWarning, stacklevel=2)
 
     # ---- one save -------------------------------------------------------------------------------
@@ -174,7 +176,10 @@ class SaveQueue:
             self.stats.blocked_seconds += time.perf_counter() - began
 
     def _save(self, requests: list[SaveRequest]) -> None:
-        job = SaveJob(requests, self._ranks)
+        requests = self.files.choose_paths(requests, self.protected)
+        if not requests:
+            return
+        job = SaveJob(requests, self._ranks, files=self.files, record=self.files.record())
         try:
             self._prepare(job)
         except BaseException as error:  # noqa: BLE001  raised after the rollback
@@ -184,13 +189,8 @@ class SaveQueue:
 
     def _prepare(self, job: SaveJob) -> None:
         """Take the state of this moment, in which the savers describe the files of this save."""
-        for saver in job.savers:
-            saver.requested = ()
-        for request in job.requests:
-            if not request.again:
-                request.saver.mark_written(request)
-        again = (r.path for r in job.requests if r.again and not r.weights_only)
-        job.existing = next(filter(self._source.is_current, again), None)
+        job.mark_written(self._source.savers())
+        job.find_present(self.protected)
         command = job.command()
         self._ranks.send(command)
         self._take(job, command)
@@ -198,7 +198,7 @@ class SaveQueue:
             if job.whole is not None:
                 job.saver_states[saver] = self._source.saver_state(saver, job.whole)
             protected = self.protected if saver.saves_weights_only else None
-            job.obsolete[saver] = saver.commit(protected)
+            job.obsolete[saver] = self.files.unkept(saver.commit(protected))
 
     def _follow(self, command: SaveCommand) -> None:
         """Do what ranks other than 0 do for a save."""

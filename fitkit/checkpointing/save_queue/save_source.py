@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fitkit.checkpointing.savers.saver import Saver
+from fitkit.checkpointing.storage.run_record import RunIdentity
 from fitkit.core.tree import TensorMap
 
 
@@ -21,6 +22,12 @@ class SaveSource(Protocol):
 
     def saver_state(self, saver: Saver, snapshot: dict[str, Any]) -> dict[str, Any]:
         """The state of ``saver`` in a snapshot; empty if it has none."""
+
+    def identity(self) -> RunIdentity:
+        """The run whose files the savers write."""
+
+    def position(self) -> tuple[int, ...]:
+        """The handler's position in the run."""
 
     def is_current(self, path: Path) -> bool:
         """Whether the file ``path`` holds the state at the handler's position in the run."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from fitkit.checkpointing.save_queue.replicated_ranks import ReplicatedRanks
 from fitkit.checkpointing.storage import sharded_checkpoint
+from fitkit.checkpointing.storage.run_record import RunRecord
 from fitkit.core.errors import RankError
 from fitkit.distributed.world import World
 
@@ -35,10 +36,18 @@ class ShardedRanks(ReplicatedRanks):
         finally:
             self._side_world.broadcast(None)
 
-    def write(self, content: Any, path: Path, also: Iterable[Path], *, weights_only: bool) -> None:
+    def write(
+        self,
+        content: Any,
+        path: Path,
+        also: Iterable[Path],
+        *,
+        weights_only: bool,
+        record: RunRecord | None = None,
+    ) -> None:
         """Write ``content`` together with the other ranks."""
         self._side_world.broadcast(weights_only)
-        sharded_checkpoint.write(content, path, also, world=self._side_world)
+        sharded_checkpoint.write(content, path, also, world=self._side_world, record=record)
 
     def write_parts(self, whole: Any, weights: Any) -> None:
         """Write this rank's part of each content; rank 0 raises if one cannot be written."""
@@ -46,9 +55,9 @@ class ShardedRanks(ReplicatedRanks):
             content = weights if weights_only else whole
             sharded_checkpoint.write_own_shards(content, self._side_world)
 
-    def save_now(self, content: Any, path: Path) -> None:
+    def save_now(self, content: Any, path: Path, record: RunRecord | None = None) -> None:
         """Write ``content`` to ``path``; every rank calls it with its own."""
         if self.is_main:
-            sharded_checkpoint.write(content, path, world=self._side_world)
+            sharded_checkpoint.write(content, path, world=self._side_world, record=record)
         elif not sharded_checkpoint.write_own_shards(content, self._side_world):
             raise RankError(0, f"could not save to {str(path)!r}")

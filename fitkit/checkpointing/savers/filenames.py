@@ -41,6 +41,20 @@ def placeholders(template: str) -> list[str]:
     return names
 
 
+def checked_path(filepath: Any) -> str:
+    """A path with placeholders as text.
+
+    Raises:
+        ConfigurationError: it is not a path, or as ``placeholders``.
+    """
+    if not isinstance(filepath, (str, Path)) or not str(filepath):
+        raise ConfigurationError(
+            f"filepath must be a path such as 'runs/{{epoch:03d}}.pth', received {filepath!r}."
+        )
+    placeholders(str(filepath))
+    return str(filepath)
+
+
 def _fields(template: str) -> Iterator[str]:
     """The names in braces, also those inside a format: ``{loss:{width}}``."""
     for _, field, specification, _ in string.Formatter().parse(template):
@@ -85,11 +99,37 @@ def fallback_name(template: str, suffix: str) -> str:
     folder, slash, base = template.rpartition("/")
     if "{" in folder:
         folder, slash, _ = folder.split("{")[0].rpartition("/")
-    tail = re.search(r"\.[A-Za-z]\w*$", base.rpartition("}")[2])
-    extension = tail.group() if tail else ".pth"
+    extension = _split_extension(base.rpartition("}")[2])[1] or ".pth"
     head = base.removesuffix(extension).split("{")[0].rstrip("_-. ")
     head = re.sub(r"[_\-. ]*epoch$", "", head)
     return f"{folder}{slash}{head or 'checkpoint'}{suffix}{extension}"
+
+
+def version(path: Path, number: int) -> Path:
+    """Another name for a file whose own is taken.
+
+    >>> version(Path("runs/m_0.95.pth"), 2).as_posix()
+    'runs/m_0.95-v2.pth'
+    """
+    head, extension = _split_extension(path.name)
+    return path.with_name(f"{head}-v{number}{extension}")
+
+
+def is_version(name: str | None, original: str) -> bool:
+    """Whether ``name`` is ``original``, or what ``version`` makes of it.
+
+    >>> is_version("a/m-v12.pth", "a/m.pth"), is_version("a/m-v.pth", "a/m.pth")
+    (True, False)
+    """
+    head, extension = _split_extension(original)
+    pattern = rf"{re.escape(head)}(-v\d+)?{re.escape(extension)}"
+    return name is not None and re.fullmatch(pattern, name) is not None
+
+
+def _split_extension(name: str) -> tuple[str, str]:
+    tail = re.search(r"\.[A-Za-z]\w*$", name)
+    extension = tail.group() if tail else ""
+    return name.removesuffix(extension), extension
 
 
 def folders_below(folder: Path, template: str) -> list[Path]:

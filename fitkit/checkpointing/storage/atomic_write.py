@@ -11,12 +11,15 @@ from typing import Any, BinaryIO
 
 import torch
 
-from fitkit.checkpointing.storage import temp_files
+from fitkit.checkpointing.storage import run_record, temp_files
 from fitkit.checkpointing.storage.is_checkpoint import is_torch_file
+from fitkit.checkpointing.storage.run_record import RunRecord
 from fitkit.core.errors import CheckpointError, SaveError
 
 
-def write(content: Any, path: Path, also: Iterable[Path] = ()) -> None:
+def write(
+    content: Any, path: Path, also: Iterable[Path] = (), record: RunRecord | None = None
+) -> None:
     """Write ``content`` with ``torch.save``; on return the file is complete and durable.
 
     A temporary file in the same folder is flushed to the device and renamed, then the folder is
@@ -26,12 +29,19 @@ def write(content: Any, path: Path, also: Iterable[Path] = ()) -> None:
         content: tensors and plain types.
         path: the file.
         also: further names of the file: hard links where possible, else copies.
+        record: which run writes it; ``None``: the file does not say.
 
     Raises:
         SaveError: it could not be written; an earlier file of that name is unchanged, and no
             temporary file is left. Names before the one that failed are durable.
     """
-    replace(path, lambda file: torch.save(content, file), also)
+
+    def fill(file: BinaryIO) -> None:
+        torch.save(content, file)
+        if record is not None:
+            run_record.append(file, record)
+
+    replace(path, fill, also)
 
 
 def replace(path: Path, fill: Callable[[BinaryIO], object], also: Iterable[Path] = ()) -> None:
@@ -84,6 +94,7 @@ def link_or_copy(source: Path, path: Path) -> None:
             _write_and_rename(path, lambda target: shutil.copyfileobj(file, target))
         else:
             os.replace(link, path)
+            link.unlink(missing_ok=True)  # a rename does nothing if both are the same file already
 
 
 @contextlib.contextmanager
@@ -127,8 +138,19 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def remove_empty_folders(folder: Path, top: Path) -> None:
+    """Remove ``folder`` and those above it that are empty, below ``top``."""
+    with contextlib.suppress(OSError):  # one is not empty
+        while top.resolve() in folder.resolve().parents:
+            if folder.exists():
+                folder.rmdir()
+            folder = folder.parent
+
+
 def remove(path: Path) -> str | None:
     """Delete a checkpoint file, if it exists; return a message if it is still there."""
+    if not os.path.lexists(path):  # nothing to do, also where nothing can be written
+        return None
     try:
         if path.exists() and not is_torch_file(path):
             return f"{str(path)!r} was to be removed, but it is not a checkpoint: it was kept."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt")
@@ -18,6 +19,12 @@ def may_be_checkpoint(path: Path) -> bool:
     if path.name.endswith(TEMP_SUFFIX) or path.parent.name.endswith(SHARDS_SUFFIX):
         return False
     return path.is_file() and (path.suffix in CHECKPOINT_SUFFIXES or is_torch_file(path))
+
+
+def list_checkpoints(folders: Iterable[Path]) -> list[Path]:
+    """The files in ``folders`` that may be checkpoints, each once; folders may be missing."""
+    files = (path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir()))
+    return list(dict.fromkeys(path.resolve() for path in files if may_be_checkpoint(path)))
 
 
 def is_torch_file(path: Path) -> bool:

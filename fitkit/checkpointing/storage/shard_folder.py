@@ -14,11 +14,13 @@ import os
 import shutil
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fitkit.checkpointing.storage import atomic_write, safe_load, temp_files
-from fitkit.checkpointing.storage.is_checkpoint import SHARDS_SUFFIX, is_torch_file
+from fitkit.checkpointing.storage.is_checkpoint import SHARDS_SUFFIX, may_be_checkpoint
+from fitkit.checkpointing.storage.run_record import RunRecord
 from fitkit.checkpointing.storage.shard_index import (
     INDEX_NAME,
     Chunk,
@@ -26,10 +28,16 @@ from fitkit.checkpointing.storage.shard_index import (
     damaged_shards,
     read_index,
 )
-from fitkit.core.errors import CheckpointError, DamagedCheckpointError
+from fitkit.core.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    DamagedCheckpointError,
+    UnsafeCheckpointError,
+)
 
 # Keys of the checkpoint file: one for which folder is its own, one for everything but tensors.
 REFERENCE_KEY, CONTENT_KEY = "__fitkit_shards__", "content"
+_MARKER_NAME = "fitkit.json"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -117,32 +125,60 @@ def link_into(folder: Path, parent: Path) -> None:
     atomic_write.flush_folder(parent)
 
 
-def remove_orphans(parent: Path) -> None:
-    """Delete the shard folders in ``parent`` that no checkpoint there refers to.
+def mark(folder: Path, record: RunRecord | None) -> None:
+    """Write into a new shard folder that fitkit made it, and for which run."""
+    run_id = None if record is None else record.run_id
+    (folder / _MARKER_NAME).write_text(json.dumps({"run_id": run_id}))
 
-    A writer keeps its new folder locked until the checkpoint that refers to it is written.
+
+def _is_ours(folder: Path, run_id: str | None) -> bool:
+    """Whether fitkit made ``folder``, for the run ``run_id`` unless that is ``None``."""
+    try:
+        marker = json.loads((folder / _MARKER_NAME).read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    is_marker = isinstance(marker, dict) and "run_id" in marker
+    return is_marker and run_id in (None, marker["run_id"])
+
+
+def remove_orphans(parent: Path, run_id: str | None = None) -> None:
+    """Delete the shard folders in ``parent`` that fitkit made and no checkpoint there refers to.
+
+    If a checkpoint there cannot be read, none is deleted: it may refer to any of them. A writer
+    keeps its new folder locked until the checkpoint that refers to it is written.
+
+    Args:
+        parent: the folder.
+        run_id: delete only those of this run.
     """
     locks = {}
     for path in parent.glob(f"*{SHARDS_SUFFIX}"):
-        descriptor = temp_files.try_lock(path)
+        descriptor = temp_files.try_lock(path) if _is_ours(path, run_id) else None
         if descriptor is not None:
             locks[path.name] = descriptor
     try:
-        for name in locks.keys() - _referenced_in(parent) if locks else ():
-            shutil.rmtree(parent / name, ignore_errors=True)
+        referenced = _referenced_in(parent) if locks else None
+        for name in () if referenced is None else locks.keys() - referenced:
+            # first a temporary name: half deleted, without its marker, it would be nobody's
+            doomed = temp_files.unique_path(parent)
+            with suppress(OSError):
+                os.rename(parent / name, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
     finally:
         for descriptor in locks.values():
             os.close(descriptor)
 
 
-def _referenced_in(parent: Path) -> set[str]:
-    """The names of shard folders that checkpoints in ``parent`` refer to."""
+def _referenced_in(parent: Path) -> set[str] | None:
+    """The names of shard folders that checkpoints in ``parent`` refer to; ``None``: not known."""
     names = set()
-    for path in filter(is_torch_file, sorted(parent.iterdir())):
+    for path in filter(may_be_checkpoint, sorted(parent.iterdir())):
         try:
             content = safe_load.read_without_tensors(path)
-        except CheckpointError:  # not a checkpoint, or one that cannot be used any more
+        except (UnsafeCheckpointError, CheckpointNotFoundError):  # not ours, or removed meanwhile
             continue
+        except CheckpointError:
+            return None
         reference = content.get(REFERENCE_KEY) if isinstance(content, dict) else None
         if isinstance(reference, dict):
             names.add(reference.get("folder", ""))

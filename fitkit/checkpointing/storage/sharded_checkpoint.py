@@ -27,6 +27,7 @@ from torch.futures import Future
 from fitkit.checkpointing.format import tensor_stubs
 from fitkit.checkpointing.storage import atomic_write, shard_folder, temp_files
 from fitkit.checkpointing.storage.is_checkpoint import SHARDS_SUFFIX
+from fitkit.checkpointing.storage.run_record import RunRecord
 from fitkit.checkpointing.storage.shard_index import (
     Chunk,
     ShardedTensor,
@@ -47,6 +48,7 @@ def write(
     *,
     world: World,
     is_sharded: Callable[[Any], bool] = is_dtensor,
+    record: RunRecord | None = None,
 ) -> None:
     """Write a sharded checkpoint; called on rank 0 while the others call ``write_own_shards``.
 
@@ -58,6 +60,7 @@ def write(
     also, is_written = list(also), False
     try:
         with atomic_write.as_save_error(path), temp_files.temp_folder(path.parent) as temporary:
+            shard_folder.mark(temporary, record)
             world.broadcast(str(temporary.resolve()))
             index = shard_folder.write_index(temporary, _write_shards(tensors, temporary, world))
             folder = temporary.with_name(f"{temporary.name.split('.')[1]}{SHARDS_SUFFIX}")
@@ -67,12 +70,12 @@ def write(
                 shard_folder.link_into(folder, parent)
             reference = {"folder": folder.name, **index}
             file = {shard_folder.REFERENCE_KEY: reference, shard_folder.CONTENT_KEY: rest}
-            atomic_write.write(file, path, also)
+            atomic_write.write(file, path, also, record)
         is_written = True
     finally:
         world.broadcast(is_written)
         for parent in {path.parent, *(name.parent for name in also)}:
-            shard_folder.remove_orphans(parent)
+            shard_folder.remove_orphans(parent, None if record is None else record.run_id)
 
 
 def write_own_shards(content: Any, world: World) -> bool:

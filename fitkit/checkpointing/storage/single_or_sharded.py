@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fitkit.checkpointing.format import schema, tensor_stubs
-from fitkit.checkpointing.storage import atomic_write, safe_load, shard_folder
+from fitkit.checkpointing.storage import atomic_write, run_record, safe_load, shard_folder
 from fitkit.checkpointing.storage.is_checkpoint import SHARDS_SUFFIX
 from fitkit.core.errors import CheckpointError
 from fitkit.core.tree import iterate_tensors
@@ -118,9 +118,9 @@ def convert(source: Path, target: Path, *, sharded: bool) -> None:
         CheckpointError: ``source`` cannot be used.
         SaveError: ``target`` could not be written; an earlier file of that name is unchanged.
     """
-    content = read(source, mmap=True)
+    content, record = read(source, mmap=True), run_record.read(source)
     if not sharded:
-        atomic_write.write(content, target)
+        atomic_write.write(content, target, record=record)
         return
     from fitkit.checkpointing.storage import sharded_checkpoint  # a second of imports
 
@@ -128,17 +128,21 @@ def convert(source: Path, target: Path, *, sharded: bool) -> None:
     parts = [content[key] for key in schema.SHARDED_KEYS] if is_full else [content]
     large = {id(it) for it in iterate_tensors(parts) if it.ndim and it.layout is torch.strided}
     sharded_checkpoint.write(
-        content, target, world=World(), is_sharded=lambda value: id(value) in large
+        content, target, world=World(), is_sharded=lambda value: id(value) in large, record=record
     )
 
 
-def remove(path: Path) -> str | None:
+def remove(path: Path, run_id: str | None = None) -> str | None:
     """Delete a checkpoint, if it exists, and its shards, if no other checkpoint uses them.
+
+    Args:
+        path: the file.
+        run_id: delete only shards of this run.
 
     Returns:
         a message if it is still there, else ``None``.
     """
     problem = atomic_write.remove(path)
     if problem is None and path.parent.is_dir():
-        shard_folder.remove_orphans(path.parent)
+        shard_folder.remove_orphans(path.parent, run_id)
     return problem

@@ -28,9 +28,9 @@ def unique_path(folder: Path) -> Path:
 
 
 def create_locked(folder: Path) -> BinaryIO:
-    """A new empty file in ``folder``, locked."""
+    """A new empty file in ``folder``, locked; it may be read, too."""
     while True:
-        file = unique_path(folder).open("xb")
+        file = unique_path(folder).open("x+b")
         _lock(file.fileno(), wait=True)
         if Path(file.name).exists():
             return file

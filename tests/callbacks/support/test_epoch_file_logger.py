@@ -3,13 +3,17 @@
 import csv
 import json
 import math
+import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from fitkit.callbacks.csv_logger import CSVLogger
 from fitkit.callbacks.json_lines_logger import JSONLinesLogger
-from fitkit.core.errors import ConfigurationError
+from fitkit.callbacks.model_checkpoint import ModelCheckpoint
+from fitkit.core.errors import ConfigurationError, SaveError
 from fitkit.core.event import Event
+from fitkit.core.logs import Logs
 
 ROWS = [
     {"loss": 0.1 + 0.2, "lr": 1e-05},
@@ -228,3 +232,187 @@ def test_two_loggers_get_their_own_rows_back_whatever_the_order(drive, kind, tmp
 def test_bad_file_names(kind, filename):
     with pytest.raises(ConfigurationError, match="received"):
         kind(filename)
+
+
+# ---- appending, and a kill before the first checkpoint -------------------------------------------
+
+
+def mark_of(path):
+    return path.with_name(f".{path.name}.fitkit-begin")
+
+
+def killed(drive, kind, path, rows, **params):
+    """A run that appends, and is killed before a checkpoint holds its rows."""
+    driver = drive(kind(path, append=True))
+    driver.begin(**params)
+    for row in rows:
+        driver.epoch(row)
+    assert mark_of(path).exists()
+
+
+NEW = {"loss": 3.0, "val_loss": 3.0, "new": 1.0}
+
+
+@pytest.mark.parametrize("rows", [[], [ROWS[1]], [ROWS[1], ROWS[3]], [NEW]])
+@pytest.mark.parametrize("before", [[], [{"loss": 9.0, "val_loss": 9.0}]])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_run_that_starts_again_takes_back_what_it_appended(
+    drive, kind, path, rows, before, times
+):
+    if before:
+        drive(kind(path)).fit(before)
+    for _ in range(times):
+        killed(drive, kind, path, rows, resume=True)
+    drive(kind(path, append=True)).fit([ROWS[4]], resume=True)
+    assert read_losses(path) == [*(row["loss"] for row in before), ROWS[4]["loss"]]
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_without_resume_the_rows_of_a_killed_run_stay(drive, kind, path):
+    killed(drive, kind, path, [ROWS[1]])
+    killed(drive, kind, path, [ROWS[3]])
+    drive(kind(path, append=True)).fit([ROWS[4]], resume=True)
+    assert read_losses(path) == [ROWS[1]["loss"], ROWS[4]["loss"]]
+    assert not mark_of(path).exists()
+
+
+def test_a_run_that_saves_elsewhere_takes_nothing_back(drive, kind, path):
+    killed(drive, kind, path, [ROWS[1]], resume=True)
+    other = drive(kind(path, append=True))
+    other.handler.callbacks = [ModelCheckpoint(path.parent / "other" / "last.pth")]
+    other.fit([ROWS[3]], resume=True)
+    assert read_losses(path) == [ROWS[1]["loss"], ROWS[3]["loss"]]
+
+
+def test_a_log_that_another_took_the_place_of_is_kept(drive, kind, path):
+    drive(kind(path)).fit([{"loss": 9.0, "val_loss": 9.0}])
+    killed(drive, kind, path, [ROWS[1]], resume=True)
+    drive(kind(path)).fit([{"loss": 8.0, "val_loss": 8.0}])
+    assert not mark_of(path).exists()
+    killed(drive, kind, path, [ROWS[1]], resume=True)
+    path.write_bytes(path.read_bytes().replace(b"8.0", b"7.0"))
+    drive(kind(path, append=True)).fit([ROWS[3]], resume=True)
+    assert read_losses(path) == [7.0, ROWS[1]["loss"], ROWS[3]["loss"]]
+
+
+@pytest.mark.parametrize("saved_at", [1.0, 2.0])
+def test_the_mark_goes_with_the_first_whole_checkpoint(drive, kind, path, saved_at):
+    driver = drive(kind(path, append=True))
+    driver.begin(resume=True)
+    driver.epoch(ROWS[1])
+    driver.handler.saves.stats = SimpleNamespace(began=1.0, saved_at=saved_at)
+    driver.callbacks.fire(Event.CHECKPOINT_SAVED, "last.pth", Logs())
+    assert mark_of(path).exists() == (saved_at == 1.0)  # weights only
+    saved = driver.save()
+    driver.epoch(ROWS[3])
+    again = driver.resume(kind(path, append=True), saved=saved)
+    again.epoch(ROWS[4])
+    again.end()
+    assert read_losses(path) == [ROWS[1]["loss"], ROWS[4]["loss"]]
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_an_error_before_the_first_checkpoint_is_taken_back_too(drive, kind, path):
+    driver = drive(kind(path, append=True))
+    driver.begin(resume=True)
+    driver.epoch(ROWS[1])
+    driver.callbacks.fire_to_all(Event.EXCEPTION, RuntimeError())
+    driver.end()
+    drive(kind(path, append=True)).fit([ROWS[3]], resume=True)
+    assert read_losses(path) == [ROWS[3]["loss"]]
+    assert not mark_of(path).exists()
+
+
+def test_without_append_there_is_no_mark(drive, kind, path):
+    driver = drive(kind(path))
+    driver.begin(resume=True)
+    driver.epoch(ROWS[1])
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+# ---- a file that goes while the run goes on ---------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["moved", "deleted", "emptied", "folder deleted"])
+@pytest.mark.parametrize("append", [False, True])
+def test_a_file_that_goes_is_begun_anew(drive, kind, path, how, append):
+    driver = drive(kind(path, append=append))
+    driver.begin(resume=True)
+    driver.epoch(ROWS[1])
+    content = path.read_bytes()
+    moved = path.parent.parent / "moved.txt"
+    if how == "moved":
+        path.rename(moved)
+    elif how == "emptied":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+        if how == "folder deleted":
+            shutil.rmtree(path.parent)
+    driver.epoch(ROWS[3])
+    saved = driver.save()
+    driver.epoch(ROWS[4])
+    assert read_losses(path) == [ROWS[3]["loss"], ROWS[4]["loss"]]
+    assert how != "moved" or moved.read_bytes() == content
+    again = driver.resume(kind(path, append=append), saved=saved)
+    again.epoch(ROWS[4])
+    assert read_losses(path) == [ROWS[3]["loss"], ROWS[4]["loss"]]
+    killed_again = drive(kind(path, append=append)).fit([ROWS[1]], resume=True)
+    assert len(read_losses(path)) == (3 if append else 1)
+    killed_again.end()
+
+
+# ---- a disk without room -----------------------------------------------------------------------
+
+
+def test_a_row_that_cannot_be_written_ends_training(drive, kind, path, no_file_longer_than):
+    driver = drive(kind(path))
+    driver.fit(ROWS[:1])
+    content = path.read_bytes()
+    driver.begin()
+    with (
+        no_file_longer_than(len(content) + 3),
+        pytest.raises(SaveError, match=r"log\.txt'.*File too large") as caught,
+    ):
+        driver.epoch(ROWS[2])
+    assert caught.value.path == path
+    assert path.read_bytes() == content
+    driver.end()
+    driver.fit(ROWS[4:])  # the notebook's next cell
+    assert read_losses(path) == [ROWS[0]["loss"], ROWS[2]["loss"], ROWS[4]["loss"]]
+
+
+@pytest.mark.parametrize("until", [2, 3, 5])
+def test_rows_that_cannot_be_written_wait_in_memory(
+    drive, kind, path, whole, until, no_file_longer_than
+):
+    driver = drive(kind(path, on_error="warn"))
+    driver.begin()
+    driver.epoch(ROWS[0])
+    content = path.read_bytes()
+    with no_file_longer_than(len(content) + 3):
+        with pytest.warns(RuntimeWarning, match="File too large"):
+            driver.epoch(ROWS[1])
+        for row in ROWS[2:until]:  # warnings are errors
+            driver.epoch(row)
+        assert path.read_bytes() == content
+    for row in ROWS[until:]:
+        driver.epoch(row)
+    driver.end()
+    assert path.read_bytes() == whole
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_a_folder_that_cannot_be_made(drive, kind, tmp_path, append):
+    (tmp_path / "folder").touch()
+    path = tmp_path / "folder" / "log.txt"
+    with pytest.raises(SaveError, match="log"):
+        drive(kind(path, append=append)).begin()
+    driver = drive(kind(path, append=append, on_error="warn"))
+    with pytest.warns(RuntimeWarning, match="log"):
+        driver.begin()
+    driver.epoch(ROWS[0])
+    (tmp_path / "folder").unlink()
+    driver.epoch(ROWS[1])
+    assert read_losses(path) == [ROWS[0]["loss"], ROWS[1]["loss"]]

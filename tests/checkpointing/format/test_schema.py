@@ -69,11 +69,32 @@ def test_progress_has_counters_that_a_run_can_have(name, value):
         schema.run_position(state)
 
 
+def test_a_rate_inside_an_epoch_is_a_number():
+    state = copy.deepcopy(VALID)
+    state["progress"]["state"] |= {"phase": "test", "epoch_logs": {"lr": "1"}}
+    with pytest.raises(DamagedCheckpointError, match="'last_lr' of a wrong"):
+        schema.run_position(state)
+    state["progress"]["state"]["epoch_logs"] = {"lr": 0.1}
+    schema.run_position(state)
+
+
+LISTENER = {"name": "Mine", "identity": "", "config": {}, "waits": True}
+
+
 @pytest.mark.parametrize(
     ("event", "is_valid"),
     [
         (None, True),
         ({"event": "on_epoch_end", "args": [], "waiting": []}, True),
+        ({"event": "on_epoch_end", "args": [], "waiting": [["Mine", ""]]}, True),
+        ({"event": "on_epoch_end", "args": [], "waiting": [["Mine"]]}, False),
+        ({"event": "on_epoch_end", "args": [], "waiting": [3]}, False),
+        ({"event": "on_epoch_end", "args": [], "listeners": []}, True),
+        ({"event": "on_epoch_end", "args": [], "listeners": [LISTENER]}, True),
+        ({"event": "on_epoch_end", "args": [], "listeners": LISTENER}, False),
+        ({"event": "on_epoch_end", "args": [], "listeners": [{**LISTENER, "waits": 1}]}, False),
+        ({"event": "on_epoch_end", "args": [], "listeners": [{**LISTENER, "config": 1}]}, False),
+        ({"event": "on_epoch_end", "args": [], "listeners": [{"name": "Mine"}]}, False),
         ({"event": "on_lunch", "args": [], "waiting": []}, False),
         ({"event": "on_epoch_end", "args": (), "waiting": []}, False),
         ({"event": "on_epoch_end", "args": []}, False),

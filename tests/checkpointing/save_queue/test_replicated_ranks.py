@@ -11,6 +11,7 @@ from fitkit import SaveError
 from fitkit.checkpointing.save_queue.replicated_ranks import ReplicatedRanks, SaveCommand
 from fitkit.checkpointing.save_queue.save_queue import SaveQueue
 from fitkit.checkpointing.savers.saver import Saver
+from fitkit.checkpointing.storage.run_record import RunIdentity
 from fitkit.core.state import FitState
 from fitkit.distributed.world import World
 
@@ -51,6 +52,7 @@ class Rank:
     def __init__(self, folder, rank=0, heard=(), **options):
         self.world = OneOfTwo(rank, heard)
         self.contributions = 0
+        self.run_identity = RunIdentity()
         self.non_finite = False
         self.announced, self.announce = [], lambda path: self.announced.append(path)
         self.saver = Files(folder, **options)
@@ -60,6 +62,12 @@ class Rank:
 
     def savers(self):
         return [self.saver]
+
+    def identity(self):
+        return self.run_identity
+
+    def position(self):
+        return (0, 0, 0, 0)
 
     @contextmanager
     def gathered_from_ranks(self):

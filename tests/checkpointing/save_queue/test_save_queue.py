@@ -51,7 +51,9 @@ def run(callbacks, epochs=5, handler=None, **options):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    """The files in a folder, without the lock of a run that trains into it."""
+    paths = folder.iterdir() if folder.exists() else ()
+    return sorted(path.name for path in paths if not path.name.endswith(".fitkit-lock"))
 
 
 def mounted(folder, *command):
@@ -114,14 +116,14 @@ def test_a_full_disk_ends_training_and_leaves_everything_as_it_was(small_disk, b
 
     def note():
         seen["states"] = [saver.state_dict() for saver in savers]
-        seen["files"] = {path.name: path.read_bytes() for path in small_disk.iterdir()}
+        seen["files"] = {path.name: path.read_bytes() for path in small_disk.glob("*.pth")}
         fill(small_disk)
 
     with pytest.raises(SaveError, match=r"3\.pth.*No space left on device") as caught:
         run([*savers, Before(e3=note, e5=lambda: None)])
     assert any("as it was before this save" in note for note in caught.value.__notes__)
     free(small_disk)
-    assert {path.name: path.read_bytes() for path in small_disk.iterdir()} == seen["files"]
+    assert {path.name: path.read_bytes() for path in small_disk.glob("*.pth")} == seen["files"]
     assert names(small_disk) == ["1.pth", "2.pth", "best.pth"]
     assert [saver.state_dict() for saver in savers] == seen["states"]
     again = run(savers_in(small_disk, background=background), resume=small_disk)
@@ -135,14 +137,14 @@ def test_with_warn_the_run_goes_on_and_saves_again_once_there_is_room(small_disk
     seen = {}
 
     def note():
-        seen["files"] = {path.name: path.read_bytes() for path in small_disk.iterdir()}
+        seen["files"] = {path.name: path.read_bytes() for path in small_disk.glob("*.pth")}
         seen["states"] = [saver.state_dict() for saver in savers]
         fill(small_disk)
 
     def compare():
         handler.wait_for_saves()  # warns now, where it is not said yet
         free(small_disk)
-        found = {path.name: path.read_bytes() for path in small_disk.iterdir()}
+        found = {path.name: path.read_bytes() for path in small_disk.glob("*.pth")}
         seen["same"] = found == seen["files"]
         seen["as before"] = [saver.state_dict() for saver in savers] == seen["states"]
 

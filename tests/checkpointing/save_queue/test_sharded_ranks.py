@@ -16,6 +16,7 @@ from fitkit.checkpointing.save_queue.save_queue import SaveQueue
 from fitkit.checkpointing.save_queue.sharded_ranks import ShardedRanks
 from fitkit.checkpointing.savers.saver import Saver
 from fitkit.checkpointing.storage import sharded_checkpoint
+from fitkit.checkpointing.storage.run_record import RunIdentity
 from fitkit.core.state import FitState
 
 
@@ -59,6 +60,7 @@ class Rank:
 
     def __init__(self, rank, folder, broadcasts, side_group, **options):
         self.value = torch.zeros(())
+        self._identity = RunIdentity()
         self.saver = Files(folder, **options)
         self.saver.handler = SimpleNamespace(state=FitState())
         self.contributions, self.announced = 0, []
@@ -75,6 +77,12 @@ class Rank:
 
     def saver_state(self, saver, snapshot):
         return snapshot.setdefault("saver", {})
+
+    def identity(self):
+        return self._identity
+
+    def position(self):
+        return (0, 0, 0, 0)
 
     def is_current(self, path):
         return False
@@ -111,7 +119,7 @@ def failing():
 def two(tmp_path, monkeypatch, written, failing):
     """Makes two ranks; a folder of shards is a list, and who leads tells the other."""
 
-    def write(content, path, also=(), *, world):
+    def write(content, path, also=(), *, world, record=None):
         is_whole = path.name not in failing
         written.append((0, float(_value_of(content)), path.name))
         world.broadcast(path.name)

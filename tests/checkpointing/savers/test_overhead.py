@@ -278,10 +278,10 @@ def made_up(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: made.now)
     real = atomic_write.write
 
-    def write(content, path, also=()):
+    def write(content, path, also=(), record=None):
         made.now += made.save
         made.spent += made.save
-        real(content, path, also)
+        real(content, path, also, record)
 
     monkeypatch.setattr(atomic_write, "write", write)
     return made
@@ -357,10 +357,10 @@ def test_in_the_background_no_save_is_asked_for_while_one_is_under_way(tmp_path,
 
     gate, began, real, asked = threading.Event(), threading.Event(), atomic_write.write, []
 
-    def write(content, path, also=()):
+    def write(content, path, also=(), record=None):
         began.set()
         assert gate.wait(10)
-        real(content, path, also)
+        real(content, path, also, record)
 
     class Looks(fitkit.Callback):
         order = 61

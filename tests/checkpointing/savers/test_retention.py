@@ -370,7 +370,8 @@ def test_the_file_a_run_came_from_goes_when_another_saver_has_written_a_full_one
             self.handler.wait_for_saves()
             seen.append("2.pth" in names(tmp_path))
 
-    run(saver, 6, full, Looks(), resume=tmp_path / "2.pth")
+    with pytest.warns(UserWarning, match="handed out by their order"):
+        run(saver, 6, full, Looks(), resume=tmp_path / "2.pth")
     # the full one is written at the end of epoch 4, together with the weights of that epoch
     assert seen[:2] == [True, True]
     assert names(tmp_path) == ["6.pth", "full"]
@@ -388,7 +389,7 @@ def test_the_file_a_run_came_from_stays_when_every_save_fails(tmp_path, monkeypa
 
     run(ModelCheckpoint(tmp_path / "{epoch}.pth", max_to_keep=1), 2)
 
-    def write(content, path, also=()):
+    def write(content, path, also=(), record=None):
         raise fitkit.SaveError(f"could not save to {path}", path)
 
     monkeypatch.setattr(atomic_write, "write", write)

@@ -83,11 +83,12 @@ def test_a_restart_finishes_the_save_but_touches_no_other_file(tmp_path):
     (tmp_path / "mine.txt").write_text("text")
     torch.save({}, tmp_path / "old.pth")
     saver.in_flight = ("new.pth", "old.pth", "mine.txt")
-    saver.request_save(tmp_path / "mine.txt")
-    saver.handler.saves.withdraw(saver)
+    saver.handler.add_callback(saver)
     saver.resubmit()
-    assert len(saver.handler.saves) == 2
-    assert saver.requested == ()
+    saver.handler.saves.flush()
+    assert (tmp_path / "mine.txt").read_text() == "text"
+    assert torch.load(tmp_path / "old.pth") == {}, "the file says of no run that wrote it"
+    assert (tmp_path / "new.pth").exists()
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from fitkit.checkpointing.storage import (
     single_or_sharded,
     temp_files,
 )
+from fitkit.checkpointing.storage.run_record import RunRecord
 from fitkit.checkpointing.storage.shard_index import Chunk, ShardedTensor
 
 CONTENT = {
@@ -545,18 +546,23 @@ def names(folder: Path) -> set[str]:
 
 
 def test_what_nobody_names_is_swept(saved):
-    (saved.parent / f"old{is_checkpoint.SHARDS_SUFFIX}").mkdir()
-    (saved.parent / f"old{is_checkpoint.SHARDS_SUFFIX}" / "x").touch()
-    (saved.parent / "mine").mkdir()
+    for name, run_id in (("old", "1" * 32), ("other", "2" * 32)):
+        (saved.parent / f"{name}.shards").mkdir()
+        shard_folder.mark(saved.parent / f"{name}.shards", RunRecord(run_id, 0, ()))
+    (saved.parent / "imagenet.shards").mkdir()  # of the user
+    (saved.parent / f"{'a' * 32}.shards").mkdir()
     before = names(saved.parent)
+    shard_folder.remove_orphans(saved.parent, "1" * 32)
+    assert names(saved.parent) == before - {"old.shards"}
     shard_folder.remove_orphans(saved.parent)
-    assert names(saved.parent) == before - {f"old{is_checkpoint.SHARDS_SUFFIX}"}
+    assert names(saved.parent) == before - {"old.shards", "other.shards"}
     single_or_sharded.verify(saved)
 
 
 def test_a_folder_whose_checkpoint_is_yet_to_come_is_not_swept(tmp_path):
     with temp_files.temp_folder(tmp_path) as folder:
         home = tmp_path / f"new{is_checkpoint.SHARDS_SUFFIX}"
+        shard_folder.mark(folder, None)
         folder.rename(home)
         shard_folder.remove_orphans(tmp_path)
         assert home.is_dir()
@@ -565,11 +571,23 @@ def test_a_folder_whose_checkpoint_is_yet_to_come_is_not_swept(tmp_path):
     assert not home.exists()
 
 
-def test_shards_of_a_checkpoint_that_cannot_be_read_any_more_go(saved):
+def test_shards_of_a_checkpoint_that_cannot_be_read_any_more_stay(saved):
     home = folder_of(saved)
     os.truncate(saved, 100)
     shard_folder.remove_orphans(saved.parent)
+    assert home.exists()
+    saved.unlink()
+    shard_folder.remove_orphans(saved.parent)
     assert not home.exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 100_000, "\0"])
+def test_a_folder_with_another_marker_is_of_the_user(tmp_path, text):
+    folder = tmp_path / "a.shards"
+    folder.mkdir()
+    (folder / "fitkit.json").write_text(text)
+    shard_folder.remove_orphans(tmp_path)
+    assert folder.exists()
 
 
 def test_a_name_less_keeps_the_folder(saved):

@@ -89,7 +89,10 @@ def test_what_cannot_be_used_is_not_converted(both, tmp_path):
         (tmp_path / "b.pth").mkdir(exist_ok=True)
         with pytest.raises(SaveError):
             single_or_sharded.convert(both / "one" / "a.pth", tmp_path / "b.pth", sharded=sharded)
-    assert {path.name for path in tmp_path.iterdir()} == {"damaged.pth", "b.pth"}
+    shard_folder.remove_orphans(tmp_path)  # beside a file that cannot be read they stay
+    (tmp_path / "damaged.pth").unlink()
+    shard_folder.remove_orphans(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"b.pth"}
 
 
 def test_a_bare_state_dict(tmp_path):
@@ -106,10 +109,13 @@ def test_a_bare_state_dict(tmp_path):
 @pytest.mark.parametrize("form", ["one", "shards"])
 def test_a_handler_goes_on_from_both(both, form):
     handler = fitkit.NNHandler.load(both / form / "a.pth", "cpu")
-    history = handler.fit(DATA, epochs=1, progress_bar=False)
+    history = handler.fit(DATA, epochs=1, ema_decay=0.9, progress_bar=False)
     whole = make_handler()
     whole.fit(DATA, epochs=1, ema_decay=0.9, progress_bar=False)
-    assert history.history["loss"] == whole.fit(DATA, epochs=1, progress_bar=False).history["loss"]
+    assert (
+        history.history["loss"]
+        == whole.fit(DATA, epochs=1, ema_decay=0.9, progress_bar=False).history["loss"]
+    )
 
 
 def test_a_folder_resume_takes_the_newest_of_either_form(both, tmp_path):
@@ -117,7 +123,7 @@ def test_a_folder_resume_takes_the_newest_of_either_form(both, tmp_path):
         folder = tmp_path / form
         single_or_sharded.duplicate(both / form / "a.pth", folder / "old.pth")
         handler = fitkit.NNHandler.load(both / other / "a.pth", "cpu")
-        handler.fit(DATA, epochs=1, progress_bar=False)
+        handler.fit(DATA, epochs=1, ema_decay=0.9, progress_bar=False)
         handler.save(folder / "whole.pth")
         single_or_sharded.convert(
             folder / "whole.pth", folder / "new.pth", sharded=other == "shards"

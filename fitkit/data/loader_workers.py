@@ -1,0 +1,58 @@
+"""start_iterator: begins a pass over batches; its workers leave signals to their parent."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from fitkit.runtime.signals import leave_to_parent, signals_blocked, watched_signals
+
+
+def start_iterator(batches: Iterable[Any]) -> Iterator[Any]:
+    """``iter(batches)``.
+
+    While ``fit`` watches signals, the workers that a DataLoader starts live on when a signal is
+    sent to the whole process group, until ``fit`` has finished its batch and saved.
+    """
+    signals = watched_signals()
+    if not signals or not isinstance(batches, DataLoader) or not batches.num_workers:
+        return iter(batches)
+    context: Any = batches.multiprocessing_context or multiprocessing
+    # a fork server that starts now would hold them back in all its later processes
+    is_served = context.get_start_method() == "forkserver"
+    with nullcontext() if is_served else signals_blocked(signals), _initialized(batches, signals):
+        return iter(batches)
+
+
+@contextmanager
+def _initialized(loader: DataLoader[Any], signals: Sequence[int]) -> Iterator[None]:
+    """Inside ``with`` the loader's workers begin with a ``WorkerStart``."""
+    own = loader.worker_init_fn
+    loader.worker_init_fn = WorkerStart(signals, own)
+    try:
+        yield
+    finally:
+        loader.worker_init_fn = own
+
+
+class WorkerStart:
+    """The ``worker_init_fn`` of workers that leave ``signals`` to their parent.
+
+    Args:
+        signals: their numbers.
+        own: the ``worker_init_fn`` of the loader, called afterwards.
+    """
+
+    def __init__(self, signals: Sequence[int], own: Callable[[int], None] | None) -> None:
+        self._signals = signals
+        self._own = own
+
+    def __call__(self, worker_id: int) -> None:
+        """Begin the worker."""
+        leave_to_parent(self._signals)
+        if self._own is not None:
+            self._own(worker_id)
