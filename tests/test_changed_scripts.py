@@ -170,7 +170,7 @@ def seed(runs):
     is_refused(runs.again(seed=5), "is 0; in this script it is 5", "resume='run/2.pth'")
     done = runs.again(seed=5, resume="run/2.pth")
     assert passes(done)["weight"] == runs.whole["weight"], "the run keeps its seed"
-    assert "seed: 0 -> 5" in done.said
+    assert "seed: 0 -> 5 (the run keeps the seed with which it began)" in done.said
 
 
 @row("precision, clipping, accumulation and other arguments of `fit`")

@@ -63,6 +63,7 @@ def config_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list
     """One line for each value that differs, with the old and the new one."""
     return [
         f"{name}: {_text(saved[name])} -> {_text(value)}"
+        + (" (the run keeps the seed with which it began)" if name == SEED else "")
         for name, value in current.items()
         if name in saved and saved[name] != value
     ]

@@ -81,7 +81,7 @@ def uninterrupted(tmp_path_factory):
 
 KINDS = [
     ("map", "fork"),
-    ("map", "spawn"),
+    pytest.param("map", "spawn", marks=pytest.mark.slow),
     pytest.param("map", "forkserver", marks=pytest.mark.slow),
     pytest.param("persistent", "fork", marks=pytest.mark.slow),
     pytest.param("iterable", "fork", marks=pytest.mark.slow),
@@ -115,6 +115,7 @@ def test_signals_that_come_again_and_other_signals(tmp_path):
         assert [path.name for path in (folder / "run").iterdir()] == ["preempted.pth"]
 
 
+@pytest.mark.slow
 def test_workers_of_the_validation_data_live_on_too(tmp_path, uninterrupted):
     code, err = kill_group_when_ready(tmp_path, "persistent", "fork", "test")
     assert (code, err) == (143, NEW_START)
@@ -125,6 +126,7 @@ def test_workers_of_the_validation_data_live_on_too(tmp_path, uninterrupted):
     assert all(torch.equal(end[name], whole[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_ended_by_its_parent(tmp_path):
     finish(tmp_path, "stuck", "fork")
 

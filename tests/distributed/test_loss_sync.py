@@ -64,6 +64,7 @@ def test_two_processes_follow_one(name, whole, spread, kit):
     kit.assert_equal(kit.result(spread / name, 1), kit.result(spread / name, 0), but=OWN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", ["saved", "saved_fsdp"])
 def test_a_resumed_run_ends_bit_for_bit_as_uninterrupted(name, place, spread, again, kit):

@@ -244,7 +244,8 @@ def start(tmp_path, folder, epochs, length, kill_at=-1):
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize("kills", [(5,), pytest.param((8, 13), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [(5,), (8, 13)])
 def test_killed_processes_with_a_group_that_a_callback_adds(tmp_path, kills):
     for kill_at in kills:
         start(tmp_path, "parts", 3, 0, kill_at)

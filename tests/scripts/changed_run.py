@@ -192,6 +192,8 @@ def launch(folder: str, changes: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
+    # torch imports much at the first use of an optimizer; here once for all starts
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1).step()
     for line in sys.stdin:
         pid = launch(*json.loads(line))
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)

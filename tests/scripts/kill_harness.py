@@ -232,6 +232,8 @@ def main():
     parser.add_argument("--workers", type=int, default=0, help="loader workers (default: 0)")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    # torch imports much at the first use of an optimizer; here once for all starts
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1).step()
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as scratch:
         whole = Path(scratch, "whole")

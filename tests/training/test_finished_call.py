@@ -89,7 +89,7 @@ def expected(tmp_path_factory):
     return handler.get_state_dict(), seen
 
 
-@pytest.mark.parametrize("keep", [None, 1])
+@pytest.mark.parametrize("keep", [None, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("step", range(1, 21))
 def test_two_calls_interrupted_after_any_batch(tmp_path, expected, step, keep):
     with pytest.raises(RuntimeError):
@@ -172,7 +172,7 @@ def in_notebook(folder, interval=1):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("interval", [1, 9])
+@pytest.mark.parametrize("interval", [1, pytest.param(9, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("step", range(1, 13))
 def test_a_cell_that_is_run_again_goes_on(tmp_path, step, interval, error):
     """With a checkpoint from it, else from memory, in which an error leaves whole batches."""

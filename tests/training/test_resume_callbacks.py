@@ -97,7 +97,8 @@ def start(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("version", ["hook", pytest.param("saver", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["hook", "saver"])
 def test_types_events_and_logs_survive_a_kill(start, version):
     whole = start("whole", version, -1)
     assert whole.returncode == 0, whole.stderr

@@ -297,6 +297,7 @@ def test_it_goes_with_the_next_save_of_any_saver(tmp_path):
     assert (best.preempted_path, last.preempted_path) == (None, None)
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_have_a_preempted_file_each(tmp_path):
     runs = [start(tmp_path, "wait", f"{name}.pth", "fresh") for name in "ab"]
     for run in runs:
@@ -343,6 +344,7 @@ def test_a_start_that_was_killed_before_its_first_whole_file_ends_as_if_it_had_n
     assert names(tmp_path / "a") == names(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("takes_over", [True, False])
 def test_a_process_that_was_taken_over_writes_no_more(tmp_path, takes_over):
     first = start(tmp_path, "wait", "{global_step}.pth")

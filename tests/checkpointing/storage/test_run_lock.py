@@ -94,6 +94,7 @@ def test_a_killed_owner_is_taken_over_with_the_name_of_its_run(tmp_path, holder)
     assert list((tmp_path / "run").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_of_several_successors_one_wins(tmp_path, holder):
     holder.kill()
     holder.wait()
