@@ -83,7 +83,8 @@ def main() -> None:
     rows, rows_killed = read_log(whole), read_log(killed)
     draw(rows, rows_killed, kills, options.output / "curves.png")
     states = [torch.load(folder / "last.pth", weights_only=True) for folder in (whole, killed)]
-    found = [path for path, _, _ in differences(*states)]
+    # a checkpoint also holds the arguments of the callbacks, here two different folders
+    found = [path for path, _, _ in differences(*states) if "['config']" not in path]
     found += ["log.csv"] if rows != rows_killed else []
     print(f"reached a validation accuracy of {float(rows_killed[-1]['val_accuracy']):.3f}")
     print(f"wrote {options.output / 'curves.png'}")
