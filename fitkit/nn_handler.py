@@ -18,7 +18,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from fitkit.callbacks.history import History
 from fitkit.checkpointing import saving
 from fitkit.checkpointing.autosaver import DEFAULT_NAME, AutoSaver
-from fitkit.checkpointing.format.component_config import require_savable_metric
 from fitkit.checkpointing.model_source.collect import model_source
 from fitkit.core import types
 from fitkit.core.argument_checks import require_count
@@ -36,8 +35,9 @@ from fitkit.handler.base_handler import BaseHandler
 from fitkit.handler.load import load_handler, load_weights, set_up_rank
 from fitkit.handler.parts import ParameterGroups, Parts
 from fitkit.handler.repr import as_html, as_text
+from fitkit.handler.savable_metric import require_savable_metric
 from fitkit.handler.save_source import make_save_queue
-from fitkit.handler.set_and_load import set_optimizer, set_scheduler
+from fitkit.handler.set_and_load import set_loss, set_optimizer, set_scheduler
 from fitkit.handler.state_dict import SkipParts, handler_state_dict
 from fitkit.metrics.metric import require_metric
 from fitkit.runtime.handler_logger import make_logger
@@ -177,7 +177,7 @@ class NNHandler(BaseHandler):
             **kwargs: further arguments of each call.
         """
         self.session.require_outside_fit("set_loss_fn")
-        self.session.set_loss(self.parts, self.weights, fn, pass_epoch_to_loss, kwargs)
+        set_loss(self, fn, pass_epoch_to_loss, kwargs)
 
     def set_train_loader(self, dataset: Any, **loader_kwargs: Any) -> None:
         """Set the training data for calls of ``fit`` that are given none.

@@ -31,6 +31,12 @@ def require_count(name: str, value: Any, *, minimum: int = 1, optional: bool = F
         )
 
 
+def require_on_error(value: Any) -> None:
+    """Raise ``ConfigurationError`` unless ``value`` says what a failed write means."""
+    if value not in ("raise", "warn"):
+        raise ConfigurationError(f"on_error must be 'raise' or 'warn', received {value!r}.")
+
+
 def require_path(name: str, value: Any) -> None:
     """Raise ``ConfigurationError`` unless ``value`` is a path that is not empty."""
     if not isinstance(value, (str, os.PathLike)) or not str(value):

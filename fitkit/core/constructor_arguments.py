@@ -67,10 +67,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.name
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = (
-            (one.name, getattr(value, one.name), one.default) for one in dataclasses.fields(value)
-        )
-        value = {name: item for name, item, default in fields if item != default}
+        items = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        value = {field.name: item for field, item in items if item != field.default}
     if type(value) in (list, tuple, dict) and len(value) <= _LARGEST:
         if type(value) is dict:
             return {_plain(key): _plain(item) for key, item in value.items()}

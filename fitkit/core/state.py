@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterable
 from enum import Enum
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fitkit.core.errors import CheckpointError, ConfigurationError, listed
-from fitkit.core.logs import as_loggable
+from fitkit.core.logs import Logs, as_loggable
 
 
 class Phase(str, Enum):
@@ -121,6 +122,10 @@ class FitState:
                 f"already."
             )
         self.logged[name] = as_loggable(name, value)
+
+    def live_logs(self) -> Logs:
+        """A live view of the epoch's values and of what callbacks logged."""
+        return Logs(ChainMap(self.logged, self.epoch_logs))
 
     def counters(self) -> dict[str, int]:
         """What was done so far, over all calls of ``fit``."""

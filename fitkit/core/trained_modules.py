@@ -28,23 +28,26 @@ class TrainedModules:
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """All parameters, each once; those of the loss have a prefix."""
-        named = dict(self.model.named_parameters())
-        if self.loss is not None:
-            known = set(map(id, named.values()))
-            own = self.loss.named_parameters()
-            named |= {f"{LOSS_PREFIX}{name}": p for name, p in own if id(p) not in known}
-        return named
+        of_loss = self.named_loss_parameters().items()
+        return {
+            **dict(self.model.named_parameters()),
+            **{f"{LOSS_PREFIX}{name}": parameter for name, parameter in of_loss},
+        }
 
     def parameters(self) -> list[nn.Parameter]:
         """All parameters, each once."""
         return [*self.model.parameters(), *self.loss_parameters()]
 
+    def named_loss_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that the loss does not share with the model, by their names in it."""
+        if self.loss is None:
+            return {}
+        known = set(map(id, self.model.parameters()))
+        return {name: p for name, p in self.loss.named_parameters() if id(p) not in known}
+
     def loss_parameters(self) -> list[nn.Parameter]:
         """The parameters that the loss does not share with the model."""
-        if self.loss is None:
-            return []
-        known = set(map(id, self.model.parameters()))
-        return [parameter for parameter in self.loss.parameters() if id(parameter) not in known]
+        return list(self.named_loss_parameters().values())
 
     def loss_buffers(self) -> list[Tensor]:
         """The buffers that the loss does not share with the model."""

@@ -15,9 +15,8 @@ class LossSync:
 
     def __init__(self, modules: TrainedModules, world: World, parallel: Parallel) -> None:
         self._modules, self._world, self._parallel = modules, world, parallel
-        world.copy_from_main(
-            [t.detach() for t in (*modules.loss_parameters(), *modules.loss_buffers())]
-        )
+        self._parameters = modules.loss_parameters()
+        world.copy_from_main([t.detach() for t in (*self._parameters, *modules.loss_buffers())])
 
     def before_batch(self) -> None:
         """Copy the buffers from rank 0, which are also those that are saved."""
@@ -25,7 +24,7 @@ class LossSync:
 
     def after_backward(self, *, is_full: bool) -> None:
         """Average the gradients; ``is_full``: the window's last batch."""
-        self._parallel.sync_loss(self._modules.loss_parameters(), is_full=is_full)
+        self._parallel.sync_loss(self._parameters, is_full=is_full)
 
 
 def make_loss_sync(modules: TrainedModules, world: World, parallel: Parallel) -> LossSync | None:

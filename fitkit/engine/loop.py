@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
-
 from fitkit.core.errors import DataError, raise_first
 from fitkit.core.event import Event
 from fitkit.core.logs import EMPTY_LOGS, Logs
@@ -29,7 +27,7 @@ def fit(run: FitRun) -> None:
     except BaseException as error:  # noqa: BLE001  raised below, after the hooks
         errors.append(first_error(error))
         errors += map(first_error, run.callbacks.fire_to_all(Event.EXCEPTION, errors[0]))
-    errors += map(first_error, run.callbacks.fire_to_all(Event.TRAIN_END, _epoch_logs(run)))
+    errors += map(first_error, run.callbacks.fire_to_all(Event.TRAIN_END, run.state.live_logs()))
     try:
         run.lifecycle.finish_saves()
     except BaseException as error:  # noqa: BLE001  as above
@@ -134,15 +132,10 @@ def end_epoch(run: FitRun) -> None:
         learning_rate = run.lifecycle.learning_rate()
     if learning_rate is not None:
         state.epoch_logs["lr"] = float(learning_rate)
-    logs = _epoch_logs(run)
+    logs = run.state.live_logs()
     run.schedule.after_epoch(logs)
     run.rank_sync.share(state.logged)
     epoch = state.epoch
     state.advance_epoch()
     run.callbacks.fire(Event.EPOCH_END, epoch, logs)
     run.rank_sync.check(now=True)
-
-
-def _epoch_logs(run: FitRun) -> Logs:
-    """A live view of the epoch's values and of what callbacks logged."""
-    return Logs(ChainMap(run.state.logged, run.state.epoch_logs))

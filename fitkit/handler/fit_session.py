@@ -10,19 +10,16 @@ import torch
 from torch import Tensor
 
 from fitkit.core.data_timer import DataTimer
-from fitkit.core.errors import ConfigurationError, as_checkpoint_error
+from fitkit.core.errors import ConfigurationError
 from fitkit.core.state import FitState, Phase
 from fitkit.core.tree import map_tensors
 from fitkit.core.types import BatchSource
 from fitkit.distributed.parallel import Parallel
 from fitkit.distributed.world import World
 from fitkit.engine.run import FitRun
-from fitkit.handler.model_weights import ModelWeights
-from fitkit.handler.parts import Parts
 from fitkit.handler.redistribute_progress import redistribute_progress
 from fitkit.runtime.rng import capture_streams
 
-_LOSS_KEYS = ("loss_state_dict", "loss_ema_state_dict")
 # the pending state that every run replaces
 _OF_RUN = ("progress", "loader", "scaler_state_dict", "rng")
 
@@ -186,33 +183,6 @@ class FitSession:
         """Drop what was accumulated inside an interrupted epoch, which starts over."""
         if "progress" in self.pending:
             self.pending["progress"] = {}
-
-    def set_loss(self, parts: Parts, weights: ModelWeights, *arguments: Any) -> None:
-        """Set the loss and load its pending state; an error leaves the loss that was set."""
-        before = parts.loss
-        parts.set_loss(*arguments)
-        try:
-            self.load_pending_loss(weights)
-        except BaseException:
-            parts.loss = before
-            raise
-        for key in _LOSS_KEYS:  # of a module in whose place a function was set
-            self.pending.pop(key, None)
-
-    def load_loss(self, weights: ModelWeights, key: str, state: dict[str, Any] | None) -> None:
-        """Load a state of the loss, or keep it until the loss is set."""
-        self.pending[key] = state
-        self.load_pending_loss(weights)
-
-    def load_pending_loss(self, weights: ModelWeights) -> None:
-        """Load the pending states of the loss, if it is set and is a module."""
-        if weights.loss_module is None:
-            return
-        for key, load in zip(_LOSS_KEYS, (weights.load_loss, weights.load_loss_ema), strict=True):
-            if key in self.pending:
-                with as_checkpoint_error("the loss in the checkpoint cannot be read"):
-                    load(self.pending[key])
-                del self.pending[key]
 
     def make_undo(self) -> Callable[[], None]:
         """A function that puts back everything as it is now."""

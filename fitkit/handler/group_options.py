@@ -72,7 +72,7 @@ def change_options(
     ):
         for key in _changed_keys(old, new):
             where = f" of group {number}" if len(optimizer.param_groups) > 1 else ""
-            sentences.append(f"optimizer {key}{where}: {_text(old[key])} -> {_text(new[key])}")  # type: ignore[index]
+            sentences.append(_change(f"optimizer {key}{where}", old[key], new[key]))  # type: ignore[index]
             value = map_tensors(Tensor.clone, new[key])
             if key == "lr":
                 value = _rescale(value, float(group[key]), float(old[key]))  # type: ignore[index]
@@ -98,8 +98,9 @@ def _rescale(value: Any, current: float, initial: float) -> Any:
     return value.mul_(current / initial) if isinstance(value, Tensor) else value * current / initial
 
 
-def _text(value: Any) -> str:
-    return repr(value.tolist() if isinstance(value, Tensor) else value)
+def _change(name: str, old: Any, new: Any) -> str:
+    texts = (repr(v.tolist() if isinstance(v, Tensor) else v) for v in (old, new))
+    return f"{name}: {' -> '.join(texts)}"
 
 
 def text_of_change(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -109,7 +110,7 @@ def text_of_change(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) ->
     ['StepLR step_size: 3 -> 4']
     """
     return [
-        f"{name} {key}: {_text(old.get(key))} -> {_text(new.get(key))}"
+        _change(f"{name} {key}", old.get(key), new.get(key))
         for key in {**old, **new}
         if differs(old.get(key), new.get(key))
     ]

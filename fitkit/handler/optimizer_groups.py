@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fitkit.core.errors import CheckpointError, as_checkpoint_error
+from fitkit.core.trained_modules import TrainedModules
 from fitkit.handler.group_options import IMPLEMENTATION_FLAGS
 from fitkit.handler.parts import Parts
 
@@ -151,12 +152,13 @@ def _options(entry: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
 
 def _named(parts: Parts) -> dict[str, Tensor]:
     """The parameters that have a name: the model's, and those of a loss module."""
-    named: dict[str, Tensor] = dict(parts.module.named_parameters())
     loss = None if parts.loss is None else parts.loss.function
-    if isinstance(loss, nn.Module):
-        own = {id(parameter) for parameter in named.values()}
-        named |= {f"{_LOSS}{n}": p for n, p in loss.named_parameters() if id(p) not in own}
-    return named
+    modules = TrainedModules(parts.module, loss if isinstance(loss, nn.Module) else None)
+    of_loss = modules.named_loss_parameters().items()
+    return {
+        **dict(parts.module.named_parameters()),
+        **{f"{_LOSS}{name}": parameter for name, parameter in of_loss},
+    }
 
 
 def _group_names(parts: Parts, optimizer: Optimizer) -> list[list[str]]:

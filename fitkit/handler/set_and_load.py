@@ -1,4 +1,4 @@
-"""Setting the optimizer and scheduler of a handler, and loading them, in any order."""
+"""Setting optimizer, scheduler and loss of a handler, and loading their states, in any order."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from fitkit.checkpointing.format.encoding import decode
+from fitkit.core.errors import as_checkpoint_error
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.handler.group_options import change_options, options_of, put_options
 from fitkit.handler.optimizer_groups import Groups, add_groups, align, checked_groups
@@ -17,6 +18,7 @@ from fitkit.handler.parts import ParameterGroups, Parts
 from fitkit.handler.saved_schedule import SavedSchedule
 from fitkit.handler.scheduler_start import has_schedulers
 
+_LOSS_KEYS = ("loss_state_dict", "loss_ema_state_dict")
 _OPTIMIZER = ("optimizer_class", "optimizer_state_dict", "optimizer_groups")
 
 
@@ -135,3 +137,35 @@ def _load_schedule(handler: BaseHandler, schedule: SavedSchedule) -> None:
     session = handler.session
     changes = schedule.load_into(handler.parts)
     session.part_changes = {**session.part_changes, "scheduler": changes}
+
+
+def set_loss(
+    handler: BaseHandler, function: Any, pass_epoch: bool, kwargs: Mapping[str, Any]
+) -> None:
+    """Set the loss, which gets states that wait for it; an error leaves the one that was set."""
+    parts, before = handler.parts, handler.parts.loss
+    parts.set_loss(function, pass_epoch, kwargs)
+    try:
+        _load_waiting_loss(handler)
+    except BaseException:
+        parts.loss = before
+        raise
+    for key in _LOSS_KEYS:  # of a module in whose place a function was set
+        handler.session.pending.pop(key, None)
+
+
+def load_loss_part(handler: BaseHandler, key: str, state: dict[str, Any] | None) -> None:
+    """Load a state of the loss, or let it wait until the loss is set."""
+    handler.session.pending[key] = state
+    _load_waiting_loss(handler)
+
+
+def _load_waiting_loss(handler: BaseHandler) -> None:
+    weights, pending = handler.weights, handler.session.pending
+    if weights.loss_module is None:
+        return
+    for key, load in zip(_LOSS_KEYS, (weights.load_loss, weights.load_loss_ema), strict=True):
+        if key in pending:
+            with as_checkpoint_error("the loss in the checkpoint cannot be read"):
+                load(pending[key])
+            del pending[key]

@@ -17,10 +17,10 @@ from fitkit.core.errors import as_checkpoint_error
 from fitkit.core.state_placement import copy_to_host
 from fitkit.core.tree import TensorMap
 from fitkit.generative.state import load_component, sampler_config, sde_config
+from fitkit.handler import set_and_load
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.handler.optimizer_groups import describe_groups
 from fitkit.handler.optimizer_state import state_of
-from fitkit.handler.set_and_load import load_optimizer_part, load_scheduler_part, require_optimizer
 from fitkit.runtime.lazy_modules import require_values
 from fitkit.runtime.module_state import make_weights_undo
 from fitkit.version import __version__
@@ -92,7 +92,9 @@ ENTRIES: dict[str, StateEntry] = {
     "optimizer_class": StateEntry(lambda h: encode_class(h.parts.optimizer_spec)),
     "optimizer_kwargs": StateEntry(lambda h: encode_kwargs(h.parts.optimizer_spec)),
     "optimizer_state_dict": StateEntry(
-        lambda h: state_of(h.optimizer), skip=("optimizer",), load_from=load_optimizer_part
+        lambda h: state_of(h.optimizer),
+        skip=("optimizer",),
+        load_from=set_and_load.load_optimizer_part,
     ),
     "optimizer_groups": StateEntry(lambda h: describe_groups(h.parts)),
     "scheduler_class": StateEntry(lambda h: encode_class(h.parts.scheduler_spec)),
@@ -102,7 +104,7 @@ ENTRIES: dict[str, StateEntry] = {
     "scheduler_state_dict": StateEntry(
         lambda h: state_of(h.scheduler),
         skip=("optimizer", "scheduler"),
-        load_from=load_scheduler_part,
+        load_from=set_and_load.load_scheduler_part,
     ),
     "scheduler_initial_state": StateEntry(
         lambda h: None if h.parts.scheduler_start is None else h.parts.scheduler_start.state
@@ -110,7 +112,7 @@ ENTRIES: dict[str, StateEntry] = {
     "loss": StateEntry(lambda h: loss_config(h.parts.loss)),
     "loss_state_dict": StateEntry(
         lambda h: h.weights.loss_state() or h.session.pending.get("loss_state_dict"),
-        lambda h, state: h.session.load_loss(h.weights, "loss_state_dict", state),
+        lambda h, state: set_and_load.load_loss_part(h, "loss_state_dict", state),
     ),
     "scaler_state_dict": StateEntry(
         lambda h: h.session.scaler(), _keep_for_next_fit("scaler_state_dict")
@@ -120,7 +122,7 @@ ENTRIES: dict[str, StateEntry] = {
     ),
     "loss_ema_state_dict": StateEntry(
         lambda h: h.weights.loss_ema_state() or h.session.pending.get("loss_ema_state_dict"),
-        lambda h, state: h.session.load_loss(h.weights, "loss_ema_state_dict", state),
+        lambda h, state: set_and_load.load_loss_part(h, "loss_ema_state_dict", state),
         ("ema",),
     ),
     "callback_states": StateEntry(
@@ -220,7 +222,7 @@ def load_handler_state_dict(
 
     def check_optimizer() -> None:
         if not skip_parts.optimizer:
-            require_optimizer(handler.parts, state)
+            set_and_load.require_optimizer(handler.parts, state)
 
     with as_checkpoint_error():
         handler.weights.check_loss(state.get("loss_state_dict"))

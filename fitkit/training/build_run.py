@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import ChainMap
 from typing import Any
 
 from fitkit.checkpointing.savers.saver import Saver
 from fitkit.core.errors import ConfigurationError, Preempted
-from fitkit.core.logs import Logs
 from fitkit.data.make_source import batch_size_of
 from fitkit.data.spec import (
     DataSpec,
@@ -78,9 +76,7 @@ class HandlerLifecycle:
         handler, session = self._handler, self._handler.session
         pending_event, session.pending_event = session.pending_event, None
         if pending_event is not None:
-            state = handler.state
-            logs = Logs(ChainMap(state.logged, state.epoch_logs))
-            handler.callbacks.replay_event(pending_event, logs)
+            handler.callbacks.replay_event(pending_event, handler.state.live_logs())
         for saver in handler.callbacks:
             if isinstance(saver, Saver):
                 saver.resubmit() if self._continues else handler.saves.delete_obsolete(saver)

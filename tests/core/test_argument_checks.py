@@ -3,7 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from fitkit.core.argument_checks import require_count, require_number, require_path
+from fitkit.core.argument_checks import (
+    require_count,
+    require_number,
+    require_on_error,
+    require_path,
+)
 from fitkit.core.errors import ConfigurationError
 
 
@@ -51,3 +56,11 @@ def test_other_things_are_no_paths(value):
     require_path("p", Path("a"))
     with pytest.raises(ConfigurationError, match="p must be a path, received"):
         require_path("p", value)
+
+
+@pytest.mark.parametrize("value", [None, True, "", "Raise", "ignore"])
+def test_what_a_failed_write_means(value):
+    require_on_error("raise")
+    require_on_error("warn")
+    with pytest.raises(ConfigurationError, match="must be 'raise' or 'warn', received"):
+        require_on_error(value)

@@ -123,3 +123,11 @@ def test_a_state_that_does_not_fit_changes_nothing(change, message):
     with pytest.raises(CheckpointError, match=message):
         state.load_state_dict(saved)
     assert state.state_dict() == FitState().state_dict()
+
+
+def test_live_logs_show_what_is_logged_later():
+    state = FitState()
+    state.epoch_logs = {"loss": 0.5}
+    logs = state.live_logs()
+    state.log("extra", 2)
+    assert dict(logs) == {"loss": 0.5, "extra": 2.0}

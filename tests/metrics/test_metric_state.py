@@ -174,20 +174,6 @@ def test_what_cannot_be_found_is_refused_when_the_metric_is_added(make, sentence
     assert handler.parts.metrics == {}
 
 
-@pytest.mark.parametrize(
-    "value", [threading.Lock(), nn.Linear(1, 1), AllAtOnce(), [{"deep": threading.Lock()}]]
-)
-def test_what_cannot_be_saved_is_refused_when_the_metric_is_added(value):
-    metric = AllAtOnce()
-    metric.extra = value
-    handler = NNHandler(nn.Linear, in_features=2, out_features=1)
-    with pytest.raises(
-        ConfigurationError, match=r"metric 'm'.*attribute 'extra'.*give AllAtOnce state_dict"
-    ):
-        handler.add_metric("m", metric)
-    assert handler.parts.metrics == {}
-
-
 def test_what_becomes_unsavable_is_an_error_of_the_save(tmp_path):
     class Later(AllAtOnce):
         def update(self, outputs, targets):

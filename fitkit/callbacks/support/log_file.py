@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fitkit.checkpointing.storage import atomic_write
-from fitkit.core.errors import ConfigurationError, SaveError
+from fitkit.core.argument_checks import require_on_error
+from fitkit.core.errors import SaveError
 
 _MISSING = (FileNotFoundError, NotADirectoryError)
 
@@ -25,8 +26,7 @@ class LogFile:
     """
 
     def __init__(self, path: Path, on_error: str) -> None:
-        if on_error not in ("raise", "warn"):
-            raise ConfigurationError(f"on_error must be 'raise' or 'warn', received {on_error!r}.")
+        require_on_error(on_error)
         self.path = path
         self.is_behind = False
         self.warns = on_error == "warn"

@@ -12,10 +12,7 @@ from torch import nn
 from fitkit.checkpointing.format.class_names import class_name, resolve_class
 from fitkit.checkpointing.format.encoding import TAG, decode, encode
 from fitkit.core.component_spec import ComponentSpec, LossSpec
-from fitkit.core.errors import CheckpointError, ConfigurationError, as_checkpoint_error
-from fitkit.metrics.metric import Metric
-from fitkit.metrics.metric_state import attributes_of, saves_itself
-from fitkit.metrics.stateful import accumulates
+from fitkit.core.errors import CheckpointError, as_checkpoint_error
 
 # the module of torch's losses; all that they have are arguments
 TORCH_LOSSES = "torch.nn.modules.loss"
@@ -86,17 +83,3 @@ def as_build_error(part: str, remedy: str) -> AbstractContextManager[None]:
         f"If you trust the rest of the file, {remedy}.",
         keep=CheckpointError,
     )
-
-
-def require_savable_metric(name: str, metric: Any) -> None:
-    """Raise ``ConfigurationError`` if a metric accumulates in attributes that cannot be saved."""
-    if not accumulates(metric) or isinstance(metric, Metric) or saves_itself(metric):
-        return
-    try:
-        for attribute, value in attributes_of(metric).items():
-            encode(value, f"attribute {attribute!r}")
-    except CheckpointError as error:
-        raise ConfigurationError(
-            f"metric {name!r} could not be saved in the middle of an epoch: {error} Or give "
-            f"{type(metric).__name__} state_dict and load_state_dict."
-        ) from error

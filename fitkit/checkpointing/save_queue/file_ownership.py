@@ -119,10 +119,10 @@ class FileOwnership:
         if saver.preempted_path is not None or saver.saves_weights_only:
             return
         for path in list_checkpoints([saver.folder]):
-            record = run_record.read(path)
-            is_past = record is not None and record.position <= position
-            if filenames.is_version(path.name, PREEMPTED_NAME) and is_past and self.is_own(path):
-                saver.preempted_path = path.name
+            if filenames.is_version(path.name, PREEMPTED_NAME) and self.is_own(path):
+                record = run_record.read(path)
+                if record is not None and record.position <= position:
+                    saver.preempted_path = path.name
 
     # ---- one file -------------------------------------------------------------------------------
 

@@ -28,12 +28,12 @@ class SaveJob:
     Attributes:
         requests: the files to write; none on ranks other than 0, which write their parts.
         ranks: how this rank and the others write.
+        files: decides which files may be removed.
         whole: the whole state of the handler, if a file is to hold it.
         weights: the weights that evaluation uses, if a file is to hold only them.
         staging: the host memory that both are copied in; ``None``: they are the live tensors.
         existing: a file that holds the whole state already; others become links to it.
         present: the files that were written before a restart; they stay as they are.
-        files: decides which files may be removed; ``None``: all.
         record: which run writes the files.
         saver_states: the state of each saver in ``whole``.
         obsolete: the files that each saver deletes once all others are durable.
@@ -47,12 +47,12 @@ class SaveJob:
 
     requests: list[SaveRequest]
     ranks: ReplicatedRanks
+    files: FileOwnership
     whole: dict[str, Any] | None = None
     weights: dict[str, Any] | None = None
     staging: HostStaging | None = None
     existing: Path | None = None
     present: set[Path] = field(default_factory=set)
-    files: FileOwnership | None = None
     record: RunRecord | None = None
     saver_states: dict[Saver, dict[str, Any]] = field(default_factory=dict)
     obsolete: dict[Saver, list[Path]] = field(default_factory=dict)
@@ -77,8 +77,7 @@ class SaveJob:
     def find_present(self, resumed: Path | None) -> None:
         """Find the files of this save that were written before a restart from ``resumed``."""
         again = [request for request in self.requests if request.again]
-        if self.files is not None:
-            self.present = {r.path for r in again if self.files.is_written(r.path, resumed)}
+        self.present = {r.path for r in again if self.files.is_written(r.path, resumed)}
         whole = (r.path for r in again if not r.weights_only and r.path in self.present)
         self.existing = next(whole, None)
 
@@ -144,18 +143,13 @@ class SaveJob:
                     self._drop_failed(error)
         for saver, paths in self.obsolete.items():
             for path in (path for path in paths if path not in self.written):
-                problem = self._remove(path, saver)
+                problem = self.files.remove(path, saver.folder)
                 self.warnings += [] if problem is None else [problem]
-
-    def _remove(self, path: Path, saver: Saver) -> str | None:
-        if self.files is None:
-            return single_or_sharded.remove(path)
-        return self.files.remove(path, saver.folder)
 
     def _write(self) -> list[Path]:
         """Serialize each content once; further names of it are links or copies."""
         whole, weights = self._missing(weights_only=False), self._missing(weights_only=True)
-        if self.files is not None and (whole or weights):
+        if whole or weights:
             self.files.require_held()
         if self.existing is not None:
             for path in whole:

@@ -179,7 +179,7 @@ class SaveQueue:
         requests = self.files.choose_paths(requests, self.protected)
         if not requests:
             return
-        job = SaveJob(requests, self._ranks, files=self.files, record=self.files.record())
+        job = SaveJob(requests, self._ranks, self.files, record=self.files.record())
         try:
             self._prepare(job)
         except BaseException as error:  # noqa: BLE001  raised after the rollback
@@ -203,7 +203,7 @@ class SaveQueue:
     def _follow(self, command: SaveCommand) -> None:
         """Do what ranks other than 0 do for a save."""
         self._wait()
-        job = SaveJob([], self._ranks)
+        job = SaveJob([], self._ranks, self.files)
         self._take(job, command)
         if self._ranks.writes:
             self._run(job)

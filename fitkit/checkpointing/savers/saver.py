@@ -10,6 +10,7 @@ from fitkit.checkpointing.savers import filenames
 from fitkit.checkpointing.savers.overhead import OverheadBudget
 from fitkit.checkpointing.savers.save_request import SaveRequest
 from fitkit.checkpointing.savers.saved_files import SavedFiles
+from fitkit.core.argument_checks import require_on_error
 from fitkit.core.errors import ConfigurationError, Preempted
 
 PREEMPTED_NAME = "preempted.pth"
@@ -52,8 +53,7 @@ class Saver(SavedFiles):
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
-        if on_error not in ("raise", "warn"):
-            raise ConfigurationError(f"on_error must be 'raise' or 'warn', received {on_error!r}.")
+        require_on_error(on_error)
         if background not in (None, True, False):
             raise ConfigurationError(f"background must be True or False, received {background!r}.")
         self.on_error = on_error

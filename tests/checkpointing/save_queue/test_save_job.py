@@ -9,6 +9,7 @@ from fitkit import ModelCheckpoint, SaveError
 from fitkit.checkpointing.save_queue.replicated_ranks import ReplicatedRanks
 from fitkit.checkpointing.save_queue.save_job import SaveJob
 from fitkit.checkpointing.savers.save_request import SaveRequest
+from fitkit.checkpointing.storage import single_or_sharded
 from fitkit.distributed.world import World
 
 
@@ -17,9 +18,19 @@ def saver_of(path, **options):
     return saver, SaveRequest(saver, path, step=1)
 
 
+class AnyFile:
+    """Files that may all be removed."""
+
+    def remove(self, path, top):
+        return single_or_sharded.remove(path)
+
+    def require_held(self):
+        pass
+
+
 def job_of(*requests, **options):
     options = {"whole": {"n": 1}, "weights": {"w": torch.ones(1)}, **options}
-    return SaveJob(list(requests), ReplicatedRanks(World()), **options)
+    return SaveJob(list(requests), ReplicatedRanks(World()), AnyFile(), **options)
 
 
 def content(path):
