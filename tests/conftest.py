@@ -56,7 +56,9 @@ def _leftovers(threads: set[threading.Thread], children: set[int]) -> list[str]:
     # fetching the active ones also reaps those that have ended
     left = [f"process {child.name}" for child in multiprocessing.active_children()]
     left += [f"child {pid}" for pid in _children() - children]
-    left += [f"thread {one.name}" for one in threading.enumerate() if one not in threads]
+    # Python makes a dummy for a thread it did not start, such as that of torch's backward pass
+    started = (one for one in threading.enumerate() if not isinstance(one, threading._DummyThread))
+    left += [f"thread {one.name}" for one in started if one not in threads]
     return left
 
 

@@ -40,7 +40,8 @@ class FitSession:
             ``resume=`` continues it.
         call_ends: the counters at the end of each earlier call, by its number.
         config: the configuration of the last call, as ``run_config`` returns it.
-        sources: the object that the last run read and its source, by the name of the data pass.
+        sources: the object that the last run read, by the name of the data pass, and the source of
+            an iterator. Other sources end with their run, and so do their workers.
     """
 
     def __init__(self, world: World, parallel: Parallel) -> None:
@@ -54,7 +55,7 @@ class FitSession:
         self.call_is_open = False
         self.call_ends: dict[int, dict[str, int]] = {}
         self.config: dict[str, Any] = {}
-        self.sources: dict[str, tuple[Any, BatchSource]] = {}
+        self.sources: dict[str, tuple[Any, BatchSource | None]] = {}
 
     def require_idle(self, verb: str) -> None:
         """Raise ``ConfigurationError`` if ``verb`` is called while a run is in progress."""
@@ -143,8 +144,9 @@ class FitSession:
         """Start ``run``, which reads ``data``, from the restored progress if there is one."""
         same = {name for name, (old, _) in self.sources.items() if data.get(name) is old}
         for name in same:
-            if isinstance(data[name], Iterator):  # only its source knows how far it was read
-                run.passes()[name].source = self.sources[name][1]
+            source = self.sources[name][1]
+            if source is not None:  # only it knows how far its iterator was read
+                run.passes()[name].source = source
         if "progress" in self.pending:
             if not self.loaded:  # a new call begins other data at the beginning
                 positions = self.pending["loader"]
@@ -157,7 +159,10 @@ class FitSession:
         for waiting in ("optimizer", "schedule"):
             self.pending.pop(waiting, None)
         self.run = run
-        self.sources = {name: (data[name], run.passes()[name].source) for name in data}
+        self.sources = {
+            name: (one, run.passes()[name].source if isinstance(one, Iterator) else None)
+            for name, one in data.items()
+        }
 
     def end(self, device: torch.device) -> None:
         """End the run, and keep the state that a save or a later ``fit`` needs."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -103,6 +105,22 @@ def test_ending_twice_keeps_what_the_run_left(handler):
     pending = dict(handler.session.pending)
     handler.session.end(CPU)
     assert handler.session.pending == pending
+
+
+def test_the_source_of_the_data_ends_with_its_run(handler):
+    """It may hold workers and pinned memory, and the collector ends workers only after seconds."""
+    sources = []
+
+    class Watch(Callback):
+        def on_train_begin(self, logs):
+            sources.append(weakref.ref(self.handler.session.run.train.source))
+
+    gc.disable()
+    try:
+        handler.fit(DATA, callbacks=[Watch()], progress_bar=False)
+        assert sources[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_a_loaded_checkpoint_counts_until_the_next_fit_ends(handler, tmp_path):
