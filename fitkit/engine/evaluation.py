@@ -51,7 +51,7 @@ def evaluate(
             run.rank_sync.check()
         if state.batch == 0:
             raise DataError("the evaluation data yields no batch: check that it is not empty.")
-        values = data_pass.meters.compute(run.context.sum_over_ranks)
+        values = data_pass.meters.compute(run.context.ranks)
         record(values)
         callbacks.fire(Event.TEST_END, Logs(values))
 

@@ -105,7 +105,7 @@ def train_pass(run: FitRun) -> None:
             "not drop all of it, and that a generator is not used up by an earlier epoch."
         )
     step.finish()
-    state.epoch_logs = meters.compute(run.context.sum_over_ranks)
+    state.epoch_logs = meters.compute(run.context.ranks)
     state.enter(Phase.VALIDATE)
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from fitkit.core.callback_list import CallbackList
 from fitkit.core.data_timer import DataTimer
 from fitkit.core.errors import Preempted
@@ -21,6 +19,7 @@ from fitkit.engine.forward import Forward
 from fitkit.engine.lr_schedule import Schedule
 from fitkit.engine.train_step import TrainStep
 from fitkit.metrics.meters import Meters
+from fitkit.metrics.ranks import Ranks
 from fitkit.runtime.signals import SignalWatch
 
 
@@ -90,8 +89,9 @@ class EvaluationContext(Protocol):
     def sync_buffers(self) -> None:
         """Copy the buffers of model and loss from rank 0 to the other ranks."""
 
-    def sum_over_ranks(self, sums: Tensor) -> Tensor:
-        """Sum a float64 vector over the ranks."""
+    @property
+    def ranks(self) -> Ranks:
+        """The ranks whose sums are added."""
 
     def seed_batch(self) -> None:
         """Seed the random streams for the next batch, on ranks whose streams are not saved."""

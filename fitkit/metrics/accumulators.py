@@ -89,11 +89,6 @@ class MetricAccumulator:
         row = row.to(accumulation_dtype(row.device)).unsqueeze(0)
         return self.metric.compute(self.metric.add_up(row))
 
-    def update_empty(self, name: str, outputs: Any, targets: Any) -> None:
-        """Add zeros, as many as a batch has statistics."""
-        if self._num_statistics is None and self.sums is None:
-            self._rows.add(torch.zeros_like(self._statistics(name, outputs, targets)))
-
     @property
     def sums(self) -> Tensor | None:
         """The sums, float64 of shape ``(statistics,)``; ``None`` if nothing was added."""
@@ -151,11 +146,6 @@ class MeanAccumulator(MetricAccumulator):
 
     def _value_of_mean(self, total: Tensor, number: int) -> Any:
         return self.metric.compute(_pair(total.to(accumulation_dtype(total.device)), number))
-
-    def update_empty(self, name: str, outputs: Any, targets: Any) -> None:
-        """Add a zero; a mean always has two sums."""
-        if self.sums is None:
-            self._rows.add(torch.zeros((), dtype=torch.float64))
 
     def _add_counts(self) -> None:
         if self._counts:

@@ -29,22 +29,15 @@ def merge_meter_states(states: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def zero_meter_state(state: dict[str, Any]) -> dict[str, Any]:
-    """A state of zeros with as many sums as ``state``."""
+    """The state of a ``Meters`` like that of ``state`` which has added nothing."""
     zero_mean = WeightedMean().state_dict()
-
-    def zero(metric: dict[str, Any]) -> dict[str, Any]:
-        if "weight" in metric:
-            return zero_mean
-        sums = metric["sums"]
-        zeros = {"sums": None if sums is None else torch.zeros_like(sums)}
-        if "waiting" in metric:  # one row, which tells how many sums there are
-            zeros["waiting"] = torch.zeros_like(metric["waiting"][:1])
-        return zeros
-
     return {
         "loss": zero_mean,
-        "metrics": {name: zero(metric) for name, metric in state["metrics"].items()},
-        "extra": dict.fromkeys(state["extra"], zero_mean),
+        "metrics": {
+            name: zero_mean if "weight" in metric else {"sums": None}
+            for name, metric in state["metrics"].items()
+        },
+        "extra": {},
     }
 
 
@@ -66,9 +59,12 @@ def _merged_metric(name: str, states: list[dict[str, Any]]) -> dict[str, Any]:
 def _merged_means(states: list[dict[str, Any]]) -> dict[str, Any]:
     """The state of one ``WeightedMean`` with the sums of several."""
     mean = WeightedMean()
-    total, weight = torch.zeros((), dtype=torch.float64), 0
+    merged = mean.state_dict()
+    total = torch.zeros((), dtype=torch.float64)
     for state in states:
         mean.load_state_dict(state)
-        more, count = mean.sums()
-        total, weight = total + more.cpu(), weight + count
-    return {"total": total, "weight": weight, "waiting": None, "weights": []}
+        more, weight = mean.sums()
+        total = total + more.cpu()
+        merged["weight"] += float(weight) if isinstance(weight, torch.Tensor) else weight
+        merged["num_batches"] += mean.state_dict()["num_batches"]
+    return {**merged, "total": total}

@@ -15,12 +15,13 @@ from fitkit.core.tree import map_tensors
 from fitkit.core.types import StepOutput
 from fitkit.metrics.accumulators import MeanAccumulator, MetricAccumulator, make_accumulator
 from fitkit.metrics.metric import Metric, as_scalar, is_reserved
+from fitkit.metrics.ranks import Ranks, sum_by_name
 from fitkit.metrics.stateful import StatefulMetric, accumulates
-from fitkit.metrics.weighted_mean import WeightedMean
+from fitkit.metrics.weighted_mean import Weight, WeightedMean
 
 Meter = WeightedMean | MetricAccumulator | StatefulMetric
 
-_OPTIONAL_KEYS = {"waiting", "on_device"}  # of the state of a meter
+_OPTIONAL_KEYS = {"waiting", "on_device", "num_batches", "pairs"}  # of the state of a meter
 
 
 class Meters:
@@ -54,17 +55,25 @@ class Meters:
             meter.reset()
         self._extra.clear()
 
-    def update(self, output: StepOutput, num_samples: int) -> dict[str, Any]:
-        """Add one batch of ``num_samples`` samples.
+    def update(
+        self, output: StepOutput, num_samples: int, weight: Weight | None = None
+    ) -> dict[str, Any]:
+        """Add one batch.
+
+        Args:
+            output: loss, outputs and targets, and values that the step logs.
+            num_samples: samples that this rank counts, the weight of metric functions and of logged
+                values; with 0 the batch counts nothing.
+            weight: what the loss is a mean over, a number or a scalar tensor, which is not read on
+                a device; ``None``: ``num_samples``. With 0 the loss counts nothing.
 
         Returns:
             the values of the batch by name, as tensors or ``Deferred``, for the batch logs.
         """
         loss = output.loss.detach()
         if not num_samples:
-            self._update_empty(output)
             return {"loss": loss}
-        self._loss.add(loss, num_samples)
+        self._loss.add(loss, num_samples if weight is None else weight)
         batch: dict[str, Any] = {"loss": loss}
         if self._meters and output.outputs is not None:
             self._update_metrics(output, num_samples, batch)
@@ -73,15 +82,6 @@ class Meters:
             self._extra_mean(name).add(scalar, num_samples)
             batch[name] = scalar
         return batch
-
-    def _update_empty(self, output: StepOutput) -> None:
-        """A batch without samples of this rank only shows which sums there are."""
-        with torch.no_grad():
-            for name, meter in self._meters.items():
-                if isinstance(meter, MetricAccumulator) and output.outputs is not None:
-                    meter.update_empty(name, output.outputs, output.targets)
-        for name in output.logs:
-            self._extra_mean(name)
 
     def _update_metrics(self, output: StepOutput, num_samples: int, batch: dict[str, Any]) -> None:
         if self._only_means and isinstance(output.outputs, Tensor):
@@ -108,13 +108,13 @@ class Meters:
             )
         return self._extra.setdefault(name, WeightedMean())
 
-    def compute(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
+    def compute(self, ranks: Ranks | None = None) -> dict[str, float]:
         """The values over everything added, read from the device in one transfer.
 
         Args:
-            reduce: sums a float64 vector on the host over the ranks; always called once.
+            ranks: the ranks whose sums are added, all of which call this; ``None``: one rank.
         """
-        values = self._values(reduce)
+        values = self._values(ranks)
         for name, stateful in self._meters.items():
             if isinstance(stateful, StatefulMetric):
                 computed = stateful.compute()
@@ -132,23 +132,21 @@ class Meters:
         """The values so far, without metrics that accumulate by themselves."""
         return self._values()
 
-    def _values(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
+    def _values(self, ranks: Ranks | None = None) -> dict[str, float]:
         meters: dict[str, WeightedMean | MetricAccumulator] = {"loss": self._loss}
         for name, meter in self._meters.items():
             if not isinstance(meter, StatefulMetric):
                 meters[name] = meter
         meters.update(self._extra)
         parts = _read([meter.packed() for meter in meters.values()])
-        packed = torch.cat(parts)
-        packed = packed if reduce is None else reduce(packed)
-        sums_of = packed.split_with_sizes([len(part) for part in parts])
         values: dict[str, float] = {}
-        for (name, meter), sums in zip(meters.items(), sums_of, strict=True):
-            if isinstance(meter, MetricAccumulator):
+        for name, sums in sum_by_name(dict(zip(meters, parts, strict=True)), ranks).items():
+            meter_of_name = meters.get(name)  # None: only other ranks have logged it
+            if isinstance(meter_of_name, MetricAccumulator):
                 if len(sums):  # a custom step need not return what metrics need
-                    values[name] = float(meter.metric.compute(sums))
-            elif sums[1]:
-                values[name] = float(sums[0] / sums[1])
+                    values[name] = float(meter_of_name.metric.compute(sums))
+            elif (mean := WeightedMean.value_of(sums)) is not None:
+                values[name] = mean
         return values
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from fitkit.core.state_placement import is_on_host
 # it the last bit of a sum, does not depend on when it was saved.
 FOLD_AFTER = 64
 
-AddUp = Callable[[Tensor, list[int]], Tensor]
+AddUp = Callable[[Tensor, list[float]], Tensor]
 
 
 class RunningSum:
@@ -39,18 +39,18 @@ class RunningSum:
         self.load(None, None)
 
     def load(
-        self, total: Tensor | None, waiting: Tensor | None, weights: list[int] | None = None
+        self, total: Tensor | None, waiting: Tensor | None, weights: list[float] | None = None
     ) -> None:
         """Start from a sum and rows that are not added yet; their weights are 1 by default."""
         if weights is None:
             weights = [] if waiting is None else [1] * len(waiting)
         self._total = total
-        self._blocks: list[tuple[Tensor, list[int]]] = []
+        self._blocks: list[tuple[Tensor, list[float]]] = []
         self._restored = waiting
         self._rows: list[Any] = []
         self._weights = list(weights)
 
-    def add(self, row: Any, weight: int = 1) -> None:
+    def add(self, row: Any, weight: float = 1) -> None:
         """Add one row: a number, or a tensor of the same shape as the others."""
         if self._at_once and has_float64(row.device):
             if self._weights:  # rows of a device without float64 may have another shape
@@ -86,7 +86,12 @@ class RunningSum:
         return torch.cat([restored.to(block.device), block])
 
     @property
-    def weights(self) -> list[int]:
+    def num_waiting(self) -> int:
+        """The number of rows that are not added yet."""
+        return len(self._weights)
+
+    @property
+    def weights(self) -> list[float]:
         """The weights of the waiting rows."""
         return list(self._weights)
 
@@ -95,7 +100,7 @@ class RunningSum:
         for block, weights in blocks:
             self._total = self._with(self._sums_of(block, weights))
 
-    def _sums_of(self, block: Tensor, weights: list[int]) -> Tensor:
+    def _sums_of(self, block: Tensor, weights: list[float]) -> Tensor:
         wide = (block if has_float64(block.device) else block.cpu()).to(torch.float64)
         return wide.sum(0) if self._add_up is None else self._add_up(wide, weights)
 
@@ -121,7 +126,7 @@ def _stacked(rows: list[Any]) -> Tensor:
     return torch.tensor([float(row) for row in rows], dtype=torch.float64)
 
 
-def weighted_sum(values: Tensor, weights: list[int]) -> Tensor:
+def weighted_sum(values: Tensor, weights: list[float]) -> Tensor:
     """The sum of ``values`` times ``weights``, without synchronization."""
     if len(set(weights)) == 1:
         return (values * weights[0]).sum()

@@ -23,6 +23,7 @@ from fitkit.engine.forward import Forward
 from fitkit.engine.run import DataPass, EvaluationRun, RankSync
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.metrics.meters import Meters
+from fitkit.metrics.ranks import Ranks
 from fitkit.runtime.device import floating_dtype, make_current, to_device
 from fitkit.runtime.lazy_modules import uninitialized_names
 from fitkit.runtime.precision import Precision, make_precision
@@ -42,7 +43,7 @@ class HandlerContext:
         self._seeds_batches = seeds_batches and handler.world.rank > 0
         self.ema_weights = handler.weights.swapped_in
         self.without_gradients = without_gradients(handler)
-        self.sum_over_ranks = handler.world.sum
+        self.ranks: Ranks = handler.world
 
     def sync_buffers(self) -> None:
         """Copy running statistics from rank 0, which are also those that are saved."""

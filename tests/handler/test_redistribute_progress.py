@@ -68,15 +68,8 @@ def test_others_go_on_with_the_sums_of_all(size):
     progress = progress_of([1, 2], [3, 4])
     parts = [redistribute_progress(progress, world(rank, size)) for rank in range(size)]
     assert computed(parts[0]["meters"]["train"]) == pytest.approx(meters_of(1, 2, 3, 4).compute())
-    # what the others bring to the one reduction is as long, and adds nothing
-    vectors = []
-    for part in parts:
-        meters = Meters(METRICS, CPU)
-        if "train" in part["meters"]:
-            meters.load_state_dict(part["meters"]["train"])
-        meters.compute(lambda packed: vectors.append(packed) or torch.ones_like(packed))
-    assert {len(vector) for vector in vectors} == {len(vectors[0])}
-    assert all(not vector.any() for vector in vectors[1:])
+    for part in parts[1:]:
+        assert computed(part["meters"]["train"]) == {}  # so they add nothing
 
 
 def test_a_checkpoint_between_epochs_has_nothing_to_deal_out():

@@ -115,20 +115,6 @@ def test_each_batch_needs_as_many_statistics():
     feed(accumulator, [(torch.ones(3), None)])
 
 
-@pytest.mark.parametrize("metric", METRICS, ids=NAMES)
-def test_a_rank_without_samples_adds_zeros_once(metric):
-    accumulator, plain = make_accumulator(metric, CPU), make_accumulator(metric, CPU)
-    accumulator.update_empty("m", torch.ones(2), torch.zeros(2))
-    empty = accumulator.sums
-    assert empty[:2].tolist() == [0.0, 0.0]
-    accumulator.update_empty("m", torch.ones(2), torch.zeros(2))
-    assert torch.equal(accumulator.sums, empty)
-    feed(plain, make_batches(1))
-    before = plain.sums
-    plain.update_empty("m", torch.ones(2), torch.zeros(2))
-    assert torch.equal(plain.sums, before)
-
-
 @pytest.mark.parametrize("sums", [torch.ones(2, 1), torch.ones(2, dtype=torch.complex64), [1.0]])
 @pytest.mark.parametrize("metric", METRICS, ids=NAMES)
 def test_a_state_that_was_altered_is_refused(metric, sums):

@@ -23,6 +23,7 @@ from fitkit import (
     StepOutput,
     TopKAccuracy,
 )
+from fitkit.distributed.world import World
 from fitkit.metrics.meters import Meters
 from fitkit.metrics.running_sum import FOLD_AFTER
 from fitkit.metrics.weighted_mean import WeightedMean
@@ -202,14 +203,55 @@ def test_values_carry_no_graph():
 def test_one_reduction_serves_everything():
     calls = []
 
-    def double(sums):
-        calls.append(sums.dtype)
-        return 2 * sums
+    class Doubled(World):
+        def sum(self, sums):
+            calls.append(sums.dtype)
+            return 2 * sums
 
     meters = Meters({"mae": MeanAbsoluteError(), "f": lambda o, t: torch.tensor(0.5)}, CPU)
     meters.update(StepOutput(torch.tensor(3.0), torch.ones(2), torch.zeros(2)), 2)
-    assert meters.compute(double) == {"loss": 3.0, "mae": 1.0, "f": 0.5}
+    assert meters.compute(Doubled()) == {"loss": 3.0, "mae": 1.0, "f": 0.5}
     assert calls == [torch.float64]
+
+
+def test_the_loss_has_a_weight_of_its_own():
+    meters = Meters({"f": lambda outputs, targets: outputs.mean()}, CPU)
+    batches = [(1.0, 2, 30), (4.0, 6, torch.tensor(10.0)), (math.nan, 2, 0), (3.0, 2, 0.5)]
+    for loss, size, weight in batches:
+        output = StepOutput(torch.tensor(loss), torch.full((size,), float(size)), logs={"own": 1})
+        assert meters.update(output, size, weight)["own"] == 1
+    values = meters.compute()
+    assert values["loss"] == pytest.approx((30 + 40 + 1.5) / 40.5, rel=1e-12)
+    assert values["f"] == (2 * 2 + 6 * 6 + 2 * 2 + 2 * 2) / 12
+    assert values["own"] == 1.0
+
+
+def test_a_loss_whose_weights_are_all_zero_is_nan():
+    meters = Meters({}, CPU)
+    meters.update(StepOutput(torch.tensor(math.nan)), 4, 0)
+    meters.update(StepOutput(torch.tensor(3.0)), 4, torch.tensor(0))
+    assert math.isnan(meters.compute()["loss"])
+    meters.reset()
+    assert meters.compute() == {}
+
+
+def test_ranks_log_by_name(on_ranks):
+    """In any order; a name that a rank never logs, and a rank without a batch, wait for nobody."""
+
+    def compute(batches, ranks):
+        meters = Meters({"f": lambda outputs, targets: outputs.mean(), "a": Accuracy()}, CPU)
+        for number, logs in batches:
+            ones = torch.ones(number)
+            meters.update(StepOutput(torch.tensor(2.0), ones, ones, logs=logs), number)
+        only_for_collectives = StepOutput(torch.tensor(5.0), torch.ones(3), torch.zeros(3))
+        meters.update(only_for_collectives, 0)
+        return meters.compute(ranks)
+
+    first = [(2, {"pos": 1.0}), (2, {"neg": 100.0})]
+    second = [(1, {"neg": 10.0}), (1, {"pos": 4.0}), (1, {"rare": 7.0})]
+    expected = {"loss": 2.0, "f": 1.0, "a": 1.0, "pos": 2.0, "neg": 70.0, "rare": 7.0}
+    assert on_ranks(compute, [first, second, []]) == [expected] * 3
+    assert on_ranks(compute, [[], second[:1]]) == [{"loss": 2.0, "f": 1.0, "a": 1.0, "neg": 10}] * 2
 
 
 @pytest.mark.parametrize(
