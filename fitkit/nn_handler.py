@@ -165,27 +165,41 @@ class NNHandler(BaseHandler):
         set_scheduler(self, cls, kwargs, interval, monitor)
 
     def set_loss_fn(
-        self, fn: Callable[..., Any], pass_epoch_to_loss: bool = False, **kwargs: Any
+        self,
+        fn: Callable[..., Any],
+        pass_epoch_to_loss: bool = False,
+        *,
+        weight: Any = None,
+        **kwargs: Any,
     ) -> None:
         """Use ``fn(outputs, targets, **kwargs)``, a scalar mean over the batch, as the loss.
+
+        Accumulation windows, ranks and epochs combine batches by what that mean is over. For
+        torch's losses it is known: elements, targets that are not ``ignore_index``, class weights.
 
         Args:
             fn: a function or module; a class is built with ``kwargs`` instead. For score-based
                 models it is called as ``fn(model, *inputs)``. Parameters and buffers of a module
                 are saved; ``set_optimizer(params=...)`` trains them.
             pass_epoch_to_loss: also pass ``epoch=``, from 0.
+            weight: ``(outputs, targets)`` -> what the mean is over, a number or a tensor of one
+                element, such as the number of tokens; with 0 the batch does not count. ``None``: as
+                torch's losses do, else the number of samples. A tensor is an argument of ``fn``.
             **kwargs: further arguments of each call.
         """
         self.session.require_outside_fit("set_loss_fn")
-        set_loss(self, fn, pass_epoch_to_loss, kwargs)
+        if weight is not None and (isinstance(weight, Tensor) or not callable(weight)):
+            weight, kwargs = None, {**kwargs, "weight": weight}
+        set_loss(self, fn, pass_epoch_to_loss, kwargs, weight)
 
     def set_train_loader(self, dataset: Any, **loader_kwargs: Any) -> None:
         """Set the training data for calls of ``fit`` that are given none.
 
         Args:
             dataset: a data set, arrays, a DataLoader or an iterable of batches.
-            **loader_kwargs: ``batch_size`` (32), ``shuffle`` (yes), or ``global_batch_size``, and
-                other arguments of ``torch.utils.data.DataLoader``.
+            **loader_kwargs: ``batch_size`` (32), ``shuffle`` (yes), or ``global_batch_size``,
+                ``num_samples`` as in ``fit``, and other arguments of
+                ``torch.utils.data.DataLoader``.
         """
         self.session.require_outside_fit("set_train_loader")
         self.parts.train_data = DataSpec.from_loader_kwargs(dataset, loader_kwargs)
@@ -274,6 +288,7 @@ class NNHandler(BaseHandler):
         validate_every: int = 1,
         batch_size: int | None = None,
         shuffle: bool | None = None,
+        num_samples: Callable[[Any], int] | None = None,
         steps_per_epoch: int | None = None,
         validation_steps: int | None = None,
         precision: str | None = None,
@@ -305,6 +320,8 @@ class NNHandler(BaseHandler):
             validate_every: epochs between validations.
             batch_size: samples per batch and rank where fitkit makes the batches; default 32.
             shuffle: whether to shuffle where fitkit makes the batches; default: yes.
+            num_samples: returns the number of samples in a batch of training or validation data
+                that are passed here, where a loader or the batch does not say it.
             steps_per_epoch: training batches per epoch; ``None``: all there are.
             validation_steps: validation batches; ``None``: all there are.
             precision: ``"fp32"``, ``"bf16"``, or ``"fp16"`` with loss scaling.
@@ -351,6 +368,7 @@ class NNHandler(BaseHandler):
             validate_every=validate_every,
             batch_size=batch_size,
             shuffle=shuffle,
+            num_samples=num_samples,
             steps_per_epoch=steps_per_epoch,
             validation_steps=validation_steps,
             precision="fp16" if use_amp else precision,
@@ -380,6 +398,7 @@ class NNHandler(BaseHandler):
         data: Any = None,
         *,
         batch_size: int | None = None,
+        num_samples: Callable[[Any], int] | None = None,
         steps: int | None = None,
         precision: str | None = None,
         callbacks: Iterable[Callback] = (),
@@ -389,11 +408,12 @@ class NNHandler(BaseHandler):
         Args:
             data: as in ``fit``; ``None``: that of ``set_val_loader``.
             batch_size: as in ``fit``.
+            num_samples: as in ``fit``.
             steps: largest number of batches.
             precision: as in ``fit``.
             callbacks: attached for this call.
         """
-        return evaluate(self, data, batch_size, steps, precision, callbacks)
+        return evaluate(self, data, batch_size, steps, precision, callbacks, num_samples)
 
     def predict(
         self,

@@ -49,11 +49,12 @@ class ComponentSpec:
 
 @dataclass(frozen=True)
 class LossSpec:
-    """A loss function and its arguments besides outputs and targets."""
+    """A loss function, its arguments besides outputs and targets, and what its mean is over."""
 
     function: Callable[..., Any]
     pass_epoch: bool = False
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    weight: Callable[[Any, Any], Any] | None = None
 
     def bound(self, epoch: Callable[[], int]) -> Callable[..., Any]:
         """The function of outputs and targets; ``epoch`` returns the current epoch."""

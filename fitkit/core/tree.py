@@ -69,11 +69,7 @@ def iterate_tensors(tree: Any) -> Iterator[Tensor]:
     return (leaf for leaf in iterate_leaves(tree) if isinstance(leaf, Tensor))
 
 
-def leading_size(tree: Any) -> int | None:
-    """The number of samples in a batch: the first dimension of the first tensor that has one."""
-    for leaf in iterate_leaves(tree):
-        if isinstance(leaf, PackedSequence):
-            return int(leaf.batch_sizes[0])
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return int(leaf.shape[0])
-    return None
+def shapes_of(batch: Any) -> str:
+    """The types and shapes of the tensors in a batch, for a message."""
+    tensors = [f"{t.dtype} {tuple(t.shape)}".replace("torch.", "") for t in iterate_tensors(batch)]
+    return ", ".join(tensors) or type(batch).__name__

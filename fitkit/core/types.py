@@ -62,8 +62,11 @@ class StepOutput:
         loss: the batch's mean loss, a scalar tensor.
         outputs: the model's outputs, for metrics; ``None``: metrics are not updated.
         targets: the targets of the outputs.
-        num_samples: samples in the batch, the weight of its loss and metrics; ``None``: the leading
-            dimension of the batch's first tensor.
+        num_samples: samples in the batch, the weight of its metrics and logs; ``None``: as the data
+            are counted (``num_samples=`` of ``fit`` and of the loaders).
+        weight: what the mean of the loss is over, such as the number of tokens: a number, or a
+            tensor of one element, of at least 0; with 0 the batch does not count. ``None``:
+            ``num_samples``.
         logs: more scalars to log, each the mean over the samples of this batch.
         backward: ``False`` in a custom training step that has already called ``backward`` and
             stepped its own optimizers.
@@ -73,6 +76,7 @@ class StepOutput:
     outputs: Any = None
     targets: Any = None
     num_samples: int | None = None
+    weight: Any = None
     logs: Mapping[str, Any] = field(default_factory=dict)
     backward: bool = True
 
@@ -93,12 +97,12 @@ class Share(NamedTuple):
 
     Attributes:
         local: samples that this rank counts; 0 for a batch that is only computed because every rank
-            must take part in the collectives.
-        total: samples of all ranks.
+            must take part in the collectives; ``None``: only the batch itself can tell.
+        total: samples of all ranks; ``None``: no rank knows those of the others.
     """
 
-    local: int
-    total: int
+    local: int | None
+    total: int | None
 
 
 class Batches(Protocol):
@@ -123,4 +127,4 @@ class BatchSource(Batches, Protocol):
 
     @property
     def share(self) -> Share | None:
-        """The share of this rank in the last batch; ``None`` for a single rank."""
+        """The share of this rank in the last batch; ``None``: it is to be counted."""

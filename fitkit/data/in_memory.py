@@ -62,10 +62,8 @@ class InMemorySource:
         begin = self._stride.begin(start)
         is_flat = type(tensors) is tuple and all(type(tensor) is Tensor for tensor in tensors)
         for first in range(begin, begin + (self.num_batches - start) * size, size):
-            chosen = slice(first, first + size)
-            if self._ranks.size > 1:
-                part, self.share = self._ranks.part(min(size, self.num_samples - first))
-                chosen = slice(first + part.start, first + part.stop)
+            part, self.share = self._ranks.part(min(size, self.num_samples - first))
+            chosen = slice(first + part.start, first + part.stop)
             samples = {
                 device: chosen if order is None else order[chosen]
                 for device, order in orders.items()

@@ -18,6 +18,7 @@ from fitkit.data.in_memory import InMemorySource, as_tensors, is_in_memory, tens
 from fitkit.data.iterables import IterableSource, StatefulSource
 from fitkit.data.map_style import MapStyleSource
 from fitkit.data.rank_split import SINGLE_RANK, RankSplit, RoundRobinSource
+from fitkit.data.sample_count import SampleCount
 from fitkit.data.seeded_fetch import is_map_style, require_length
 from fitkit.data.spec import DataSpec, is_batched_by_fitkit
 
@@ -38,6 +39,7 @@ def make_source(
     in_order: bool = False,
     device: torch.device = CPU,
     ranks: RankSplit = SINGLE_RANK,
+    count: SampleCount | None = None,
 ) -> BatchSource:
     """The source of batches for ``spec``.
 
@@ -50,6 +52,7 @@ def make_source(
         device: the device of the model; for asynchronous copies, batches made here are in pinned
             memory and loaders keep their workers. A user's own loader is not changed.
         ranks: the split of each batch over ranks.
+        count: counts the samples of batches; default: as ``spec.num_samples`` says.
 
     Raises:
         DataError: the kind of data is not supported.
@@ -57,13 +60,14 @@ def make_source(
     """
     require_count("batch_size", spec.batch_size, optional=True)
     data = spec.data
+    count = SampleCount(spec.num_samples) if count is None else count
     if in_order and not isinstance(data, DataLoader):
         kwargs = {k: v for k, v in spec.loader_kwargs.items() if k not in _ORDER_ARGUMENTS}
         spec = replace(spec, shuffle=None, loader_kwargs=kwargs)
         training = False
     if isinstance(data, DataLoader):
         _refuse_settings(spec, "a DataLoader, which brings its own batches")
-        return _loader_source(_sequential(data) if in_order else data, seed, ranks)
+        return _loader_source(_sequential(data) if in_order else data, seed, ranks, count)
     if is_in_memory(data):
         tensors = as_tensors(data, dtype)
         return _array_source(spec, tensors, ranks, seed=seed, training=training, device=device)
@@ -76,13 +80,13 @@ def make_source(
         # not persistent_workers, whose copies of the dataset would keep their state
         kwargs = {"pin_memory": has_async_copies(device), **spec.loader_kwargs}
         loader = DataLoader(data, batch_size=_batch_per_rank(spec, ranks.size), **kwargs)
-        return RoundRobinSource(IterableSource(loader, seed), ranks)
+        return RoundRobinSource(IterableSource(loader, seed), ranks, count)
     if is_map_style(data):
         return _dataset_source(spec, ranks, seed=seed, training=training, device=device)
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes, Mapping)):
         _refuse_mixture(data)
         _refuse_settings(spec, "an iterable of batches")
-        return _iterable_source(data, seed, ranks)
+        return _iterable_source(data, seed, ranks, count)
     raise DataError(
         f"data must be arrays or tensors, a Dataset, a DataLoader or an iterable of batches; "
         f"received {describe(data)}."
@@ -164,15 +168,19 @@ def _fast_options(spec: DataSpec, device: torch.device) -> dict[str, Any]:
     return {"pin_memory": True, "persistent_workers": has_workers and not has_epochs}
 
 
-def _loader_source(loader: DataLoader[Any], seed: int, ranks: RankSplit) -> BatchSource:
+def _loader_source(
+    loader: DataLoader[Any], seed: int, ranks: RankSplit, count: SampleCount
+) -> BatchSource:
     if type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset):
         return MapStyleSource(loader, seed, ranks)
-    return _iterable_source(loader, seed, ranks)
+    return _iterable_source(loader, seed, ranks, count)
 
 
-def _iterable_source(batches: Iterable[Any], seed: int, ranks: RankSplit) -> BatchSource:
+def _iterable_source(
+    batches: Iterable[Any], seed: int, ranks: RankSplit, count: SampleCount
+) -> BatchSource:
     source_type = StatefulSource if isinstance(batches, Stateful) else IterableSource
-    return RoundRobinSource(source_type(batches, seed), ranks)
+    return RoundRobinSource(source_type(batches, seed), ranks, count)
 
 
 def _sequential(loader: DataLoader[Any]) -> DataLoader[Any]:

@@ -96,12 +96,9 @@ class RequestSampler:
             size = len(chosen)
             if self.drops_last and size < self.step:
                 return
-            begin = 0
-            if self._ranks.size > 1:
-                part, share = self._ranks.part(size)
-                chosen, begin = chosen[part], part.start
-                self.shares.append(share)
-            yield Request(chosen, self._seed, self._epoch, position + begin)
+            part, share = self._ranks.part(size)
+            self.shares.append(share)
+            yield Request(chosen[part], self._seed, self._epoch, position + part.start)
             position += size
 
     def _requests_of_batches(self) -> Iterator[Request]:
@@ -110,9 +107,9 @@ class RequestSampler:
         position = sum(map(self._size, islice(batches, self._start)))
         while chosen := list(islice(batches, self.step)):
             sizes = list(map(self._size, chosen))
-            index, share = self._ranks.pick(sizes)
-            if self._ranks.size > 1:
-                self.shares.append(share)
+            # without batches the dataset returns whole ones, whose samples nobody can count here
+            index, share = self._ranks.pick(sizes if self._batched else [None] * len(sizes))
+            self.shares.append(share)
             begin = position + sum(sizes[:index])
             yield Request(chosen[index], self._seed, self._epoch, begin)
             position += sum(sizes)
@@ -168,12 +165,12 @@ class MapStyleSource:
         self._sampler.begin(epoch, self._stride.begin(start))
         with IsolatedStreams(derive_seed(self._seed, "workers", epoch)):
             iterator = start_iterator(self._loader)
-        if self._ranks.size == 1:
-            yield from iterator
-        else:
-            for batch in iterator:
-                self.share = self._sampler.shares.popleft()
-                yield batch
+        # batches of several workers may arrive in another order than they were requested in
+        is_in_order = self._ranks.size > 1 or getattr(self._user_loader, "in_order", True)
+        for batch in iterator:
+            share = self._sampler.shares.popleft()
+            self.share = share if is_in_order else None
+            yield batch
         self._generators.close()
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,13 +6,13 @@ that makes its own), so a run can be resumed with another number of ranks or ano
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 from fitkit.core.errors import CheckpointError
-from fitkit.core.tree import leading_size
 from fitkit.core.types import Batches, Share
+from fitkit.data.sample_count import SampleCount
 
 
 class RankSplit(NamedTuple):
@@ -33,11 +33,13 @@ class RankSplit(NamedTuple):
         begin = rank * least + min(rank, more)
         return slice(begin, begin + least + (rank < more)), Share(local, total)
 
-    def pick(self, sizes: list[int]) -> tuple[int, Share]:
-        """The index of this rank's batch in a round of batches with ``sizes`` samples."""
+    def pick(self, sizes: Sequence[int | None]) -> tuple[int, Share]:
+        """The index of this rank's batch in a round of batches with ``sizes`` samples, if known."""
         has_batch = self.rank < len(sizes)
         index = self.rank if has_batch else 0
-        return index, Share(sizes[index] if has_batch else 0, sum(sizes))
+        known = [size for size in sizes if size is not None]
+        total = sum(known) if len(known) == len(sizes) else None
+        return index, Share(sizes[index] if has_batch else 0, total)
 
 
 SINGLE_RANK = RankSplit()
@@ -90,9 +92,12 @@ class RoundRobinSource:
     Every rank reads the whole iterable, because an iterable cannot be asked for a part.
     """
 
-    def __init__(self, batches: Batches, ranks: RankSplit) -> None:
+    def __init__(
+        self, batches: Batches, ranks: RankSplit, count: SampleCount | None = None
+    ) -> None:
         self.batches = batches
         self._ranks = ranks
+        self._count = SampleCount() if count is None else count
         self._stride = Stride(ranks.size)
         self.share: Share | None = None
 
@@ -109,7 +114,7 @@ class RoundRobinSource:
             yield from batches
             return
         while batches_of_round := list(islice(batches, self._ranks.size)):
-            sizes = [leading_size(batch) or 1 for batch in batches_of_round]
+            sizes = [self._count.of(batch) for batch in batches_of_round]
             index, self.share = self._ranks.pick(sizes)
             yield batches_of_round[index]
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from fitkit.core.argument_checks import require_count
 from fitkit.core.errors import ConfigurationError, describe
 from fitkit.data.in_memory import common_length, is_in_memory, slice_samples, tensors_of
+from fitkit.data.sample_count import SampleCount, SizeOf
 from fitkit.data.seeded_fetch import is_map_style, require_length
 
 
@@ -24,6 +25,7 @@ class DataSpec:
         shuffle: whether fitkit shuffles; ``None``: training data only.
         loader_kwargs: other arguments of ``torch.utils.data.DataLoader``.
         global_batch_size: samples per batch over all ranks, instead of ``batch_size``.
+        num_samples: returns the number of samples in a batch; ``None``: see ``SampleCount``.
     """
 
     data: Any
@@ -31,6 +33,7 @@ class DataSpec:
     shuffle: bool | None = None
     loader_kwargs: Mapping[str, Any] = field(default_factory=dict)
     global_batch_size: int | None = None
+    num_samples: SizeOf | None = None
 
     @classmethod
     def from_loader_kwargs(cls, dataset: Any, loader_kwargs: Mapping[str, Any]) -> DataSpec:
@@ -42,12 +45,16 @@ class DataSpec:
         if batch_size is not None and global_batch_size is not None:
             raise ConfigurationError("batch_size and global_batch_size were both given: pass one.")
         shuffle = kwargs.pop("shuffle", None)
-        return cls(dataset, batch_size, shuffle, kwargs, global_batch_size)
+        num_samples = SampleCount(kwargs.pop("num_samples", None)).function
+        return cls(dataset, batch_size, shuffle, kwargs, global_batch_size, num_samples)
 
-    def override(self, *, batch_size: int | None, shuffle: bool | None) -> DataSpec:
+    def override(
+        self, *, batch_size: int | None, shuffle: bool | None, num_samples: SizeOf | None = None
+    ) -> DataSpec:
         """The same data with other options; ``None`` keeps an option."""
         return replace(
             self,
+            num_samples=self.num_samples if num_samples is None else num_samples,
             batch_size=self.batch_size if batch_size is None else batch_size,
             global_batch_size=self.global_batch_size if batch_size is None else None,
             shuffle=self.shuffle if shuffle is None else shuffle,

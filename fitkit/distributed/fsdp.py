@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard, empty
 
+from fitkit.core.errors import DataError
 from fitkit.core.tree import TensorMap
 from fitkit.distributed.dtensor import from_local, is_dtensor, local_tensor
 from fitkit.distributed.parallel import Parallel, average_over_ranks
@@ -55,6 +56,15 @@ class FSDPParallel(Parallel):
         for part in (*_blocks(module, self._blocks), module):
             # else parameters stay gathered after an evaluation and hide averaged weights
             fully_shard(part, **options, reshard_after_forward=True)
+
+    def zero_loss(self, model: nn.Module, loss: Tensor | None, *, has_called_model: bool) -> Tensor:
+        """The batch's own loss without gradients, as all ranks must call the model's blocks."""
+        if loss is None:
+            raise DataError(
+                "a step skipped a batch by returning None, but all ranks of a sharded model have "
+                "to call it for each batch: call it, and return StepOutput(loss, weight=0)."
+            )
+        return loss.nan_to_num() * 0.0
 
     def sync_loss(self, parameters: Iterable[Tensor], *, is_full: bool) -> None:
         """Average after each pass, as FSDP does: the mean so far is the same on all ranks."""

@@ -41,6 +41,13 @@ class Parallel:
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Average gradients that were accumulated in ``no_sync``."""
 
+    def zero_loss(self, model: nn.Module, loss: Tensor | None, *, has_called_model: bool) -> Tensor:
+        """A loss without gradients, for a rank that has no weight in a batch of all ranks.
+
+        ``loss``: what the step returned, if it was not skipped; it may be NaN.
+        """
+        raise NotImplementedError  # a single rank has all weight
+
     def sync_loss(self, parameters: Iterable[Tensor], *, is_full: bool) -> None:
         """Average the gradients of a loss module after a backward pass.
 
@@ -88,10 +95,34 @@ class DDPParallel(Parallel):
         """Average accumulated gradients in place; one that is missing on some ranks is 0 there."""
         average_over_ranks(self._world, parameters)
 
+    def zero_loss(self, model: nn.Module, loss: Tensor | None, *, has_called_model: bool) -> Tensor:
+        """A loss by which gradients of zero are averaged with those of the other ranks."""
+        if not isinstance(model, DistributedDataParallel):
+            return torch.zeros((), requires_grad=True)
+        # a forward pass has to come before each average; the first of a batch copies buffers too
+        module, model.module = model.module, _Zero(model.module)
+        model.require_forward_param_sync = not has_called_model
+        try:
+            zero: Tensor = model()
+        finally:
+            model.module = module
+        return zero
+
     def sync_loss(self, parameters: Iterable[Tensor], *, is_full: bool) -> None:
         """Average once per window, as ``no_sync`` has it for the model."""
         if is_full:
             average_over_ranks(self._world, parameters)
+
+
+class _Zero(nn.Module):
+    """A sum over no element of each trained parameter of a module, in its place."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._trained = [p for p in module.parameters() if p.requires_grad]
+
+    def forward(self) -> Tensor:
+        return torch.stack([p.flatten()[:0].sum().float() for p in self._trained]).sum()
 
 
 @torch.no_grad()

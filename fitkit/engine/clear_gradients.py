@@ -21,29 +21,44 @@ def clear_gradients(optimizer: Optimizer) -> None:
             parameter.grad = None
 
 
-class LeftoverGradients:
-    """The gradients that no optimizer step clears: they would add up over the windows.
+class OptimizedParameters:
+    """The parameters that the optimizer has, and the others, whose gradients no step uses.
 
-    A callback may use them until the next window, and may add their parameters to the optimizer
-    later; no checkpoint holds them between windows.
+    Gradients of the others are dropped before each backward pass: they would add up, and no
+    checkpoint holds them. A callback may use those of the last batch, and may add their parameters
+    to the optimizer.
     """
 
     def __init__(self, optimizer: Optimizer | None, modules: TrainedModules) -> None:
         self._optimizer = optimizer
         self._modules = modules
-        self._num_optimized = -1
+        self._size = -1
+        self._own: list[nn.Parameter] = []
         self._others: list[nn.Parameter] = []
 
-    def drop(self) -> None:
-        """Drop them; called when a window begins."""
+    def parameters(self) -> list[nn.Parameter]:
+        """Parameters of model and loss that the optimizer has."""
+        self._update()
+        return self._own
+
+    def drop_other_gradients(self) -> None:
+        """Drop the gradients of the other parameters."""
+        self._update()
+        for parameter in self._others:
+            parameter.grad = None
+
+    def _update(self) -> None:
+        """Look again which are which if a callback has added some to the optimizer."""
         groups = [] if self._optimizer is None else self._optimizer.param_groups
         size = sum(len(group["params"]) for group in groups)
-        if size == self._num_optimized:
-            left = self._others
-        else:  # those that were just added have gradients of the last window
-            left = self._modules.parameters()
-            own = {id(parameter) for group in groups for parameter in group["params"]}
-            self._others = [parameter for parameter in left if id(parameter) not in own]
-            self._num_optimized = size
-        for parameter in left:
-            parameter.grad = None
+        if size == self._size:
+            return
+        optimized = {id(parameter) for group in groups for parameter in group["params"]}
+        for parameter in self._others:
+            if id(parameter) in optimized:  # it was just added, with a gradient of the last batch
+                parameter.grad = None
+        own: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for parameter in self._modules.parameters():
+            (own if id(parameter) in optimized else others).append(parameter)
+        self._size, self._own, self._others = size, own, others

@@ -41,13 +41,13 @@ def evaluate(
             callbacks.fire(Event.TEST_BATCH_BEGIN, index, EMPTY_LOGS)
             run.context.seed_batch()
             with run.context.without_gradients():
-                output, num_samples = run.forward(batch)
-                share = data_pass.source.share
-                own = num_samples if share is None else share.local
-                batch_values = data_pass.meters.update(output, own)
+                output = run.forward(batch, data_pass.share_of(batch))
+                values = {}
+                if output is not None:
+                    values = data_pass.meters.update(output, output.num_samples or 0, output.weight)
                 del output  # else the device would hold it through the next forward pass
             state.batch = index + 1
-            callbacks.fire(Event.TEST_BATCH_END, index, Logs(batch_values))
+            callbacks.fire(Event.TEST_BATCH_END, index, Logs(values))
             run.rank_sync.check()
         if state.batch == 0:
             raise DataError("the evaluation data yields no batch: check that it is not empty.")
@@ -80,7 +80,7 @@ def predict(
             with run.context.without_gradients():
                 output = _predict_batch(run.forward, inputs_of(batch))
             share = data_pass.source.share
-            outputs.append(output if share is None or share.local else None)
+            outputs.append(output if share is None or share.local != 0 else None)
             callbacks.fire(Event.PREDICT_BATCH_END, index, EMPTY_LOGS)
         callbacks.fire(Event.PREDICT_END, EMPTY_LOGS)
     if not outputs:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from fitkit.core.errors import ConfigurationError, DataError, add_note, listed
-from fitkit.core.tree import iterate_tensors, leading_size
-from fitkit.core.types import StepOutput
+from fitkit.core.tree import shapes_of
+from fitkit.core.types import Share, StepOutput
+from fitkit.engine.loss_weight import LossWeight, as_weight
 from fitkit.runtime.precision import Precision
 
 
@@ -27,6 +28,7 @@ class Forward:
         precision: autocast and loss scaling.
         custom: the user's step, which replaces everything after ``to_device``.
         compiled: model and loss in one: ``(inputs, targets) -> (loss, outputs)``.
+        weight: what the mean of ``loss`` is over; ``None``: samples.
     """
 
     model: nn.Module
@@ -37,31 +39,47 @@ class Forward:
     precision: Precision
     custom: Callable[[Any], Any] | None = None
     compiled: Callable[[Any, Any], tuple[Tensor, Any]] | None = None
+    weight: LossWeight | None = None
 
-    def __call__(self, batch: Any) -> tuple[StepOutput, int]:
-        """The step's output and the number of samples in the batch."""
-        batch = self.to_device(batch)
+    @property
+    def counts_by_itself(self) -> bool:
+        """Whether the weight of a batch may be another number than the data counts."""
+        return self.custom is not None or self.weight is not None
+
+    def __call__(self, batch: Any, share: Share) -> StepOutput | None:
+        """The step's output with its samples and weight; ``None``: the step skipped the batch.
+
+        Args:
+            batch: the batch, on the host.
+            share: the samples in it, as the data counts them; 0 samples have no weight.
+        """
         try:
             with self.precision.forward():
                 output = self._compute(batch)
         except Exception as error:
-            add_note(error, f"raised by the step on a batch of {_shapes(batch)}")
+            add_note(error, f"raised by the step on a batch of {shapes_of(batch)}")
             raise
+        if output is None:
+            return None
         _require_scalar(output.loss)
-        num_samples = output.num_samples
-        if num_samples is None:
-            num_samples = _num_samples(batch)
-        if num_samples == 0:
-            raise DataError(
-                f"a batch holds no sample ({_shapes(batch)}): leave empty batches out, for "
-                f"instance in the sampler or in collate_fn."
-            )
-        return output, 1 if num_samples is None else num_samples
+        if share.local == 0:
+            output.num_samples = output.weight = 0
+        elif output.num_samples is None:
+            output.num_samples = share.local
+        if output.weight is None:
+            output.weight = output.num_samples
+        elif type(output.weight) is not int or output.weight < 0:
+            output.weight = as_weight(output.weight)
+        return output
 
-    def _compute(self, batch: Any) -> StepOutput:
+    def _compute(self, batch: Any) -> StepOutput | None:
         if self.custom is not None:
-            return as_step_output(self.custom(batch))
+            return as_step_output(self.custom(self.to_device(batch)))
         inputs, targets = self.split(batch)
+        weight = None
+        if self.weight is not None and not self.weight.needs_outputs:
+            weight = self.weight.function(None, targets)  # on the host, where it can be read
+        inputs, targets = self._moved(inputs, targets)
         if self.loss is None:
             raise ConfigurationError("no loss function is set: call handler.set_loss_fn(...).")
         if targets is None:
@@ -70,19 +88,32 @@ class Forward:
         if self.compiled is not None:
             loss, outputs = self.compiled(inputs, targets)
             # meters keep the losses of several batches, and CUDA graphs reuse their memory
-            return StepOutput(loss.clone(), outputs, targets)
-        outputs = self.call(self.model, inputs)
-        return StepOutput(self.loss(outputs, targets), outputs, targets)
+            loss = loss.clone()
+        else:
+            outputs = self.call(self.model, inputs)
+            loss = self.loss(outputs, targets)
+        if self.weight is not None and self.weight.needs_outputs:
+            weight = self.weight.function(outputs, targets)
+        return StepOutput(loss, outputs, targets, weight=weight)
+
+    def _moved(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
+        if targets is inputs:  # a generative model's
+            inputs = targets = self.to_device(inputs)
+            return inputs, targets
+        moved: tuple[Any, Any] = self.to_device((inputs, targets))
+        return moved
 
 
-def as_step_output(result: Any) -> StepOutput:
-    """Turn what a custom step returned into a ``StepOutput``.
+def as_step_output(result: Any) -> StepOutput | None:
+    """Turn what a custom step returned into a ``StepOutput`` that may be changed.
 
     Raises:
-        DataError: it is neither a loss, a ``StepOutput``, nor a dict of its fields.
+        DataError: it is neither a loss, a ``StepOutput``, a dict of its fields, nor ``None``.
     """
+    if result is None:
+        return None
     if isinstance(result, StepOutput):
-        return result
+        return replace(result)
     if isinstance(result, Tensor):
         return StepOutput(result)
     if isinstance(result, Mapping):
@@ -95,16 +126,9 @@ def as_step_output(result: Any) -> StepOutput:
             f"{listed(map(str, result))}. Put further values to log under 'logs'."
         )
     raise DataError(
-        f"a training step must return the loss (a scalar tensor), a StepOutput or a dict of its "
-        f"fields, received {type(result).__name__}."
+        f"a training step must return the loss (a scalar tensor), a StepOutput, a dict of its "
+        f"fields, or None to skip the batch; received {type(result).__name__}."
     )
-
-
-def _num_samples(batch: Any) -> int | None:
-    first = batch[0] if type(batch) in (list, tuple) and batch else batch
-    if type(first) is Tensor and first.ndim:  # the common case needs no walk over the batch
-        return first.shape[0]
-    return leading_size(batch)
 
 
 def _require_scalar(loss: Any) -> None:
@@ -119,8 +143,3 @@ def _require_scalar(loss: Any) -> None:
         f"the loss must be a scalar tensor, received {received}: reduce it to its mean over the "
         f"batch, for instance with .mean()."
     )
-
-
-def _shapes(batch: Any) -> str:
-    tensors = [f"{t.dtype} {tuple(t.shape)}".replace("torch.", "") for t in iterate_tensors(batch)]
-    return ", ".join(tensors) or type(batch).__name__

@@ -74,7 +74,7 @@ def run_epoch(run: FitRun) -> None:
 def train_pass(run: FitRun) -> None:
     """The rest of the epoch's training batches."""
     state, callbacks, step, meters = run.state, run.callbacks, run.step, run.train.meters
-    source, rank_sync, start, num_batches = run.train.source, run.rank_sync, state.batch, None
+    rank_sync, start, num_batches = run.rank_sync, state.batch, None
     context = run.context
     # an epoch has at least one batch; a stop may have been asked for before a resume
     is_done = state.batch > 0 and _must_stop(run)
@@ -85,12 +85,14 @@ def train_pass(run: FitRun) -> None:
         context.seed_batch()
         callbacks.fire(Event.TRAIN_BATCH_BEGIN, index, EMPTY_LOGS)
         state.mid_step = True
-        share = source.share
-        output, own = step(batch, is_last=index + 1 == num_batches, share=share)
-        values = meters.update(output, own)
+        is_last = index + 1 == num_batches
+        output, num_samples = step(batch, is_last=is_last, share=run.train.share_of(batch))
+        values = (
+            {} if output is None else meters.update(output, output.num_samples or 0, output.weight)
+        )
         del output  # else its memory would be held through the next forward pass
         state.mid_step = False
-        state.advance_batch(own if share is None else share.total)
+        state.advance_batch(num_samples)
         is_last_step = _max_steps_reached(run)
         if is_last_step:
             state.stop(f"max_steps: {run.last_step} training batches are done", final=False)

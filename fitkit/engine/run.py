@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,7 +14,7 @@ from fitkit.core.data_timer import DataTimer
 from fitkit.core.errors import Preempted
 from fitkit.core.state import FitState, Phase
 from fitkit.core.trained_modules import TrainedModules
-from fitkit.core.types import BatchSource
+from fitkit.core.types import BatchSource, Share
 from fitkit.engine.forward import Forward
 from fitkit.engine.lr_schedule import Schedule
 from fitkit.engine.train_step import TrainStep
@@ -120,12 +120,14 @@ class DataPass:
     Attributes:
         source: gives the batches.
         meters: sums of loss and metrics over the pass.
+        count: counts the samples of a batch; gets the share that its source knows.
         limit: batches to take at most; ``None``: all.
         timer: measures the time spent waiting for batches; ``None``: nobody asked for it.
     """
 
     source: BatchSource
     meters: Meters
+    count: Callable[[Any, Share | None], Share]
     limit: int | None = None
     timer: DataTimer | None = None
 
@@ -142,6 +144,10 @@ class DataPass:
         stop = None if self.limit is None else max(self.limit - start, 0)
         batches = islice(self.source.iterate(epoch, start), stop)
         return batches if self.timer is None else self.timer.timed(batches)
+
+    def share_of(self, batch: Any) -> Share:
+        """The samples in the batch that the source has just given."""
+        return self.count(batch, self.source.share)
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from fitkit.core.state import FitState
 from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.types import Share, StepOutput
 from fitkit.distributed.dtensor import distribute_all_like
-from fitkit.engine.clear_gradients import LeftoverGradients, clear_gradients
+from fitkit.engine.clear_gradients import OptimizedParameters, clear_gradients
 from fitkit.engine.clip_gradients import clip_norm, clip_value
 from fitkit.engine.forward import Forward
 from fitkit.engine.lr_schedule import Schedule
@@ -31,26 +32,40 @@ class Stepper(Protocol):
         """Take the step."""
 
 
-class LossSync(Protocol):
-    """Keeps the parameters and buffers of a loss module equal on all ranks."""
+class StepSync(Protocol):
+    """What a step does together with the other ranks of a run."""
+
+    size: int
 
     def before_batch(self) -> None:
-        """Copy the buffers from rank 0."""
+        """Called before each batch."""
+
+    def sum(self, counts: Tensor) -> Tensor:
+        """The elementwise sum over the ranks of a vector on the host."""
+
+    def zero_loss(self, loss: Tensor | None) -> Tensor:
+        """The loss with which a rank takes part for a batch that has no weight."""
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Inside ``with``, backward passes need not average gradients."""
 
     def after_backward(self, *, is_full: bool) -> None:
-        """Average the gradients; ``is_full``: the window's last batch."""
+        """Called after each backward pass; ``is_full``: of the window's last batch."""
+
+    def average_gradients(self) -> None:
+        """Average the gradients of a window that ended early."""
 
 
 class TrainStep:
     """A training step: forward, backward, and an optimizer step when the window is full.
 
-    An accumulation window is ``accumulation`` batches whose gradients are added. Each batch is
-    weighted by its samples, so a window equals one large batch, also where its last batch is short.
+    An accumulation window is ``accumulation`` batches whose gradients are added. Each batch counts
+    by the weight of its loss, so a window equals one large batch, also where its last batch is
+    short. Batches without weight on any rank, and those that a custom step skips, are left out.
 
     ``modules`` are the model and the loss, and ``optimizer`` is ``None`` where a custom step brings
-    its own. A backward pass averages gradients of the model over ``num_ranks`` ranks, except inside
-    ``no_sync``; ``average`` does so afterwards. ``loss_sync`` does both for the loss, which no
-    wrapper averages. ``stepper`` steps in the optimizer's place.
+    its own. A backward pass averages gradients over the ranks of ``sync``; ``None``: one rank.
+    ``stepper`` steps in the optimizer's place.
     """
 
     def __init__(
@@ -65,10 +80,7 @@ class TrainStep:
         accumulation: Callable[[], int],
         clip_norm: float | None = None,
         clip_value: float | None = None,
-        num_ranks: int = 1,
-        no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
-        average: Callable[[Iterable[Tensor]], None] = lambda _: None,
-        loss_sync: LossSync | None = None,
+        sync: StepSync | None = None,
         stepper: Stepper | None = None,
     ) -> None:
         self._forward = forward
@@ -82,63 +94,82 @@ class TrainStep:
         self._accumulation = accumulation
         self._clip_norm = clip_norm
         self._clip_value = clip_value
-        self._num_ranks = num_ranks
-        self._no_sync = no_sync
-        self._average = average
-        self._leftovers = LeftoverGradients(optimizer, modules)
-        self._loss_sync = loss_sync
+        self._sync = sync
+        self._weight: Any = 0
+        self._optimized = OptimizedParameters(optimizer, modules)
         self._close_window()
 
-    def __call__(
-        self, batch: Any, *, is_last: bool, share: Share | None = None
-    ) -> tuple[StepOutput, int]:
+    def __call__(self, batch: Any, *, is_last: bool, share: Share) -> tuple[StepOutput | None, int]:
         """Train on one batch.
 
         Args:
             batch: the batch, or this rank's share of it.
             is_last: whether it is the epoch's last one, which closes the window in any case.
-            share: the share's size; ``None``: the batch is whole.
+            share: the samples in it.
 
         Returns:
-            the step's output, and the samples of this rank.
+            the step's output, ``None`` if it skipped the batch, and the samples of all ranks.
         """
-        if self._loss_sync is not None:
-            self._loss_sync.before_batch()
-        output, num_samples = self._forward(batch)
-        own, total = (num_samples, num_samples) if share is None else share
-        if not output.backward:
+        if self._sync is not None:
+            self._sync.before_batch()
+        output = self._forward(batch, share)
+        samples: Any = 0 if output is None else output.num_samples
+        weight = 0 if output is None else output.weight
+        total_samples, total = samples, weight
+        if self._sync is not None:
+            total_samples, total = self._over_ranks(self._sync, samples, weight, share)
+        if output is not None and not output.backward:
             self._count_step()
-            return output, own
-        if not self._batches:
-            self._leftovers.drop()
-        weight, is_full = self._weigh(own, total, is_last=is_last)
-        with nullcontext() if is_full else self._no_sync():
-            self._backward(output.loss if weight == 1.0 else output.loss * weight)
-        if self._loss_sync is not None:
-            self._loss_sync.after_backward(is_full=is_full)
-        if is_full:
-            self._take_step()
-        return output, own
+        elif not _is_zero(total):
+            self._optimized.drop_other_gradients()
+            factor, is_full = self._join_window(weight, total, total_samples, is_last=is_last)
+            self._backward(self._scaled(output, weight, factor), is_full=is_full)
+            if is_full:
+                self._take_step()
+        return output, total_samples
 
-    def _weigh(self, own: int, total: int, *, is_last: bool) -> tuple[float, bool]:
-        """Add a batch to the window: its weight, and whether the window is now full."""
+    def _over_ranks(
+        self, sync: StepSync, samples: Any, weight: Any, share: Share
+    ) -> tuple[int, Any]:
+        """Samples and weight of the batches of all ranks."""
+        if share.total is not None and not self._forward.counts_by_itself:
+            return share.total, share.total
+        counts = torch.tensor([float(samples), float(weight)], dtype=torch.float64)
+        total_samples, total = sync.sum(counts).tolist()
+        return round(total_samples), total
+
+    def _join_window(
+        self, weight: Any, total: Any, samples: int, *, is_last: bool
+    ) -> tuple[Any, bool]:
+        """Add a batch to the window: the factor of its loss, and whether the window is now full."""
         size = self._accumulation()
-        part = own * self._num_ranks  # a backward pass takes the mean over ranks, not the sum
+        if self._sync is not None:
+            weight = weight * self._sync.size  # a backward pass takes the mean over ranks
         if size == 1:
-            return part / total, True
-        if not self._batches:
-            self._expected = size * total
+            return (1.0 if weight is total else weight / total), True
+        if not self._batches:  # known on the host, so that later batches get a similar scale
+            self._expected = size * (samples if isinstance(total, Tensor) else total)
         self._batches += 1
-        self._samples += total
-        return part / self._expected, self._batches >= size or is_last
+        self._weight = self._weight + total
+        return weight / self._expected, self._batches >= size or is_last
+
+    def _scaled(self, output: StepOutput | None, weight: Any, factor: Any) -> Tensor:
+        """The loss times its factor."""
+        if self._sync is not None and (output is None or _is_zero(weight)):
+            return self._sync.zero_loss(None if output is None else output.loss)
+        loss: Tensor = output.loss  # type: ignore[union-attr]
+        if isinstance(factor, Tensor):
+            return loss * factor.to(loss.dtype)
+        return loss if factor == 1.0 else loss * factor
 
     def finish(self) -> None:
         """Take the step of a window that no further batch will fill."""
         if self._batches:
-            self._average(self._modules.parameters())
+            if self._sync is not None:
+                self._sync.average_gradients()
             self._take_step()
 
-    def _backward(self, loss: Tensor) -> None:
+    def _backward(self, loss: Tensor, *, is_full: bool) -> None:
         if self._optimizer is None:
             raise ConfigurationError("no optimizer is set: call handler.set_optimizer(...).")
         if not loss.requires_grad:
@@ -147,15 +178,23 @@ class TrainStep:
                 "the model is used, that its parameters are not all frozen, and that nothing "
                 "detaches the loss."
             )
-        self._precision.backward(loss)
+        if self._sync is None:
+            self._precision.backward(loss)
+            return
+        with nullcontext() if is_full else self._sync.no_sync():
+            self._precision.backward(loss)
+        self._sync.after_backward(is_full=is_full)
 
     def _take_step(self) -> None:
         optimizer = self._optimizer
         if optimizer is None:
             return
         self._precision.unscale(optimizer)
-        if self._samples != self._expected:
-            self._scale_gradients(self._expected / self._samples)
+        if isinstance(self._weight, Tensor):
+            factor = torch.where(self._weight > 0, self._expected / self._weight, 0.0)
+            self._scale_gradients(factor)
+        elif self._weight != self._expected:
+            self._scale_gradients(self._expected / self._weight)
         self._callbacks.fire(Event.OPTIMIZER_STEP_BEGIN, self._state.optimizer_steps, EMPTY_LOGS)
         self._clip()
         if self._precision.step(self._stepper):
@@ -177,32 +216,34 @@ class TrainStep:
 
     def _clip(self) -> None:
         if self._clip_norm is not None:
-            clip_norm(self._modules.parameters(), self._clip_norm)
+            clip_norm(self._optimized.parameters(), self._clip_norm)
         if self._clip_value is not None:
-            clip_value(self._modules.parameters(), self._clip_value)
+            clip_value(self._optimized.parameters(), self._clip_value)
 
-    def _scale_gradients(self, factor: float) -> None:
+    def _scale_gradients(self, factor: Any) -> None:
         for parameter in self._modules.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
     def _close_window(self) -> None:
         self._batches = 0
-        self._samples = 0
+        self._weight = 0
         self._expected = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Counts and gradients of a window that is not full; empty between windows."""
         if not self._batches:
             return {}
+        optimized = set(map(id, self._optimized.parameters()))
         gradients = {
             name: parameter.grad
             for name, parameter in self._modules.named_parameters().items()
-            if parameter.grad is not None
+            if parameter.grad is not None and id(parameter) in optimized
         }
+        is_on_device = isinstance(self._weight, Tensor)
         return {
             "batches": self._batches,
-            "samples": self._samples,
+            "samples": float(self._weight) if is_on_device else self._weight,
             "expected": self._expected,
             "gradients": gradients,
         }
@@ -220,9 +261,9 @@ class TrainStep:
         if not state_dict:
             return
         counts = [state_dict[name] for name in ("batches", "samples", "expected")]
-        if not all(type(count) is int and count > 0 for count in counts):
+        if not all(type(count) in (int, float) and 0 <= count < math.inf for count in counts):
             raise CheckpointError(
-                f"the checkpoint's accumulation window must have counts above 0, received "
+                f"the checkpoint's accumulation window must have counts of at least 0, received "
                 f"{counts!r}: use another checkpoint."
             )
         gradients = distribute_all_like(state_dict["gradients"], parameters)
@@ -234,7 +275,12 @@ class TrainStep:
                 )
         for name, gradient in gradients.items():
             parameters[name].grad = _gradient_like(gradient, parameters[name])
-        self._batches, self._samples, self._expected = counts
+        self._batches, self._weight, self._expected = counts
+
+
+def _is_zero(weight: Any) -> bool:
+    """Whether a batch has no weight; a weight on the device is not read."""
+    return not isinstance(weight, Tensor) and weight == 0
 
 
 def _gradient_like(gradient: Tensor, parameter: Tensor) -> Tensor:

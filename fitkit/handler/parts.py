@@ -18,6 +18,7 @@ from fitkit.core.tree import map_tensors
 from fitkit.core.types import ModelType
 from fitkit.data.spec import DataSpec
 from fitkit.data.split_batch import call_model
+from fitkit.engine.loss_weight import loss_weight
 from fitkit.engine.lr_schedule import require_interval
 from fitkit.generative.components import GenerativeComponents
 from fitkit.handler.group_options import Options, options_of
@@ -139,7 +140,9 @@ class Parts:
         self.scheduler = spec.build_for("optimizer", optimizer)
         self.scheduler_start = SchedulerStart.of(self.scheduler, optimizer)
 
-    def set_loss(self, function: Any, pass_epoch: bool, kwargs: Mapping[str, Any]) -> None:
+    def set_loss(
+        self, function: Any, pass_epoch: bool, kwargs: Mapping[str, Any], weight: Any = None
+    ) -> None:
         """Set the loss; a class is built with ``kwargs``, a function is called with them."""
         if isinstance(function, type):
             function, kwargs = ComponentSpec(function, kwargs).build(), {}
@@ -150,7 +153,9 @@ class Parts:
             )
         if isinstance(function, nn.Module):
             function = function.to(self.device)
-        self.loss = LossSpec(function, bool(pass_epoch), dict(kwargs))
+        loss = LossSpec(function, bool(pass_epoch), dict(kwargs), weight)
+        loss_weight(loss)
+        self.loss = loss
 
     # ---- what training uses ---------------------------------------------------------------------
 

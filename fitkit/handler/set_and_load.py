@@ -140,11 +140,11 @@ def _load_schedule(handler: BaseHandler, schedule: SavedSchedule) -> None:
 
 
 def set_loss(
-    handler: BaseHandler, function: Any, pass_epoch: bool, kwargs: Mapping[str, Any]
+    handler: BaseHandler, function: Any, pass_epoch: bool, kwargs: Mapping[str, Any], weight: Any
 ) -> None:
     """Set the loss, which gets states that wait for it; an error leaves the one that was set."""
     parts, before = handler.parts, handler.parts.loss
-    parts.set_loss(function, pass_epoch, kwargs)
+    parts.set_loss(function, pass_epoch, kwargs, weight)
     try:
         _load_waiting_loss(handler)
     except BaseException:

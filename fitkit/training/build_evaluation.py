@@ -16,10 +16,12 @@ from fitkit.core.errors import ConfigurationError
 from fitkit.core.state import FitState
 from fitkit.data.make_source import make_source
 from fitkit.data.rank_split import RankSplit
+from fitkit.data.sample_count import SampleCount, SizeOf
 from fitkit.data.spec import DataSpec
 from fitkit.data.split_batch import call_model, make_split
 from fitkit.engine.evaluation import evaluation_mode
 from fitkit.engine.forward import Forward
+from fitkit.engine.loss_weight import loss_weight
 from fitkit.engine.run import DataPass, EvaluationRun, RankSync
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.metrics.meters import Meters
@@ -123,6 +125,7 @@ def forward_of(
         precision=precision,
         custom=None if custom is None else lambda batch: custom(handler, batch),
         compiled=parts.compiled_loss if handler.world.size == 1 else None,
+        weight=None if loss is None else loss_weight(loss),
     )
 
 
@@ -144,8 +147,10 @@ def make_data_pass(
     in_order: bool = False,
 ) -> DataPass:
     """One pass over data; see ``make_source`` for ``training`` and ``in_order``."""
+    count = SampleCount(spec.num_samples)
     source = make_source(
         spec,
+        count=count,
         seed=handler.seeds.data,
         dtype=floating_dtype(handler.module),
         training=training,
@@ -153,11 +158,18 @@ def make_data_pass(
         ranks=RankSplit(handler.world.rank, handler.world.size),
         device=handler.device,
     )
-    return DataPass(source, Meters(handler.parts.metrics, handler.device), limit)
+    meters = Meters(handler.parts.metrics, handler.device)
+    return DataPass(source, meters, count.share_of, limit)
 
 
 def evaluation_pass(
-    handler: BaseHandler, data: Any, batch_size: int | None, steps: int | None, *, in_order: bool
+    handler: BaseHandler,
+    data: Any,
+    batch_size: int | None,
+    steps: int | None,
+    num_samples: SizeOf | None = None,
+    *,
+    in_order: bool,
 ) -> DataPass:
     """One pass over ``data``, or over the validation data set before.
 
@@ -166,9 +178,11 @@ def evaluation_pass(
     """
     require_count("steps", steps, optional=True)
     if data is not None:
-        spec = DataSpec(data, batch_size)
+        spec = DataSpec(data, batch_size, num_samples=num_samples)
     elif handler.parts.validation_data is not None:
-        spec = handler.parts.validation_data.override(batch_size=batch_size, shuffle=None)
+        spec = handler.parts.validation_data.override(
+            batch_size=batch_size, shuffle=None, num_samples=num_samples
+        )
     else:
         raise ConfigurationError(
             "no data to evaluate: pass it, or call handler.set_val_loader(...) before."

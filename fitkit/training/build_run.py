@@ -15,7 +15,7 @@ from fitkit.data.spec import (
     require_rereadable,
     split_off_validation,
 )
-from fitkit.distributed.loss_sync import make_loss_sync
+from fitkit.distributed.step_sync import StepSync
 from fitkit.engine.lr_schedule import Schedule, warn_of_interval
 from fitkit.engine.run import DataPass, FitRun, RankSync
 from fitkit.engine.train_step import TrainStep
@@ -44,14 +44,19 @@ def training_specs(handler: BaseHandler, options: FitOptions) -> Specs:
             raise ConfigurationError(
                 "no training data: pass it to fit, or call handler.set_train_loader(...) before."
             )
-        train = parts.train_data.override(batch_size=options.batch_size, shuffle=options.shuffle)
+        train = parts.train_data.override(
+            batch_size=options.batch_size, shuffle=options.shuffle, num_samples=options.num_samples
+        )
     else:
-        train = DataSpec(options.train_data, options.batch_size, options.shuffle)
+        train = DataSpec(
+            options.train_data, options.batch_size, options.shuffle, num_samples=options.num_samples
+        )
     if options.validation_split:
         return split_off_validation(train, options.validation_split)
     if options.validation_data is not None:
         size = train.batch_size if is_batched_by_fitkit(options.validation_data) else None
-        return train, DataSpec(options.validation_data, size)
+        validation = DataSpec(options.validation_data, size, num_samples=options.num_samples)
+        return train, validation
     return train, parts.validation_data
 
 
@@ -171,11 +176,11 @@ def _num_overfit_batches(overfit_batches: int | float, num_batches: int | None) 
 def _train_step(
     handler: BaseHandler, options: FitOptions, precision: Precision, schedule: Schedule
 ) -> TrainStep:
-    parts, parallel = handler.parts, handler.parallel
+    parts, parallel, world = handler.parts, handler.parallel, handler.world
     parts.wrapped = model = parallel.wrap(parts.model)
     stepper = None
     # parameters may be sharded over ranks, and a loss scaler reads values before it steps
-    if options.compile_options is not None and handler.world.size == 1:
+    if options.compile_options is not None and world.size == 1:
         stepper = None if precision.reads_to_step else parts.compile_optimizer()
     return TrainStep(
         forward_of(handler, precision, parts.train_step, model),
@@ -187,10 +192,7 @@ def _train_step(
         accumulation=lambda: handler.gradient_accumulation_steps,
         clip_norm=options.gradient_clipping_norm,
         clip_value=options.gradient_clipping_value,
-        num_ranks=handler.world.size,
-        no_sync=lambda: parallel.no_sync(model),
-        average=parallel.average_gradients,
-        loss_sync=make_loss_sync(parts.trained_modules, handler.world, parallel),
+        sync=None if world.size == 1 else StepSync(model, parts.trained_modules, world, parallel),
         stepper=stepper,
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from fitkit.core.callback import Callback
 from fitkit.core.callback_list import CallbackList
+from fitkit.data.sample_count import SizeOf
 from fitkit.data.split_batch import split_inputs
 from fitkit.engine import evaluation
 from fitkit.handler.base_handler import BaseHandler
@@ -20,11 +21,12 @@ def evaluate(
     steps: int | None,
     precision: str | None,
     callbacks: Iterable[Callback],
+    num_samples: SizeOf | None = None,
 ) -> dict[str, float]:
     """Loss and metrics over ``data``; see ``NNHandler.evaluate``."""
     values: dict[str, float] = {}
     run = build_evaluation(handler, _with_callbacks(handler, callbacks), precision)
-    data_pass = evaluation_pass(handler, data, batch_size, steps, in_order=False)
+    data_pass = evaluation_pass(handler, data, batch_size, steps, num_samples, in_order=False)
     evaluation.evaluate(run, data_pass, values.update)
     return values
 

@@ -15,6 +15,7 @@ from fitkit.callbacks.timer import Timer
 from fitkit.core.argument_checks import require_count, require_number
 from fitkit.core.callback import Callback
 from fitkit.core.errors import ConfigurationError
+from fitkit.data.sample_count import SampleCount, SizeOf
 from fitkit.handler.torch_compile import require_compile_options
 
 
@@ -34,6 +35,7 @@ class FitOptions:
     validate_every: int = 1
     batch_size: int | None = None
     shuffle: bool | None = None
+    num_samples: SizeOf | None = None
     steps_per_epoch: int | None = None
     validation_steps: int | None = None
     precision: str | None = None
@@ -72,6 +74,7 @@ class FitOptions:
         _require_share_or_count("overfit_batches", self.overfit_batches)
         for name in ("gradient_clipping_norm", "gradient_clipping_value"):
             _require_positive(name, getattr(self, name))
+        SampleCount(self.num_samples)
         require_number("ema_decay", self.ema_decay)
         require_compile_options(self.compile)
         require_number("validation_split", self.validation_split)

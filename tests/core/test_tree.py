@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from fitkit.core.tree import iterate_leaves, iterate_tensors, leading_size, map_leaves, map_tensors
+from fitkit.core.tree import iterate_leaves, iterate_tensors, map_leaves, map_tensors, shapes_of
 
 Pair = namedtuple("Pair", "first second")
 
@@ -49,18 +49,15 @@ def test_a_packed_sequence_is_one_leaf():
     packed = pack_sequence([torch.ones(3), torch.ones(2)])
     assert list(iterate_leaves([packed])) == [packed]
     assert map_leaves(lambda leaf: leaf, packed) is packed
-    assert leading_size((packed, torch.zeros(9))) == 2
 
 
 @pytest.mark.parametrize(
-    ("tree", "size"),
+    ("tree", "text"),
     [
-        (torch.zeros(3, 2), 3),
-        ((torch.tensor(1.0), {"x": torch.zeros(0, 2)}), 0),
-        (("text", torch.tensor(1.0)), None),
-        (None, None),
-        ([], None),
+        ((torch.zeros(3, 2), {"y": torch.zeros(3).long()}), "float32 (3, 2), int64 (3,)"),
+        (["text"], "list"),
+        (None, "NoneType"),
     ],
 )
-def test_leading_size(tree, size):
-    assert leading_size(tree) == size
+def test_shapes_of_a_batch(tree, text):
+    assert shapes_of(tree) == text

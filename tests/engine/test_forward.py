@@ -1,21 +1,21 @@
-"""The loss of one batch: what a step may return, and how samples are counted."""
+"""The loss of one batch: what a step may return, its samples and its weight."""
 
 from __future__ import annotations
 
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from fitkit import ConfigurationError, DataError, StepOutput
+from fitkit.core.types import Share
 from fitkit.engine.forward import Forward, as_step_output
+from fitkit.engine.loss_weight import LossWeight
 from fitkit.runtime.precision import Precision
 
 X, Y = torch.arange(6.0).reshape(3, 2), torch.ones(3, 2)
-Pair = namedtuple("Pair", "x y")
+THREE = Share(3, 3)
 
 
 def forward(**options):
@@ -31,11 +31,11 @@ def forward(**options):
 
 
 def test_the_loss_is_computed_from_outputs_and_targets_on_the_device():
-    output, num_samples = forward(to_device=lambda batch: (batch[0] + 1, batch[1]))((X, Y))
+    output = forward(to_device=lambda batch: (batch[0] + 1, batch[1]))((X, Y), THREE)
     assert output.loss == nn.functional.mse_loss(X + 1, Y)
     assert torch.equal(output.outputs, X + 1)
     assert output.targets is Y
-    assert num_samples == 3
+    assert output.num_samples == output.weight == 3
 
 
 def test_without_targets_the_loss_gets_the_model_and_the_inputs():
@@ -47,41 +47,71 @@ def test_without_targets_the_loss_gets_the_model_and_the_inputs():
 
     model = nn.Identity()
     for inputs in (X, (X, Y), [X, Y]):
-        output, _ = forward(model=model, loss=loss, split=lambda batch: (batch, None))(inputs)
+        step = forward(model=model, loss=loss, split=lambda batch: (batch, None))
+        output = step(inputs, THREE)
         assert output.outputs is None
     assert received == [(model, X), (model, X, Y), (model, X, Y)]
 
 
 def test_a_compiled_loss_is_copied():
     buffer = torch.tensor(2.0)
-    output, _ = forward(compiled=lambda x, y: (buffer, x))((X, Y))
+    output = forward(compiled=lambda x, y: (buffer, x))((X, Y), THREE)
     buffer.fill_(7.0)  # as CUDA graphs do with the next batch
     assert output.loss == 2.0
     assert output.outputs is X
 
 
 @pytest.mark.parametrize(
-    "batch", [(X, Y), [X, Y], {"x": X}, Pair(X, Y), {"lr": torch.ones(()), "x": X}]
+    ("given", "samples", "weight"),
+    [
+        ({}, 3, 3),
+        ({"num_samples": 7}, 7, 7),
+        ({"weight": 2.5}, 3, 2.5),
+        ({"weight": torch.tensor(4)}, 3, 4),
+        ({"weight": 0}, 3, 0),
+        ({"num_samples": 7, "weight": 1}, 7, 1),
+    ],
 )
-def test_samples_are_the_first_dimension_of_the_first_tensor(batch):
-    assert forward(custom=lambda batch: X.mean())(batch)[1] == 3
+def test_what_a_step_says_of_samples_and_weight_wins(given, samples, weight):
+    output = forward(custom=lambda batch: {"loss": batch.mean(), **given})(X, THREE)
+    assert (output.num_samples, output.weight) == (samples, weight)
 
 
-@pytest.mark.parametrize("batch", [torch.ones(()), "text", (), None])
-def test_a_batch_of_unknown_size_counts_as_one_sample(batch):
-    assert forward(custom=lambda batch: X.mean())(batch)[1] == 1
+def test_a_batch_that_another_rank_counts_has_no_weight():
+    output = forward(custom=lambda batch: StepOutput(batch.mean(), weight=9))(X, Share(0, 3))
+    assert (output.num_samples, output.weight) == (0, 0)
 
 
-@given(size=st.integers(1, 5), given_size=st.none() | st.integers(1, 100))
-def test_the_number_that_a_step_returns_wins(size, given_size):
-    step = forward(custom=lambda batch: {"loss": batch.mean(), "num_samples": given_size})
-    assert step(torch.ones(size, 2))[1] == (size if given_size is None else given_size)
+@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), "3", torch.ones(2), 1j])
+def test_a_weight_that_is_none_is_an_error(weight):
+    with pytest.raises(DataError, match="one number of at least 0, received"):
+        forward(custom=lambda batch: StepOutput(batch.mean(), weight=weight))(X, THREE)
 
 
-@pytest.mark.parametrize("batch", [torch.ones(0, 2), (torch.ones(0), torch.ones(0))])
-def test_an_empty_batch_is_an_error(batch):
-    with pytest.raises(DataError, match=r"holds no sample \(float32 \(0.*leave empty batches out"):
-        forward(custom=lambda batch: torch.tensor(0.0))(batch)
+def test_the_same_object_may_be_returned_for_each_batch():
+    result = StepOutput(torch.tensor(1.0))
+    step = forward(custom=lambda batch: result)
+    assert [step(X, Share(n, n)).weight for n in (3, 5)] == [3, 5]
+
+
+def test_a_weight_that_needs_no_outputs_is_computed_before_the_batch_is_moved():
+    devices = []
+    weight = LossWeight(lambda outputs, targets: devices.append((outputs, targets)) or 11)
+    step = forward(
+        to_device=lambda batch: (batch[0], "moved"), weight=weight, loss=lambda o, t: o.sum()
+    )
+    output = step((X, Y), THREE)
+    assert devices == [(None, Y)]
+    assert (output.targets, output.weight, output.num_samples) == ("moved", 11, 3)
+
+
+def test_a_weight_of_outputs_and_targets():
+    weight = LossWeight(lambda outputs, targets: (outputs.sum(), targets.sum())[1], True)
+    assert forward(weight=weight)((X, Y), THREE).weight == 6
+
+
+def test_a_skipped_batch_has_no_output():
+    assert forward(custom=lambda batch: None)(X, THREE) is None
 
 
 @pytest.mark.parametrize(
@@ -94,14 +124,14 @@ def test_an_empty_batch_is_an_error(batch):
 )
 def test_a_loss_that_is_no_scalar_tensor_is_an_error(loss, received):
     with pytest.raises(DataError, match=f"must be a scalar tensor, received {received}"):
-        forward(loss=lambda outputs, targets: loss)((X, Y))
+        forward(loss=lambda outputs, targets: loss)((X, Y), THREE)
 
 
 def test_without_a_loss():
     with pytest.raises(
         ConfigurationError, match=r"no loss function is set: call handler.set_loss_fn"
     ):
-        forward(loss=None)((X, Y))
+        forward(loss=None)((X, Y), THREE)
 
 
 def test_a_note_on_an_error_has_the_shapes_of_the_batch():
@@ -109,14 +139,15 @@ def test_a_note_on_an_error_has_the_shapes_of_the_batch():
         raise KeyError("label")
 
     with pytest.raises(KeyError) as caught:
-        forward(custom=fail)({"x": X, "y": (Y.long(),)})
+        forward(custom=fail)({"x": X, "y": (Y.long(),)}, THREE)
     note = "raised by the step on a batch of float32 (3, 2), int64 (3, 2)"
     assert caught.value.__notes__ == [note]
 
 
 def test_results_of_a_step():
     loss, full = torch.tensor(1.0), StepOutput(torch.tensor(2.0), backward=False)
-    assert as_step_output(full) is full
+    assert as_step_output(full) == full
+    assert as_step_output(None) is None
     assert as_step_output(loss) == StepOutput(loss)
     mapping = OrderedDict(loss=loss, logs={"a": 1}, backward=False)
     assert as_step_output(mapping) == StepOutput(loss, logs={"a": 1}, backward=False)
@@ -128,7 +159,6 @@ def test_results_of_a_step():
         ({}, "needs 'loss' and may have .*'outputs'.*received none"),
         ({"outputs": X}, "needs 'loss'.*received 'outputs'"),
         ({"loss": X.mean(), "accuracy": 1}, "received 'accuracy', 'loss'. Put .* under 'logs'"),
-        (None, "must return the loss .* received NoneType"),
         ((X.mean(), X), "received tuple"),
         (1.0, "received float"),
     ],

@@ -12,6 +12,7 @@ from torch import nn
 
 from fitkit import ConfigurationError, NNHandler
 from fitkit.core.state import Phase
+from fitkit.core.types import Share
 from fitkit.distributed.world import World
 from fitkit.runtime.precision import Precision
 from fitkit.training.build_evaluation import (
@@ -100,7 +101,7 @@ def test_which_step_evaluates(handler):
         return torch.tensor(2.0)
 
     def loss():
-        return float(evaluation_forward(handler, FP32)(DATA)[0].loss.detach())
+        return float(evaluation_forward(handler, FP32)(DATA, Share(4, 4)).loss.detach())
 
     own = float(handler.module(X).detach().square().mean())
     assert loss() == own
@@ -118,7 +119,7 @@ def test_a_forward_uses_the_epoch_of_the_handler(handler):
     forward = forward_of(handler, FP32, None)
     for epoch in (0, 3):
         handler.state.epoch = epoch
-        assert forward(DATA)[0].loss == epoch
+        assert forward(DATA, Share(4, 4)).loss == epoch
 
 
 def test_a_compiled_loss_is_for_one_rank_only(handler, monkeypatch):

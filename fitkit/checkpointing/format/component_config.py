@@ -44,7 +44,7 @@ def encode_kwargs(spec: ComponentSpec | None) -> dict[str, Any] | None:
 
 def loss_config(loss: LossSpec | None) -> dict[str, Any] | None:
     """A loss module of torch as class and arguments; other losses the program must set again."""
-    if loss is None or type(loss.function).__module__ != TORCH_LOSSES:
+    if loss is None or type(loss.function).__module__ != TORCH_LOSSES or loss.weight is not None:
         return None
     module = loss.function
     names = inspect.signature(type(module)).parameters

@@ -1,0 +1,167 @@
+"""LossWeight: what the mean of a loss is over, in windows, over ranks and over an epoch."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fitkit.core.component_spec import LossSpec
+from fitkit.core.device_capabilities import accumulation_dtype
+from fitkit.core.errors import ConfigurationError, DataError, describe
+from fitkit.core.state_placement import is_on_host
+
+# torch's losses whose mean is over the targets that are not ignored, or over their class weights
+_CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
+_CLASS_FUNCTIONS = (functional.cross_entropy, functional.nll_loss)
+
+# those whose mean is over all elements
+_ELEMENT_LOSSES = (
+    nn.MSELoss,
+    nn.L1Loss,
+    nn.SmoothL1Loss,
+    nn.HuberLoss,
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.KLDivLoss,
+    nn.PoissonNLLLoss,
+    nn.SoftMarginLoss,
+    nn.HingeEmbeddingLoss,
+)
+_ELEMENT_FUNCTIONS = (
+    functional.mse_loss,
+    functional.l1_loss,
+    functional.smooth_l1_loss,
+    functional.huber_loss,
+    functional.binary_cross_entropy,
+    functional.binary_cross_entropy_with_logits,
+    functional.kl_div,
+    functional.poisson_nll_loss,
+    functional.soft_margin_loss,
+    functional.hinge_embedding_loss,
+)
+
+
+@dataclass(frozen=True)
+class LossWeight:
+    """What the mean of a batch's loss is over.
+
+    Attributes:
+        function: ``(outputs, targets)`` -> a number, or a tensor of one element; ``None``: the
+            number of samples.
+        needs_outputs: whether it reads the outputs; else targets on the host give a number without
+            waiting for the device.
+    """
+
+    function: Callable[[Any, Any], Any]
+    needs_outputs: bool = False
+
+
+def loss_weight(spec: LossSpec) -> LossWeight | None:
+    """What a loss averages over: as the user's function says, or as torch's losses do.
+
+    Returns:
+        ``None`` for the number of samples.
+
+    Raises:
+        ConfigurationError: the loss is a sum, or the user's weight is no function.
+    """
+    loss, options = spec.function, _options(spec.function, spec.kwargs)
+    own = None if spec.weight is None else _user_weight(spec.weight)
+    if options is None:
+        return own
+    reduction = options.get("reduction", "mean")
+    if reduction == "sum":
+        raise ConfigurationError(
+            f"the loss must be a mean, but {_name(loss)} has reduction='sum', whose gradient grows "
+            f"with the batch: use reduction='mean', or divide the sum by what it is over in a "
+            f"function of your own, and pass that as weight= if it is not the number of samples."
+        )
+    if own is not None or reduction != "mean":  # KLDivLoss has a mean over samples too
+        return own
+    if isinstance(loss, _CLASS_LOSSES) or loss in _CLASS_FUNCTIONS:
+        ignore_index = options.get("ignore_index", -100)
+        return LossWeight(_ClassWeights(ignore_index, options.get("weight")))
+    return LossWeight(_num_elements)
+
+
+def _options(loss: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The arguments of a loss that is one of torch's, else ``None``."""
+    for base in (*_CLASS_LOSSES, *_ELEMENT_LOSSES):
+        if isinstance(loss, base) and type(loss).forward is base.forward:
+            return {**vars(loss), "weight": getattr(loss, "weight", None)}
+    is_function = inspect.isfunction(loss) or inspect.isbuiltin(loss)
+    return kwargs if is_function and loss in (*_CLASS_FUNCTIONS, *_ELEMENT_FUNCTIONS) else None
+
+
+def _name(loss: Any) -> str:
+    return str(getattr(loss, "__name__", type(loss).__name__))
+
+
+def _num_elements(_: Any, targets: Any) -> int | None:
+    return targets.numel() if isinstance(targets, Tensor) else None
+
+
+class _ClassWeights:
+    """The number of targets that are not ignored, or the sum of the weights of their classes."""
+
+    def __init__(self, ignore_index: int, weights: Tensor | None) -> None:
+        self._ignore_index = ignore_index
+        self._weights = weights
+        self._copies: dict[tuple[torch.device, int], Tensor] = {}
+
+    def __call__(self, outputs: Any, targets: Any) -> int | Tensor | None:
+        if not isinstance(targets, Tensor):
+            return None
+        if targets.is_floating_point():  # probabilities of shape (batch, classes, ...)
+            return targets.numel() // targets.shape[min(targets.ndim, 2) - 1]
+        if self._weights is None:
+            return torch.count_nonzero(targets != self._ignore_index)
+        is_ignored = targets == self._ignore_index
+        weights = self._weights_on(targets.device)[targets.masked_fill(is_ignored, 0)]
+        return weights.masked_fill(is_ignored, 0).sum()
+
+    def _weights_on(self, device: torch.device) -> Tensor:
+        """A copy, which is made again when the program has changed them."""
+        weights: Any = self._weights
+        key = (device, weights._version)  # noqa: SLF001 - it has no public form
+        if key not in self._copies:
+            self._copies = {key: weights.detach().to(device, accumulation_dtype(device))}
+        return self._copies[key]
+
+
+def _user_weight(weight: Any) -> LossWeight:
+    try:
+        inspect.signature(weight).bind(None, None)
+    except TypeError as error:  # it is not callable, or takes other arguments
+        raise ConfigurationError(
+            f"weight must be a function (outputs, targets) -> what the mean of the loss is over, "
+            f"for example the number of tokens; received {describe(weight)}."
+        ) from error
+    except ValueError:  # some functions written in C have no signature
+        pass
+    return LossWeight(weight, needs_outputs=True)
+
+
+def as_weight(value: Any) -> int | float | Tensor:
+    """A weight as a number, or as a scalar tensor if it is on a device, which is not read.
+
+    Raises:
+        DataError: it is not one number of at least 0.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        if not is_on_host(value):
+            return value.detach().reshape(())
+        value = value.item()
+    if isinstance(value, (int, float)) and math.isfinite(value) and value >= 0:
+        return value
+    raise DataError(
+        f"the weight of a loss must be what its mean is over, one number of at least 0, received "
+        f"{value if isinstance(value, (int, float)) else describe(value)}."
+    )
