@@ -69,7 +69,7 @@ class SampleCount:
             )
         return count
 
-    def share_of(self, batch: Any, share: Share | None) -> Share:
+    def share_in(self, batch: Any, share: Share | None) -> Share:
         """The share of this rank in a batch; ``share`` is what the source knows of it."""
         if share is None:
             count = self.of(batch)

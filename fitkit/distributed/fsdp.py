@@ -15,7 +15,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard, empty
 
-from fitkit.core.errors import DataError
 from fitkit.core.tree import TensorMap
 from fitkit.distributed.dtensor import from_local, is_dtensor, local_tensor
 from fitkit.distributed.parallel import Parallel, average_over_ranks
@@ -59,11 +58,7 @@ class FSDPParallel(Parallel):
 
     def zero_loss(self, model: nn.Module, loss: Tensor | None, *, has_called_model: bool) -> Tensor:
         """The batch's own loss without gradients, as all ranks must call the model's blocks."""
-        if loss is None:
-            raise DataError(
-                "a step skipped a batch by returning None, but all ranks of a sharded model have "
-                "to call it for each batch: call it, and return StepOutput(loss, weight=0)."
-            )
+        assert loss is not None
         return loss.nan_to_num() * 0.0
 
     def sync_loss(self, parameters: Iterable[Tensor], *, is_full: bool) -> None:

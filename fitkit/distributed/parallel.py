@@ -119,10 +119,11 @@ class _Zero(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self._trained = [p for p in module.parameters() if p.requires_grad]
+        self.module = module  # DDP copies its buffers
 
     def forward(self) -> Tensor:
-        return torch.stack([p.flatten()[:0].sum().float() for p in self._trained]).sum()
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        return torch.stack([p.flatten()[:0].sum().float() for p in trained]).sum()
 
 
 @torch.no_grad()

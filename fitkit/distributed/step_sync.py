@@ -30,6 +30,7 @@ class StepSync:
         self._model, self._modules, self._parallel = model, modules, parallel
         self._loss_sync = make_loss_sync(modules, world, parallel)
         self._has_called_model = False
+        self._skipped: Tensor | None = None
         model.register_forward_pre_hook(lambda *_: self._note_call())
 
     def _note_call(self) -> None:
@@ -38,16 +39,28 @@ class StepSync:
     def before_batch(self) -> None:
         """Copy the buffers of the loss from rank 0."""
         self._has_called_model = False
+        self._skipped = None
         if self._loss_sync is not None:
             self._loss_sync.before_batch()
+
+    def skip_batch(self) -> None:
+        """Called for a batch that the step skipped, before its weight is summed over the ranks.
+
+        The other ranks have called the model, which communicates.
+        """
+        if not self._has_called_model:
+            self._skipped = self._parallel.zero_loss(self._model, None, has_called_model=False)
 
     def zero_loss(self, loss: Tensor | None) -> Tensor:
         """A loss without gradients, whose backward pass takes part in that of the other ranks.
 
         ``loss``: that of a batch without weight; ``None``: the step skipped the batch.
         """
-        called = self._has_called_model
-        return self._parallel.zero_loss(self._model, loss, has_called_model=called)
+        if self._skipped is not None:
+            return self._skipped
+        if loss is not None and loss.isfinite():
+            return loss * 0.0
+        return self._parallel.zero_loss(self._model, loss, has_called_model=True)
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Inside ``with``, backward passes need not average gradients."""

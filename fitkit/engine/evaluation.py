@@ -41,7 +41,7 @@ def evaluate(
             callbacks.fire(Event.TEST_BATCH_BEGIN, index, EMPTY_LOGS)
             run.context.seed_batch()
             with run.context.without_gradients():
-                output = run.forward(batch, data_pass.share_of(batch))
+                output, _ = run.forward(batch, data_pass.share_in)
                 values = {}
                 if output is not None:
                     values = data_pass.meters.update(output, output.num_samples or 0, output.weight)

@@ -14,6 +14,8 @@ from fitkit.core.types import Share, StepOutput
 from fitkit.engine.loss_weight import LossWeight, as_weight
 from fitkit.runtime.precision import Precision
 
+Count = Callable[[Any, int | None], Share]
+
 
 @dataclass
 class Forward:
@@ -29,6 +31,7 @@ class Forward:
         custom: the user's step, which replaces everything after ``to_device``.
         compiled: model and loss in one: ``(inputs, targets) -> (loss, outputs)``.
         weight: what the mean of ``loss`` is over; ``None``: samples.
+        may_skip: whether ``custom`` may return ``None``, also on some ranks only.
     """
 
     model: nn.Module
@@ -40,18 +43,20 @@ class Forward:
     custom: Callable[[Any], Any] | None = None
     compiled: Callable[[Any, Any], tuple[Tensor, Any]] | None = None
     weight: LossWeight | None = None
+    may_skip: bool = True
 
     @property
     def counts_by_itself(self) -> bool:
         """Whether the weight of a batch may be another number than the data counts."""
         return self.custom is not None or self.weight is not None
 
-    def __call__(self, batch: Any, share: Share) -> StepOutput | None:
-        """The step's output with its samples and weight; ``None``: the step skipped the batch.
+    def __call__(self, batch: Any, count: Count) -> tuple[StepOutput | None, Share]:
+        """The step's output with its samples and weight, ``None`` if it skipped the batch.
 
         Args:
             batch: the batch, on the host.
-            share: the samples in it, as the data counts them; 0 samples have no weight.
+            count: counts its samples; gets their number if the step has returned it. A batch of 0
+                samples has no weight.
         """
         try:
             with self.precision.forward():
@@ -60,17 +65,21 @@ class Forward:
             add_note(error, f"raised by the step on a batch of {shapes_of(batch)}")
             raise
         if output is None:
-            return None
+            if not self.may_skip:
+                raise DataError(
+                    "a step skipped a batch by returning None, but all ranks of a sharded model "
+                    "have to call it for each batch: call it, and return StepOutput(loss, "
+                    "weight=0) instead."
+                )
+            return None, Share(0, None)
         _require_scalar(output.loss)
-        if share.local == 0:
-            output.num_samples = output.weight = 0
-        elif output.num_samples is None:
-            output.num_samples = share.local
-        if output.weight is None:
-            output.weight = output.num_samples
+        share = count(batch, output.num_samples)
+        output.num_samples = share.local
+        if output.weight is None or not share.local:
+            output.weight = share.local
         elif type(output.weight) is not int or output.weight < 0:
             output.weight = as_weight(output.weight)
-        return output
+        return output, share
 
     def _compute(self, batch: Any) -> StepOutput | None:
         if self.custom is not None:

@@ -86,7 +86,7 @@ def train_pass(run: FitRun) -> None:
         callbacks.fire(Event.TRAIN_BATCH_BEGIN, index, EMPTY_LOGS)
         state.mid_step = True
         is_last = index + 1 == num_batches
-        output, num_samples = step(batch, is_last=is_last, share=run.train.share_of(batch))
+        output, num_samples = step(batch, is_last=is_last, count=run.train.share_in)
         values = (
             {} if output is None else meters.update(output, output.num_samples or 0, output.weight)
         )

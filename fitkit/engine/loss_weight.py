@@ -157,7 +157,7 @@ def as_weight(value: Any) -> int | float | Tensor:
     """
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
         if not is_on_host(value):
-            return value.detach().reshape(())
+            return value.detach().reshape(()).to(accumulation_dtype(value.device))
         value = value.item()
     if isinstance(value, (int, float)) and math.isfinite(value) and value >= 0:
         return value

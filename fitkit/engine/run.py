@@ -145,9 +145,12 @@ class DataPass:
         batches = islice(self.source.iterate(epoch, start), stop)
         return batches if self.timer is None else self.timer.timed(batches)
 
-    def share_of(self, batch: Any) -> Share:
-        """The samples in the batch that the source has just given."""
-        return self.count(batch, self.source.share)
+    def share_in(self, batch: Any, given: int | None = None) -> Share:
+        """The samples in the batch that the source has just given; ``given``: as a step said."""
+        share = self.source.share
+        if given is None:
+            return self.count(batch, share)
+        return Share(given if share is None or share.local != 0 else 0, None)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -12,16 +11,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fitkit.core.callback_list import CallbackList
-from fitkit.core.errors import CheckpointError, ConfigurationError, DataError
+from fitkit.core.errors import ConfigurationError, DataError
 from fitkit.core.event import Event
 from fitkit.core.logs import EMPTY_LOGS
 from fitkit.core.state import FitState
 from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.types import Share, StepOutput
-from fitkit.distributed.dtensor import distribute_all_like
+from fitkit.engine.accumulation_window import AccumulationWindow
 from fitkit.engine.clear_gradients import OptimizedParameters, clear_gradients
 from fitkit.engine.clip_gradients import clip_norm, clip_value
-from fitkit.engine.forward import Forward
+from fitkit.engine.forward import Count, Forward
 from fitkit.engine.lr_schedule import Schedule
 
 
@@ -39,6 +38,9 @@ class StepSync(Protocol):
 
     def before_batch(self) -> None:
         """Called before each batch."""
+
+    def skip_batch(self) -> None:
+        """Called for a batch that a custom step skipped, before ``sum``."""
 
     def sum(self, counts: Tensor) -> Tensor:
         """The elementwise sum over the ranks of a vector on the host."""
@@ -95,34 +97,42 @@ class TrainStep:
         self._clip_norm = clip_norm
         self._clip_value = clip_value
         self._sync = sync
-        self._weight: Any = 0
         self._optimized = OptimizedParameters(optimizer, modules)
-        self._close_window()
+        self._window = AccumulationWindow()
 
-    def __call__(self, batch: Any, *, is_last: bool, share: Share) -> tuple[StepOutput | None, int]:
+    def __call__(self, batch: Any, *, is_last: bool, count: Count) -> tuple[StepOutput | None, int]:
         """Train on one batch.
 
         Args:
             batch: the batch, or this rank's share of it.
             is_last: whether it is the epoch's last one, which closes the window in any case.
-            share: the samples in it.
+            count: counts its samples.
 
         Returns:
             the step's output, ``None`` if it skipped the batch, and the samples of all ranks.
         """
         if self._sync is not None:
             self._sync.before_batch()
-        output = self._forward(batch, share)
+        output, share = self._forward(batch, count)
         samples: Any = 0 if output is None else output.num_samples
         weight = 0 if output is None else output.weight
         total_samples, total = samples, weight
         if self._sync is not None:
+            if output is None:
+                self._sync.skip_batch()
             total_samples, total = self._over_ranks(self._sync, samples, weight, share)
         if output is not None and not output.backward:
             self._count_step()
         elif not _is_zero(total):
             self._optimized.drop_other_gradients()
-            factor, is_full = self._join_window(weight, total, total_samples, is_last=is_last)
+            factor, is_full = self._window.join(
+                weight,
+                total,
+                samples=total_samples,
+                size=self._accumulation(),
+                num_ranks=1 if self._sync is None else self._sync.size,
+                is_last=is_last,
+            )
             self._backward(self._scaled(output, weight, factor), is_full=is_full)
             if is_full:
                 self._take_step()
@@ -138,21 +148,6 @@ class TrainStep:
         total_samples, total = sync.sum(counts).tolist()
         return round(total_samples), total
 
-    def _join_window(
-        self, weight: Any, total: Any, samples: int, *, is_last: bool
-    ) -> tuple[Any, bool]:
-        """Add a batch to the window: the factor of its loss, and whether the window is now full."""
-        size = self._accumulation()
-        if self._sync is not None:
-            weight = weight * self._sync.size  # a backward pass takes the mean over ranks
-        if size == 1:
-            return (1.0 if weight is total else weight / total), True
-        if not self._batches:  # known on the host, so that later batches get a similar scale
-            self._expected = size * (samples if isinstance(total, Tensor) else total)
-        self._batches += 1
-        self._weight = self._weight + total
-        return weight / self._expected, self._batches >= size or is_last
-
     def _scaled(self, output: StepOutput | None, weight: Any, factor: Any) -> Tensor:
         """The loss times its factor."""
         if self._sync is not None and (output is None or _is_zero(weight)):
@@ -164,7 +159,7 @@ class TrainStep:
 
     def finish(self) -> None:
         """Take the step of a window that no further batch will fill."""
-        if self._batches:
+        if self._window.batches:
             if self._sync is not None:
                 self._sync.average_gradients()
             self._take_step()
@@ -190,18 +185,15 @@ class TrainStep:
         if optimizer is None:
             return
         self._precision.unscale(optimizer)
-        if isinstance(self._weight, Tensor):
-            factor = torch.where(self._weight > 0, self._expected / self._weight, 0.0)
-            self._scale_gradients(factor)
-        elif self._weight != self._expected:
-            self._scale_gradients(self._expected / self._weight)
+        correction = self._window.correction()
+        if correction is not None:
+            self._scale_gradients(correction)
         self._callbacks.fire(Event.OPTIMIZER_STEP_BEGIN, self._state.optimizer_steps, EMPTY_LOGS)
         self._clip()
         if self._precision.step(self._stepper):
             self._count_step()
         clear_gradients(optimizer)
-        if self._batches:
-            self._close_window()
+        self._window.close()
 
     def _count_step(self) -> None:
         """Count an optimizer step, taken here or by a custom step, and step the schedule."""
@@ -225,66 +217,19 @@ class TrainStep:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
-    def _close_window(self) -> None:
-        self._batches = 0
-        self._weight = 0
-        self._expected = 0
-
     def state_dict(self) -> dict[str, Any]:
         """Counts and gradients of a window that is not full; empty between windows."""
-        if not self._batches:
+        if not self._window.batches:
             return {}
         optimized = set(map(id, self._optimized.parameters()))
-        gradients = {
-            name: parameter.grad
-            for name, parameter in self._modules.named_parameters().items()
-            if parameter.grad is not None and id(parameter) in optimized
-        }
-        is_on_device = isinstance(self._weight, Tensor)
-        return {
-            "batches": self._batches,
-            "samples": float(self._weight) if is_on_device else self._weight,
-            "expected": self._expected,
-            "gradients": gradients,
-        }
+        named = self._modules.named_parameters().items()
+        return self._window.state_dict({n: p for n, p in named if id(p) in optimized})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a window that is not full.
-
-        Raises:
-            CheckpointError: its gradients do not fit the model.
-        """
-        self._close_window()
-        parameters = self._modules.named_parameters()
-        for parameter in parameters.values():
-            parameter.grad = None
-        if not state_dict:
-            return
-        counts = [state_dict[name] for name in ("batches", "samples", "expected")]
-        if not all(type(count) in (int, float) and 0 <= count < math.inf for count in counts):
-            raise CheckpointError(
-                f"the checkpoint's accumulation window must have counts of at least 0, received "
-                f"{counts!r}: use another checkpoint."
-            )
-        gradients = distribute_all_like(state_dict["gradients"], parameters)
-        for name, gradient in gradients.items():
-            if name not in parameters or parameters[name].shape != gradient.shape:
-                raise CheckpointError(
-                    f"the checkpoint's gradient of {name!r} does not fit this model: resume with "
-                    f"the model that was saved, or from a checkpoint at the end of an epoch."
-                )
-        for name, gradient in gradients.items():
-            parameters[name].grad = _gradient_like(gradient, parameters[name])
-        self._batches, self._weight, self._expected = counts
+        """Load a window that is not full, or raise ``CheckpointError``."""
+        self._window.load_state_dict(state_dict, self._modules.named_parameters())
 
 
 def _is_zero(weight: Any) -> bool:
     """Whether a batch has no weight; a weight on the device is not read."""
     return not isinstance(weight, Tensor) and weight == 0
-
-
-def _gradient_like(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """A copy of ``gradient`` on the parameter's device, in the layout and dtype it was saved in."""
-    if gradient.layout is torch.strided and gradient.dtype == parameter.dtype:
-        return torch.empty_like(parameter).copy_(gradient)  # with the strides that backward gives
-    return gradient.detach().to(parameter.device, copy=True)

@@ -126,6 +126,7 @@ def forward_of(
         custom=None if custom is None else lambda batch: custom(handler, batch),
         compiled=parts.compiled_loss if handler.world.size == 1 else None,
         weight=None if loss is None else loss_weight(loss),
+        may_skip=not handler.parallel.is_sharded,
     )
 
 
@@ -159,7 +160,7 @@ def make_data_pass(
         device=handler.device,
     )
     meters = Meters(handler.parts.metrics, handler.device)
-    return DataPass(source, meters, count.share_of, limit)
+    return DataPass(source, meters, count.share_in, limit)
 
 
 def evaluation_pass(

@@ -285,7 +285,7 @@ def test_arguments_that_could_not_be_stored(tmp_path):
     "loss",
     [
         nn.CrossEntropyLoss(label_smoothing=0.1, weight=torch.tensor([1.0, 2.0])),
-        nn.MSELoss(reduction="sum"),
+        nn.KLDivLoss(log_target=True),
         nn.HuberLoss(delta=0.25),
         nn.BCEWithLogitsLoss(pos_weight=torch.tensor([3.0])),
         nn.SmoothL1Loss(beta=0.5),

@@ -149,13 +149,13 @@ def test_what_is_no_function_is_refused_at_once(given):
 def test_shares():
     batch = (ONES(3, 2), ONES(3))
     count, function = SampleCount(), SampleCount(lambda batch: 3)
-    assert count.share_of(batch, None) == Share(3, 3)
-    assert count.share_of(batch, Share(3, 5)) == Share(3, 5)
-    assert count.share_of(batch, Share(0, 3)) == Share(0, 3)
-    assert count.share_of(batch, Share(None, None)) == Share(3, None)
+    assert count.share_in(batch, None) == Share(3, 3)
+    assert count.share_in(batch, Share(3, 5)) == Share(3, 5)
+    assert count.share_in(batch, Share(0, 3)) == Share(0, 3)
+    assert count.share_in(batch, Share(None, None)) == Share(3, None)
     # every rank must know whether the others know its count
-    assert function.share_of(batch, Share(3, 5)) == Share(3, None)
-    assert function.share_of(batch, Share(0, 3)) == Share(0, None)
+    assert function.share_in(batch, Share(3, 5)) == Share(3, None)
+    assert function.share_in(batch, Share(0, 3)) == Share(0, None)
 
 
 class Whole(Dataset):

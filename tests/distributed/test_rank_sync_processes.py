@@ -75,7 +75,9 @@ def test_collectives_per_epoch_and_per_step(runs, kit):
     # what callbacks contributed, the order of a best save and its end; the same at start and end.
     # Once a fit, rank 0 tells whether it has locked its files, and what it found beside them.
     assert found.get("broadcast_object_list", 0) <= 4 * 3 + 2 + 2, found
-    assert set(found) <= {"all_reduce", "broadcast_object_list"}
+    # before each sum, the names of the values that steps logged
+    assert found.get("all_gather_object", 0) <= 2 * 3, found
+    assert set(found) <= {"all_reduce", "broadcast_object_list", "all_gather_object"}
 
 
 def test_on_rank_runs_there_and_fails_everywhere(runs, kit):

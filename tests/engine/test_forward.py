@@ -15,7 +15,14 @@ from fitkit.engine.loss_weight import LossWeight
 from fitkit.runtime.precision import Precision
 
 X, Y = torch.arange(6.0).reshape(3, 2), torch.ones(3, 2)
-THREE = Share(3, 3)
+
+
+def counted(size):
+    return lambda batch, given: Share(size if given is None else given, None)
+
+
+def three(batch, given):
+    return counted(3)(batch, given)
 
 
 def forward(**options):
@@ -31,7 +38,7 @@ def forward(**options):
 
 
 def test_the_loss_is_computed_from_outputs_and_targets_on_the_device():
-    output = forward(to_device=lambda batch: (batch[0] + 1, batch[1]))((X, Y), THREE)
+    output, _ = forward(to_device=lambda batch: (batch[0] + 1, batch[1]))((X, Y), three)
     assert output.loss == nn.functional.mse_loss(X + 1, Y)
     assert torch.equal(output.outputs, X + 1)
     assert output.targets is Y
@@ -48,14 +55,14 @@ def test_without_targets_the_loss_gets_the_model_and_the_inputs():
     model = nn.Identity()
     for inputs in (X, (X, Y), [X, Y]):
         step = forward(model=model, loss=loss, split=lambda batch: (batch, None))
-        output = step(inputs, THREE)
+        output, _ = step(inputs, three)
         assert output.outputs is None
     assert received == [(model, X), (model, X, Y), (model, X, Y)]
 
 
 def test_a_compiled_loss_is_copied():
     buffer = torch.tensor(2.0)
-    output = forward(compiled=lambda x, y: (buffer, x))((X, Y), THREE)
+    output, _ = forward(compiled=lambda x, y: (buffer, x))((X, Y), three)
     buffer.fill_(7.0)  # as CUDA graphs do with the next batch
     assert output.loss == 2.0
     assert output.outputs is X
@@ -73,25 +80,27 @@ def test_a_compiled_loss_is_copied():
     ],
 )
 def test_what_a_step_says_of_samples_and_weight_wins(given, samples, weight):
-    output = forward(custom=lambda batch: {"loss": batch.mean(), **given})(X, THREE)
+    output, _ = forward(custom=lambda batch: {"loss": batch.mean(), **given})(X, three)
     assert (output.num_samples, output.weight) == (samples, weight)
 
 
 def test_a_batch_that_another_rank_counts_has_no_weight():
-    output = forward(custom=lambda batch: StepOutput(batch.mean(), weight=9))(X, Share(0, 3))
+    output, _ = forward(custom=lambda batch: StepOutput(batch.mean(), weight=9))(
+        X, lambda batch, given: Share(0, None)
+    )
     assert (output.num_samples, output.weight) == (0, 0)
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf"), "3", torch.ones(2), 1j])
 def test_a_weight_that_is_none_is_an_error(weight):
     with pytest.raises(DataError, match="one number of at least 0, received"):
-        forward(custom=lambda batch: StepOutput(batch.mean(), weight=weight))(X, THREE)
+        forward(custom=lambda batch: StepOutput(batch.mean(), weight=weight))(X, three)
 
 
 def test_the_same_object_may_be_returned_for_each_batch():
     result = StepOutput(torch.tensor(1.0))
     step = forward(custom=lambda batch: result)
-    assert [step(X, Share(n, n)).weight for n in (3, 5)] == [3, 5]
+    assert [step(X, counted(n))[0].weight for n in (3, 5)] == [3, 5]
 
 
 def test_a_weight_that_needs_no_outputs_is_computed_before_the_batch_is_moved():
@@ -100,18 +109,23 @@ def test_a_weight_that_needs_no_outputs_is_computed_before_the_batch_is_moved():
     step = forward(
         to_device=lambda batch: (batch[0], "moved"), weight=weight, loss=lambda o, t: o.sum()
     )
-    output = step((X, Y), THREE)
+    output, _ = step((X, Y), three)
     assert devices == [(None, Y)]
     assert (output.targets, output.weight, output.num_samples) == ("moved", 11, 3)
 
 
 def test_a_weight_of_outputs_and_targets():
     weight = LossWeight(lambda outputs, targets: (outputs.sum(), targets.sum())[1], True)
-    assert forward(weight=weight)((X, Y), THREE).weight == 6
+    assert forward(weight=weight)((X, Y), three)[0].weight == 6
+
+
+def test_a_step_of_a_sharded_model_may_not_skip():
+    with pytest.raises(DataError, match=r"return StepOutput\(loss, weight=0\) instead"):
+        forward(custom=lambda batch: None, may_skip=False)(X, three)
 
 
 def test_a_skipped_batch_has_no_output():
-    assert forward(custom=lambda batch: None)(X, THREE) is None
+    assert forward(custom=lambda batch: None)(X, three) == (None, Share(0, None))
 
 
 @pytest.mark.parametrize(
@@ -124,14 +138,14 @@ def test_a_skipped_batch_has_no_output():
 )
 def test_a_loss_that_is_no_scalar_tensor_is_an_error(loss, received):
     with pytest.raises(DataError, match=f"must be a scalar tensor, received {received}"):
-        forward(loss=lambda outputs, targets: loss)((X, Y), THREE)
+        forward(loss=lambda outputs, targets: loss)((X, Y), three)
 
 
 def test_without_a_loss():
     with pytest.raises(
         ConfigurationError, match=r"no loss function is set: call handler.set_loss_fn"
     ):
-        forward(loss=None)((X, Y), THREE)
+        forward(loss=None)((X, Y), three)
 
 
 def test_a_note_on_an_error_has_the_shapes_of_the_batch():
@@ -139,7 +153,7 @@ def test_a_note_on_an_error_has_the_shapes_of_the_batch():
         raise KeyError("label")
 
     with pytest.raises(KeyError) as caught:
-        forward(custom=fail)({"x": X, "y": (Y.long(),)}, THREE)
+        forward(custom=fail)({"x": X, "y": (Y.long(),)}, three)
     note = "raised by the step on a batch of float32 (3, 2), int64 (3, 2)"
     assert caught.value.__notes__ == [note]
 
