@@ -54,7 +54,7 @@ class Watcher(fitkit.Callback):
         self.drawn = 0.0
 
     def on_train_batch_end(self, batch, logs):
-        self.seen = [*self.seen, logs["loss"]]
+        self.seen = [*self.seen, str(logs.get("loss"))]
         self.drawn += random.random() + torch.rand(()).item()
 
     def on_checkpoint_saved(self, path, logs):
@@ -202,6 +202,42 @@ def test_each_kind_of_data_resumes_exactly(make_data, every):
         epochs=2,
         gradient_accumulation_steps=3,
     )
+
+
+def padded_classes():
+    targets = torch.arange(22) % 2
+    targets[torch.tensor([0, 3, 4, 5, 6, 7, 9, 13, 20, 21])] = -100  # the second batch has no other
+    return targets
+
+
+def skip_padding(handler, batch):
+    inputs, targets = batch
+    if bool((targets == -100).all()):
+        return None
+    outputs = handler.model(inputs)
+    loss = nn.functional.cross_entropy(outputs, targets)
+    return fitkit.StepOutput(loss, outputs, targets, weight=(targets != -100).sum())
+
+
+@pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.slow)])
+@on_each_device
+@pytest.mark.parametrize("kind", ["on host", "on device", "class weights", "step"])
+def test_weights_of_losses_resume_exactly(kind, every, device):
+    """Batches without weight and windows of unequal weights, inside an epoch and between."""
+    where = device if kind == "on device" else "cpu"
+    data = (Augmented().inputs.to(where), padded_classes().to(where))
+
+    def make():
+        handler = make_handler()
+        if kind == "step":
+            handler.set_train_step(skip_padding, evaluation_step=skip_padding)
+        elif kind == "class weights":
+            handler.set_loss_fn(nn.CrossEntropyLoss(torch.tensor([1.0, 5.0])))
+        handler.set_train_loader(data, batch_size=4, shuffle=False)
+        handler.set_val_loader(data, batch_size=4)
+        return handler
+
+    assert_resumes_exactly(make, make_callbacks=lambda: [Watcher()], every=every, **OPTIONS)
 
 
 @on_each_device

@@ -135,7 +135,7 @@ class _ClassWeights:
         weights: Any = self._weights
         key = (device, weights._version)  # noqa: SLF001 - it has no public form
         if key not in self._copies:
-            self._copies = {key: weights.detach().to(device, accumulation_dtype(device))}
+            self._copies = {key: weights.detach().to(device).to(accumulation_dtype(device))}
         return self._copies[key]
 
 
