@@ -24,7 +24,7 @@ from fitkit.core.argument_checks import require_count
 from fitkit.core.callback import Callback
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.state_placement import detached_copy
-from fitkit.data.spec import DataSpec
+from fitkit.data.spec import DataSpec, with_targets
 from fitkit.distributed.parallel import Parallel
 from fitkit.distributed.strategy import Strategy
 from fitkit.generative.sampler import Sampler
@@ -280,6 +280,7 @@ class NNHandler(BaseHandler):
     def fit(
         self,
         train_data: Any = None,
+        y: Any = None,
         *,
         epochs: int = 1,
         callbacks: Iterable[Callback] = (),
@@ -289,6 +290,8 @@ class NNHandler(BaseHandler):
         batch_size: int | None = None,
         shuffle: bool | None = None,
         num_samples: Callable[[Any], int] | None = None,
+        drop_last: bool | None = None,
+        collate_fn: Callable[[Any], Any] | None = None,
         steps_per_epoch: int | None = None,
         validation_steps: int | None = None,
         precision: str | None = None,
@@ -311,8 +314,9 @@ class NNHandler(BaseHandler):
         """Train the model.
 
         Args:
-            train_data: a Dataset, a DataLoader, an iterable of batches, or ``(x, y)`` of tensors or
-                arrays; ``None``: that of ``set_train_loader``.
+            train_data: a Dataset, a DataLoader, an iterable of batches, or ``(x, y)`` of tensors,
+                arrays or frames; ``None``: that of ``set_train_loader``.
+            y: the targets, where ``train_data`` is only the inputs: ``fit(x, y)``.
             epochs: epochs that this call trains; a second call goes on from the first.
             callbacks: attached for this call.
             validation_data: as ``train_data``; ``None``: that of ``set_val_loader``, if any.
@@ -322,6 +326,8 @@ class NNHandler(BaseHandler):
             shuffle: whether to shuffle where fitkit makes the batches; default: yes.
             num_samples: returns the number of samples in a batch of training or validation data
                 that are passed here, where a loader or the batch does not say it.
+            drop_last: leave out a last training batch that is not full.
+            collate_fn: makes a batch of a list of samples, also for a Dataset to validate on.
             steps_per_epoch: training batches per epoch; ``None``: all there are.
             validation_steps: validation batches; ``None``: all there are.
             precision: ``"fp32"``, ``"bf16"``, or ``"fp16"`` with loss scaling.
@@ -360,7 +366,7 @@ class NNHandler(BaseHandler):
                 f"use_amp=True means precision='fp16', but precision={precision!r}: pass one."
             )
         options = FitOptions(
-            train_data=train_data,
+            train_data=with_targets(train_data, y),
             epochs=epochs,
             callbacks=callbacks,
             validation_data=validation_data,
@@ -369,6 +375,8 @@ class NNHandler(BaseHandler):
             batch_size=batch_size,
             shuffle=shuffle,
             num_samples=num_samples,
+            drop_last=drop_last,
+            collate_fn=collate_fn,
             steps_per_epoch=steps_per_epoch,
             validation_steps=validation_steps,
             precision="fp16" if use_amp else precision,
@@ -396,6 +404,7 @@ class NNHandler(BaseHandler):
     def evaluate(
         self,
         data: Any = None,
+        y: Any = None,
         *,
         batch_size: int | None = None,
         num_samples: Callable[[Any], int] | None = None,
@@ -407,13 +416,16 @@ class NNHandler(BaseHandler):
 
         Args:
             data: as in ``fit``; ``None``: that of ``set_val_loader``.
+            y: the targets, as in ``fit``.
             batch_size: as in ``fit``.
             num_samples: as in ``fit``.
             steps: largest number of batches.
             precision: as in ``fit``.
             callbacks: attached for this call.
         """
-        return evaluate(self, data, batch_size, steps, precision, callbacks, num_samples)
+        return evaluate(
+            self, with_targets(data, y), batch_size, steps, precision, callbacks, num_samples
+        )
 
     def predict(
         self,

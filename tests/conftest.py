@@ -47,8 +47,8 @@ def _children() -> set[int]:
 
 
 def _ours(environment: Mapping[str, str]) -> dict[str, str]:
-    # pytest and torch's compiler, once imported, set variables of their own
-    foreign = ("PYTEST_", "TORCHINDUCTOR_")
+    # pytest, torch's compiler and polars, once imported, set variables of their own
+    foreign = ("PYTEST_", "TORCHINDUCTOR_", "_RJEM_")
     return {name: value for name, value in environment.items() if not name.startswith(foreign)}
 
 

@@ -85,12 +85,12 @@ def test_a_regression_with_float64_arrays():
     assert history.history["loss"][-1] < 0.01
 
 
-def test_targets_that_would_be_broadcast_are_not_taken_silently():
-    """(batch, 1) against (batch,): torch warns, and warnings are to be seen."""
+def test_targets_that_would_be_broadcast_are_refused():
+    """(batch, 1) against (batch,), of which torch only warns."""
     handler = NNHandler(nn.Linear(3, 1), "cpu", model_type="regression", seed=0)
     handler.set_optimizer(torch.optim.SGD, lr=0.1)
     handler.set_loss_fn(nn.MSELoss())
-    with pytest.raises(UserWarning, match="different to the input size"):
+    with pytest.raises(fitkit.DataError, match=r"pass targets\[:, None\] for targets"):
         fit(handler, (np.zeros((8, 3)), np.zeros(8)))
 
 
@@ -211,3 +211,19 @@ def test_arrays_are_neither_changed_nor_copied_back(handler, arrays):
 
 def test_the_version_is_there():
     assert fitkit.__version__.count(".") >= 1
+
+
+def test_targets_as_the_second_argument(arrays):
+    results = []
+    for paired in (True, False):
+        handler = NNHandler(nn.Linear, "cpu", seed=0, in_features=4, out_features=2)
+        handler.set_optimizer(torch.optim.SGD, lr=0.1)
+        handler.set_loss_fn(nn.CrossEntropyLoss())
+        data = (arrays,) if paired else arrays
+        handler.fit(*data, epochs=2, batch_size=16, progress_bar=False)
+        results.append((handler.evaluate(*data), handler.module.weight.tolist()))
+    assert results[0] == results[1]
+    with pytest.raises(
+        fitkit.ConfigurationError, match="pass other arguments by name, such as epo"
+    ):
+        handler.fit(arrays, 10)

@@ -1,10 +1,12 @@
-"""Walks over nested containers: tuples, lists, named tuples and mappings."""
+"""Walks over nested containers: tuples, lists, named tuples, mappings and dataclasses."""
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeGuard
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -14,12 +16,23 @@ TensorMap = Callable[[Tensor], Tensor]
 MAX_DEPTH = 100  # of nested containers in a checkpoint
 
 
+def is_sequence(value: Any) -> TypeGuard[tuple[Any, ...] | list[Any]]:
+    """Whether ``value`` is a tuple or list of parts; a ``PackedSequence`` is one value."""
+    return isinstance(value, (tuple, list)) and not isinstance(value, PackedSequence)
+
+
+def is_plain_dataclass(value: Any) -> bool:
+    """Whether ``value`` is an instance of a dataclass that does not move itself with ``to``."""
+    return is_dataclass(value) and not isinstance(value, type) and not hasattr(value, "to")
+
+
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
     """The same nesting with ``function(leaf)`` in place of each leaf.
 
-    A ``PackedSequence`` is a leaf, because its lengths must stay on the CPU.
+    A ``PackedSequence`` is a leaf, because its lengths must stay on the CPU. A dataclass is copied
+    if a field changes.
     """
-    if isinstance(tree, PackedSequence):
+    if isinstance(tree, (Tensor, PackedSequence)):
         return function(tree)
     if isinstance(tree, Mapping):
         mapped = {key: map_leaves(function, value) for key, value in tree.items()}
@@ -28,7 +41,20 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
         return type(tree)(*(map_leaves(function, value) for value in tree))
     if isinstance(tree, (tuple, list)):
         return type(tree)([map_leaves(function, value) for value in tree])
+    if is_plain_dataclass(tree):
+        return _map_fields(function, tree)
     return function(tree)
+
+
+def _map_fields(function: Callable[[Any], Any], tree: Any) -> Any:
+    before = {field.name: getattr(tree, field.name) for field in fields(tree)}
+    after = {name: map_leaves(function, value) for name, value in before.items()}
+    if all(after[name] is value for name, value in before.items()):
+        return tree
+    mapped = copy.copy(tree)
+    for name, value in after.items():
+        object.__setattr__(mapped, name, value)  # it may be frozen
+    return mapped
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
@@ -51,8 +77,8 @@ def rebuild_mapping(tree: Mapping[Any, Any], mapped: dict[Any, Any]) -> Any:
 
 
 def iterate_leaves(tree: Any) -> Iterator[Any]:
-    """Every leaf of a nesting, in order."""
-    if isinstance(tree, PackedSequence):
+    """Every leaf of a nesting, in order; a dataclass is a leaf."""
+    if isinstance(tree, (Tensor, PackedSequence)):
         yield tree
     elif isinstance(tree, Mapping):
         for value in tree.values():

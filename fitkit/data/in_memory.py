@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from fitkit.core.errors import DataError
-from fitkit.core.tree import iterate_leaves, iterate_tensors, map_leaves, map_tensors
+from fitkit.core.tree import iterate_leaves, map_leaves, map_tensors
 from fitkit.core.types import Share
 from fitkit.data.epoch_sampler import epoch_order
+from fitkit.data.frames import NUMBER_KINDS
 from fitkit.data.rank_split import SINGLE_RANK, RankSplit, Stride
 from fitkit.data.split_batch import TARGET_KEYS
 
@@ -23,7 +25,7 @@ class InMemorySource:
     """Batches of tensors with the same first dimension.
 
     Args:
-        tensors: nested tensors of shape ``(samples, ...)``.
+        tensors: nested tensors of shape ``(samples, ...)``, or ``ArrayRows``.
         batch_size: samples per batch, over all ranks; the last batch may be shorter.
         shuffle: a new order for each pass, which depends on ``(seed, epoch)``.
         seed: seed of the order.
@@ -71,12 +73,12 @@ class InMemorySource:
             if is_flat:
                 batch: Any = tuple([rows(tensor, samples[tensor.device]) for tensor in tensors])
             else:
-                batch = map_tensors(partial(_rows_of, samples=samples), tensors)
+                batch = map_leaves(partial(_rows_of, samples=samples), tensors)
             yield map_tensors(_pinned, batch) if self._pin else batch
 
     def _orders(self, epoch: int) -> dict[torch.device, Tensor | None]:
         """The order of samples on each device that has tensors, copied there once per epoch."""
-        devices = {tensor.device for tensor in iterate_tensors(self._tensors)}
+        devices = {tensor.device for tensor in iterate_leaves(self._tensors)}
         if not self._shuffle:
             return dict.fromkeys(devices)
         order = epoch_order(self.num_samples, self._seed, epoch)
@@ -91,8 +93,32 @@ class InMemorySource:
         self._stride.load_from(state_dict)
 
 
-def _rows_of(tensor: Tensor, samples: Mapping[torch.device, slice | Tensor]) -> Tensor:
-    return rows(tensor, samples[tensor.device])
+def _rows_of(leaf: Tensor | ArrayRows, samples: Mapping[torch.device, slice | Tensor]) -> Tensor:
+    chosen = samples[leaf.device]
+    return leaf.rows(chosen) if isinstance(leaf, ArrayRows) else rows(leaf, chosen)
+
+
+class ArrayRows:
+    """A NumPy array whose rows are copied and converted batch by batch, not as a whole.
+
+    Args:
+        array: an array in a file or in memory that is read-only; it is never written to.
+        dtype: as in ``as_tensors``.
+        labels: whether unsigned bytes become int64.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(
+        self, array: np.ndarray[Any, Any], dtype: torch.dtype, *, labels: bool = False
+    ) -> None:
+        self._array, self._dtype, self._labels = array, dtype, labels
+        self.shape = array.shape
+
+    def rows(self, samples: slice | Tensor) -> Tensor:
+        """A new tensor of the rows ``samples``."""
+        chosen = samples if isinstance(samples, slice) else samples.numpy()
+        return _tensor_of(np.array(self._array[chosen]), self._dtype, labels=self._labels)
 
 
 def rows(tensor: Tensor, samples: slice | Tensor) -> Tensor:
@@ -139,6 +165,7 @@ def as_tensors(data: Any, dtype: torch.dtype) -> Any:
 
     NumPy floats become ``dtype`` and signed integers int64, as models and losses need them;
     unsigned bytes (images) stay, except for labels: the second of a pair, or a mapping's targets.
+    Arrays in a file (``numpy.memmap``) and read-only arrays become ``ArrayRows``.
     """
     if isinstance(data, tuple) and not hasattr(data, "_fields") and len(data) == 2:
         return (_convert(data[0], dtype), _convert(data[1], dtype, labels=True))
@@ -151,17 +178,34 @@ def as_tensors(data: Any, dtype: torch.dtype) -> Any:
 
 def _convert(data: Any, dtype: torch.dtype, *, labels: bool = False) -> Any:
     return map_leaves(
-        lambda leaf: leaf if isinstance(leaf, Tensor) else _tensor_of(leaf, dtype, labels=labels),
+        lambda leaf: leaf if isinstance(leaf, Tensor) else _leaf_of(leaf, dtype, labels=labels),
         data,
     )
 
 
-def _tensor_of(array: np.ndarray[Any, Any], dtype: torch.dtype, *, labels: bool) -> Tensor:
-    kind = array.dtype.kind
-    if kind not in "biufc":
+def _leaf_of(
+    array: np.ndarray[Any, Any], dtype: torch.dtype, *, labels: bool
+) -> Tensor | ArrayRows:
+    if array.dtype.kind not in NUMBER_KINDS:
         raise DataError(
             f"expected an array of numbers, received dtype {array.dtype}: encode it as numbers."
         )
+    if array.ndim and (not array.flags.writeable or _is_in_file(array)):
+        return ArrayRows(array, dtype, labels=labels)
+    return _tensor_of(array, dtype, labels=labels)
+
+
+def _is_in_file(array: np.ndarray[Any, Any]) -> bool:
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if isinstance(base, np.memmap):
+            return True
+        base = base.base
+    return isinstance(base, mmap)
+
+
+def _tensor_of(array: np.ndarray[Any, Any], dtype: torch.dtype, *, labels: bool) -> Tensor:
+    kind = array.dtype.kind
     if (kind == "u" and (labels or array.dtype.itemsize > 1)) or kind == "i":
         native = array.astype(np.int64, order="C", copy=False)
     elif kind == "f":
@@ -176,8 +220,18 @@ def _tensor_of(array: np.ndarray[Any, Any], dtype: torch.dtype, *, labels: bool)
 
 
 def tensors_of(dataset: Dataset[Any]) -> Any | None:
-    """The tensors of a plain ``TensorDataset``, else ``None``."""
-    return dataset.tensors if type(dataset) is TensorDataset else None
+    """The dense tensors of a plain ``TensorDataset``, else ``None``."""
+    if type(dataset) is not TensorDataset:
+        return None
+    is_dense = all(tensor.layout is torch.strided for tensor in dataset.tensors)
+    return dataset.tensors if is_dense else None
+
+
+def whole_tensors(data: Any) -> Any:
+    """What ``as_tensors`` returned, with all rows of ``ArrayRows`` as tensors."""
+    return map_leaves(
+        lambda leaf: leaf.rows(slice(None)) if isinstance(leaf, ArrayRows) else leaf, data
+    )
 
 
 def slice_samples(data: Any, index: slice) -> Any:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from fitkit.core.errors import CheckpointError, DataError
 from fitkit.data.generator_state import UserGenerators, announce_epoch
 from fitkit.data.loader_workers import start_iterator
+from fitkit.data.split_batch import as_fields, collates_fields
 from fitkit.runtime.rng import IsolatedStreams, derive_seed
 
 
@@ -39,6 +40,10 @@ class _IterableBase:
         self._generators.open(epoch)
         announce_epoch(self._batches, epoch)
         return IsolatedStreams(derive_seed(self._seed, "iterable", epoch))
+
+    def _batches_of(self, streams: IsolatedStreams, iterator: Iterator[Any]) -> Iterator[Any]:
+        batches = draw_inside(streams, iterator)
+        return map(as_fields, batches) if collates_fields(self._batches) else batches
 
     def _end_pass(self) -> None:
         self._open_epoch = None
@@ -78,7 +83,7 @@ class IterableSource(_IterableBase):
                 f"loader with state_dict and load_state_dict, avoids that.",
                 stacklevel=2,
             )
-        for batch in draw_inside(streams, iterator):
+        for batch in self._batches_of(streams, iterator):
             self._taken += 1
             if skipped:
                 skipped -= 1
@@ -152,7 +157,7 @@ class StatefulSource(_IterableBase):
             with self._streams:
                 iterator = start_iterator(self._batches)
         self._open_epoch, self._has_begun = epoch, True
-        yield from draw_inside(self._streams, iterator)
+        yield from self._batches_of(self._streams, iterator)
         self._end_pass()
 
     def _restore_previous_pass(self, restored: dict[str, Any]) -> None:

@@ -85,6 +85,7 @@ def make_source(
         return _dataset_source(spec, ranks, seed=seed, training=training, device=device)
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes, Mapping)):
         _refuse_mixture(data)
+        _refuse_lists(data)
         _refuse_settings(spec, "an iterable of batches")
         return _iterable_source(data, seed, ranks, count)
     raise DataError(
@@ -227,6 +228,19 @@ def _refuse_mixture(data: Any) -> None:
             f"{', '.join(map(describe, data))}: convert all of them to tensors; for an iterable of "
             f"batches pass a list."
         )
+
+
+def _refuse_lists(data: Any) -> None:
+    """Raise ``DataError`` for a tuple of lists of numbers, which is meant as arrays."""
+    for part in data if isinstance(data, tuple) else ():
+        first = part
+        while isinstance(first, (list, tuple)) and first:
+            first = first[0]
+        if isinstance(part, (list, tuple)) and isinstance(first, (bool, int, float)):
+            raise DataError(
+                "a tuple as data holds lists of numbers: convert each to an array, for instance "
+                "with numpy.asarray."
+            )
 
 
 def _refuse_settings(spec: DataSpec, kind: str) -> None:

@@ -24,7 +24,8 @@ from fitkit.data.generator_state import UserGenerators, announce_epoch
 from fitkit.data.iterables import draw_inside
 from fitkit.data.loader_workers import start_iterator
 from fitkit.data.rank_split import SINGLE_RANK, RankSplit, Stride
-from fitkit.data.seeded_fetch import Request, SeededFetch
+from fitkit.data.seeded_fetch import Request, SeededFetch, WorkerDataset
+from fitkit.data.split_batch import as_fields, collates_fields
 from fitkit.runtime.rng import IsolatedStreams, derive_seed
 
 # Samplers that draw from the global generator only when their iteration begins.
@@ -167,10 +168,11 @@ class MapStyleSource:
             iterator = start_iterator(self._loader)
         # batches of several workers may arrive in another order than they were requested in
         is_in_order = self._ranks.size > 1 or getattr(self._user_loader, "in_order", True)
+        has_fields = collates_fields(self._user_loader)
         for batch in iterator:
             share = self._sampler.shares.popleft()
             self.share = share if is_in_order else None
-            yield batch
+            yield as_fields(batch) if has_fields else batch
         self._generators.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -232,7 +234,7 @@ def _inner_loader(sampler: RequestSampler, loader: DataLoader[Any]) -> Iterable[
         num_workers=loader.num_workers,
         collate_fn=_no_collation,
         pin_memory=loader.pin_memory,
-        worker_init_fn=loader.worker_init_fn,
+        worker_init_fn=WorkerDataset(loader.worker_init_fn),
         generator=loader.generator,
         **options,
     )

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fitkit.core.errors import ConfigurationError, DataError, describe
 from fitkit.core.tree import iterate_leaves, shapes_of
 from fitkit.core.types import Share
-from fitkit.data.split_batch import TARGET_KEYS
+from fitkit.data.split_batch import TARGET_KEYS, Fields
 
 SizeOf = Callable[[Any], int]
 
@@ -163,7 +163,9 @@ def _length_of_lists(batch: Any) -> tuple[int | None, bool]:
     batch all have the same first dimension. It makes no tuples.
     """
     parts = _parts(batch)
-    if type(batch) is list and all(isinstance(part, tuple) for part in parts):
+    if type(batch) is list and all(
+        isinstance(part, tuple) and type(part) is not Fields for part in parts
+    ):
         return len(parts), True
     if _is_uniform(batch) and (len(parts) > 1 or type(batch) is not list):
         return None, False

@@ -147,3 +147,23 @@ def is_map_style(data: Any) -> bool:
         and hasattr(data, "__len__")
         and (not hasattr(data, "__iter__") or hasattr(data, "__getitems__"))
     )
+
+
+class WorkerDataset:
+    """A ``worker_init_fn`` after which ``get_worker_info().dataset`` is the user's own dataset.
+
+    torch reads the dataset of a worker before this is called, so the worker keeps its fetch.
+
+    Args:
+        own: the ``worker_init_fn`` of the user's loader, called afterwards.
+    """
+
+    def __init__(self, own: Callable[[int], None] | None) -> None:
+        self._own = own
+
+    def __call__(self, worker_id: int) -> None:
+        """Begin the worker."""
+        info: Any = get_worker_info()
+        object.__setattr__(info, "dataset", info.dataset.dataset)  # its own refuses
+        if self._own is not None:
+            self._own(worker_id)

@@ -6,10 +6,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from fitkit.core.argument_checks import require_count
 from fitkit.core.errors import ConfigurationError, describe
+from fitkit.data.frames import as_arrays
 from fitkit.data.in_memory import common_length, is_in_memory, slice_samples, tensors_of
 from fitkit.data.sample_count import SampleCount, SizeOf
 from fitkit.data.seeded_fetch import is_map_style, require_length
@@ -48,6 +56,13 @@ class DataSpec:
         num_samples = SampleCount(kwargs.pop("num_samples", None)).function
         return cls(dataset, batch_size, shuffle, kwargs, global_batch_size, num_samples)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", as_arrays(self.data))
+
+    def with_loader_kwargs(self, kwargs: Mapping[str, Any]) -> DataSpec:
+        """The same data with more arguments for its ``DataLoader``."""
+        return replace(self, loader_kwargs={**self.loader_kwargs, **kwargs}) if kwargs else self
+
     def override(
         self, *, batch_size: int | None, shuffle: bool | None, num_samples: SizeOf | None = None
     ) -> DataSpec:
@@ -64,6 +79,16 @@ class DataSpec:
 def is_batched_by_fitkit(data: Any) -> bool:
     """Whether fitkit makes the batches; loaders and iterables of batches bring their own."""
     return is_in_memory(data) or is_map_style(data) or isinstance(data, IterableDataset)
+
+
+def may_list_samples(spec: DataSpec) -> bool:
+    """Whether a batch that is a list may have one entry per sample.
+
+    The lists that torch's ``default_collate`` makes have one entry per field of a sample.
+    """
+    if isinstance(spec.data, DataLoader):
+        return spec.data.collate_fn is not default_collate
+    return spec.loader_kwargs.get("collate_fn") is not None or not is_batched_by_fitkit(spec.data)
 
 
 def loader_settings(spec: DataSpec) -> dict[str, Any] | None:
@@ -124,7 +149,41 @@ def split_off_validation(spec: DataSpec, fraction: float) -> tuple[DataSpec, Dat
     train, held_out = (
         _select(data, start, stop) for start, stop in ((0, num_train), (num_train, size))
     )
-    return replace(spec, data=train), replace(spec, data=held_out, shuffle=False)
+    kwargs = {key: value for key, value in spec.loader_kwargs.items() if key != "drop_last"}
+    validation = replace(spec, data=held_out, shuffle=False, loader_kwargs=kwargs)
+    return replace(spec, data=train), validation
+
+
+def with_targets(data: Any, targets: Any) -> Any:
+    """The data ``(inputs, targets)`` of ``fit(inputs, targets)``; ``data`` without targets.
+
+    Raises:
+        ConfigurationError: one of both is no array.
+    """
+    if targets is None:
+        return data
+    if isinstance(targets, (bool, int, float, str)):
+        raise ConfigurationError(
+            f"the second argument is the targets y, received {targets!r}: pass other arguments by "
+            f"name, such as epochs={targets!r} or batch_size={targets!r}."
+        )
+    if isinstance(targets, (Dataset, DataLoader)):
+        raise ConfigurationError(
+            f"the second argument is the targets y, received {describe(targets)}: pass data to "
+            f"validate on as validation_data=."
+        )
+    inputs, targets = as_arrays(data), as_arrays(targets)
+    if not is_in_memory(inputs):
+        raise ConfigurationError(
+            f"targets y go with inputs that are arrays, tensors or frames, received "
+            f"{describe(data)}: pass data that has its targets alone, and convert lists to arrays."
+        )
+    if not is_in_memory(targets):
+        raise ConfigurationError(
+            f"the targets y must be an array, a tensor or a series, received {describe(targets)}: "
+            f"convert them, for instance with numpy.asarray."
+        )
+    return inputs, targets
 
 
 def _select(data: Any, start: int, stop: int) -> Any:

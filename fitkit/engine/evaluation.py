@@ -13,7 +13,7 @@ from fitkit.core.errors import DataError, listed
 from fitkit.core.event import Event
 from fitkit.core.logs import EMPTY_LOGS, Logs
 from fitkit.core.state import Phase
-from fitkit.core.tree import map_tensors
+from fitkit.core.tree import is_sequence, map_tensors
 from fitkit.engine.forward import Forward
 from fitkit.engine.run import DataPass, EvaluationRun
 
@@ -107,7 +107,7 @@ def join(outputs: list[Any]) -> Any:
         return torch.cat(outputs)
     if isinstance(first, dict):
         return {key: join([output[key] for output in outputs]) for key in first}
-    if isinstance(first, (tuple, list)):
+    if is_sequence(first):
         joined = [join(list(parts)) for parts in zip(*outputs, strict=True)]
         return type(first)(*joined) if hasattr(first, "_fields") else type(first)(joined)
     raise DataError(
@@ -132,7 +132,7 @@ def _form(output: Any) -> str:
         return f"tensors of shape ({', '.join(['batch', *map(str, output.shape[1:])])})"
     if isinstance(output, dict):
         return f"dicts of {listed(map(str, output))}"
-    if isinstance(output, (tuple, list)):
+    if is_sequence(output):
         return f"{type(output).__name__}s of {len(output)}"
     return type(output).__name__
 

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from fitkit.core.errors import ConfigurationError, DataError, add_note, listed
-from fitkit.core.tree import shapes_of
+from fitkit.core.tree import is_sequence, shapes_of
 from fitkit.core.types import Share, StepOutput
+from fitkit.engine.loss_shapes import ShapeCheck
 from fitkit.engine.loss_weight import LossWeight, as_weight
 from fitkit.runtime.precision import Precision
 
@@ -32,6 +33,8 @@ class Forward:
         compiled: model and loss in one: ``(inputs, targets) -> (loss, outputs)``.
         weight: what the mean of ``loss`` is over; ``None``: samples.
         may_skip: whether ``custom`` may return ``None``, also on some ranks only.
+        loss_calls_model: whether the loss gets the model and the inputs, as for score-based models.
+        shape_check: refuses targets that the loss would broadcast; ``None``: nothing is checked.
     """
 
     model: nn.Module
@@ -44,6 +47,8 @@ class Forward:
     compiled: Callable[[Any, Any], tuple[Tensor, Any]] | None = None
     weight: LossWeight | None = None
     may_skip: bool = True
+    loss_calls_model: bool = False
+    shape_check: ShapeCheck | None = None
 
     @property
     def counts_by_itself(self) -> bool:
@@ -82,6 +87,13 @@ class Forward:
         return output, share
 
     def _compute(self, batch: Any) -> StepOutput | None:
+        try:
+            return self._step(batch)
+        except Exception as error:
+            add_remedy(error)
+            raise
+
+    def _step(self, batch: Any) -> StepOutput | None:
         if self.custom is not None:
             return as_step_output(self.custom(self.to_device(batch)))
         inputs, targets = self.split(batch)
@@ -91,19 +103,28 @@ class Forward:
         inputs, targets = self._moved(inputs, targets)
         if self.loss is None:
             raise ConfigurationError("no loss function is set: call handler.set_loss_fn(...).")
-        if targets is None:
-            parts = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+        if self.loss_calls_model:
+            parts = inputs if is_sequence(inputs) else (inputs,)
             return StepOutput(self.loss(self.model, *parts))
         if self.compiled is not None:
             loss, outputs = self.compiled(inputs, targets)
+            if self.shape_check is not None and self.shape_check.is_due(outputs, targets):
+                self.shape_check.require_same(outputs, targets)
             # meters keep the losses of several batches, and CUDA graphs reuse their memory
             loss = loss.clone()
         else:
             outputs = self.call(self.model, inputs)
-            loss = self.loss(outputs, targets)
+            loss = self._loss_of(outputs, targets)
         if self.weight is not None and self.weight.needs_outputs:
             weight = self.weight.function(outputs, targets)
         return StepOutput(loss, outputs, targets, weight=weight)
+
+    def _loss_of(self, outputs: Any, targets: Any) -> Any:
+        check: Any = self.shape_check
+        loss: Any = self.loss
+        if check is not None and check.is_due(outputs, targets):
+            return check.call(loss, outputs, targets)
+        return loss(outputs, targets)
 
     def _moved(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
         if targets is inputs:  # a generative model's
@@ -111,6 +132,17 @@ class Forward:
             return inputs, targets
         moved: tuple[Any, Any] = self.to_device((inputs, targets))
         return moved
+
+
+def add_remedy(error: Exception) -> None:
+    """Add to torch's error for a normalization of one sample what to do."""
+    if "Expected more than 1 value per channel when training" in str(error):
+        add_note(
+            error,
+            "a batch of one sample, often the last of an epoch or the part of one rank, has no "
+            "variance to normalize by: leave it out with drop_last=True, or choose another "
+            "batch_size",
+        )
 
 
 def as_step_output(result: Any) -> StepOutput | None:

@@ -17,7 +17,6 @@ from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.tree import map_tensors
 from fitkit.core.types import ModelType
 from fitkit.data.spec import DataSpec
-from fitkit.data.split_batch import call_model
 from fitkit.engine.loss_weight import loss_weight
 from fitkit.engine.lr_schedule import require_interval
 from fitkit.generative.components import GenerativeComponents
@@ -208,13 +207,14 @@ class Parts:
             self.model = compiled(self.module, options)
             self._compiled_loss = compiled(self._loss_and_outputs, options)
 
-    def _loss_and_outputs(self, inputs: Any, targets: Any) -> tuple[Tensor, Any]:
-        outputs = call_model(self.module, inputs)
+    def _loss_and_outputs(self, arguments: Any, targets: Any) -> tuple[Tensor, Any]:
+        args, kwargs = arguments
+        outputs = self.module(*args, **kwargs)
         return self.loss.function(outputs, targets, **self.loss.kwargs), outputs  # type: ignore[union-attr]
 
     @property
     def compiled_loss(self) -> Callable[[Any, Any], tuple[Tensor, Any]] | None:
-        """``(inputs, targets) -> (loss, outputs)``; ``None`` where only the model is compiled.
+        """``((args, kwargs), targets) -> (loss, outputs)``; ``None``: only the model is compiled.
 
         A loss that is given the epoch would be compiled again for each epoch.
         """

@@ -14,8 +14,10 @@ from fitkit.core.errors import ConfigurationError
 from fitkit.core.state_placement import detached_copy
 from fitkit.core.tree import iterate_tensors
 from fitkit.core.types import ModelType
-from fitkit.data.in_memory import as_tensors, is_in_memory
-from fitkit.data.split_batch import call_model, split_inputs
+from fitkit.data.frames import as_arrays
+from fitkit.data.in_memory import as_tensors, is_in_memory, whole_tensors
+from fitkit.data.model_arguments import call_model
+from fitkit.data.split_batch import split_inputs
 from fitkit.handler.group_options import IMPLEMENTATION_FLAGS
 from fitkit.runtime.device import floating_dtype, to_device
 from fitkit.runtime.lazy_modules import has_values, uninitialized_names
@@ -91,7 +93,9 @@ def _inputs(
     elif model_type is ModelType.SCORE_BASED:
         inputs = example
     else:
-        inputs = split_inputs(as_tensors(example, dtype) if is_in_memory(example) else example)
+        arrays = as_arrays(example)
+        is_array = is_in_memory(arrays)
+        inputs = split_inputs(whole_tensors(as_tensors(arrays, dtype)) if is_array else arrays)
     return to_device(inputs, device)
 
 

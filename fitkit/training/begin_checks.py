@@ -10,6 +10,8 @@ from fitkit.callbacks.ema import EMA
 from fitkit.callbacks.lambda_callback import LambdaCallback
 from fitkit.checkpointing.autosaver import AutoSaver
 from fitkit.core.callback import Callback
+from fitkit.core.errors import DataError
+from fitkit.engine.run import DataPass
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.runtime.buffer_watch import BufferWatch, unsaved_buffers
 
@@ -49,6 +51,16 @@ def buffer_watches(handler: BaseHandler) -> list[Callback]:
     callback = LambdaCallback(on_train_batch_end=watch.after_batch, on_epoch_end=watch.after_epoch)
     callback.name = "BufferWatch"
     return [callback]
+
+
+def require_batches(train: DataPass, validation: DataPass | None) -> None:
+    """Raise ``DataError`` if training or validation data is known to have no batch."""
+    for name, data_pass in (("training", train), ("validation", validation)):
+        if data_pass is not None and data_pass.num_batches == 0:
+            raise DataError(
+                f"the {name} data yields no batch: check that it is not empty, and that drop_last "
+                f"does not leave out its only batch."
+            )
 
 
 def warn_of_untrained_loss(handler: BaseHandler) -> None:

@@ -14,13 +14,16 @@ from fitkit.core.argument_checks import require_count
 from fitkit.core.callback_list import CallbackList
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.state import FitState
+from fitkit.core.types import ModelType
 from fitkit.data.make_source import make_source
+from fitkit.data.model_arguments import call_model, model_arguments
 from fitkit.data.rank_split import RankSplit
 from fitkit.data.sample_count import SampleCount, SizeOf
 from fitkit.data.spec import DataSpec
-from fitkit.data.split_batch import call_model, make_split
+from fitkit.data.split_batch import make_split
 from fitkit.engine.evaluation import evaluation_mode
 from fitkit.engine.forward import Forward
+from fitkit.engine.loss_shapes import ShapeCheck
 from fitkit.engine.loss_weight import loss_weight
 from fitkit.engine.run import DataPass, EvaluationRun, RankSync
 from fitkit.handler.base_handler import BaseHandler
@@ -115,18 +118,23 @@ def forward_of(
 ) -> Forward:
     """The ``Forward`` of a handler; ``custom`` is the user's step, ``(handler, batch)``."""
     parts, state = handler.parts, handler.state
-    loss = parts.loss_in_use
+    loss, module = parts.loss_in_use, parts.module
+    compiled = parts.compiled_loss if handler.world.size == 1 else None
     return Forward(
         model=parts.model if model is None else model,
         to_device=partial(to_device, device=parts.device),
         split=make_split(parts.model_type),
-        call=call_model,
+        call=partial(call_model, described_by=module),
         loss=None if loss is None else loss.bound(lambda: state.epoch),
         precision=precision,
         custom=None if custom is None else lambda batch: custom(handler, batch),
-        compiled=parts.compiled_loss if handler.world.size == 1 else None,
         weight=None if loss is None else loss_weight(loss),
         may_skip=not handler.parallel.is_sharded,
+        compiled=None
+        if compiled is None
+        else lambda inputs, targets: compiled(model_arguments(module, inputs), targets),
+        loss_calls_model=parts.model_type is ModelType.SCORE_BASED,
+        shape_check=None if loss is None else ShapeCheck(loss.function),
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from fitkit.checkpointing.savers.saver import Saver
 from fitkit.core.errors import ConfigurationError, Preempted
+from fitkit.data.in_memory import is_in_memory
 from fitkit.data.make_source import batch_size_of
 from fitkit.data.spec import (
     DataSpec,
@@ -21,6 +23,7 @@ from fitkit.engine.run import DataPass, FitRun, RankSync
 from fitkit.engine.train_step import TrainStep
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.runtime.precision import Precision, make_precision
+from fitkit.training.begin_checks import require_batches
 from fitkit.training.build_evaluation import (
     HandlerContext,
     evaluation_forward,
@@ -51,13 +54,22 @@ def training_specs(handler: BaseHandler, options: FitOptions) -> Specs:
         train = DataSpec(
             options.train_data, options.batch_size, options.shuffle, num_samples=options.num_samples
         )
+    train = train.with_loader_kwargs(options.loader_kwargs())
     if options.validation_split:
         return split_off_validation(train, options.validation_split)
     if options.validation_data is not None:
-        size = train.batch_size if is_batched_by_fitkit(options.validation_data) else None
-        validation = DataSpec(options.validation_data, size, num_samples=options.num_samples)
-        return train, validation
+        return train, _validation_spec(train, options)
     return train, parts.validation_data
+
+
+def _validation_spec(train: DataSpec, options: FitOptions) -> DataSpec:
+    """The validation data of the call, batched as the training data where fitkit makes batches."""
+    spec = DataSpec(options.validation_data, num_samples=options.num_samples)
+    if not is_batched_by_fitkit(spec.data):
+        return spec
+    collates = options.collate_fn is not None and not is_in_memory(spec.data)
+    kwargs = {"collate_fn": options.collate_fn} if collates else {}
+    return replace(spec, batch_size=train.batch_size, loader_kwargs=kwargs)
 
 
 def data_of(specs: Specs) -> dict[str, Any]:
@@ -120,6 +132,8 @@ def build_run(
         has_validation=specs[1] is not None,
     )
     train, validation = _data_passes(handler, options, *specs)
+    if options.epochs:
+        require_batches(train, validation)
     if train.num_batches is not None:
         steps = math.ceil(train.num_batches / options.gradient_accumulation_steps)
         warn_of_interval(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fitkit.core.callback import Callback
 from fitkit.core.callback_list import CallbackList
+from fitkit.data.model_arguments import takes_one_list
 from fitkit.data.sample_count import SizeOf
-from fitkit.data.split_batch import split_inputs
+from fitkit.data.spec import DataSpec, may_list_samples
+from fitkit.data.split_batch import is_list_of_samples, split_inputs
 from fitkit.engine import evaluation
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.training.build_evaluation import build_evaluation, evaluation_pass
@@ -48,7 +50,15 @@ def predict(
         rounds = zip(*handler.world.gather_all(outputs), strict=True)
         return [output for turn in rounds for output in turn if output is not None]
 
-    return evaluation.predict(run, data_pass, split_inputs, interleave)
+    return evaluation.predict(run, data_pass, _split_of(handler, data), interleave)
+
+
+def _split_of(handler: BaseHandler, data: Any) -> Callable[[Any], Any]:
+    """The function that takes the inputs out of a batch to predict."""
+    spec = handler.parts.validation_data if data is None else DataSpec(data)
+    if spec is None or not may_list_samples(spec) or not takes_one_list(handler.module):
+        return split_inputs
+    return lambda batch: batch if is_list_of_samples(batch) else split_inputs(batch)
 
 
 def _with_callbacks(handler: BaseHandler, callbacks: Iterable[Callback]) -> CallbackList:

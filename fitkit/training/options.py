@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,8 @@ class FitOptions:
     batch_size: int | None = None
     shuffle: bool | None = None
     num_samples: SizeOf | None = None
+    drop_last: bool | None = None
+    collate_fn: Callable[[Any], Any] | None = None
     steps_per_epoch: int | None = None
     validation_steps: int | None = None
     precision: str | None = None
@@ -69,6 +71,7 @@ class FitOptions:
             require_count(name, getattr(self, name))
         for name in ("batch_size", "steps_per_epoch", "validation_steps", "max_steps"):
             require_count(name, getattr(self, name), optional=True)
+        _require_loader_arguments(self.drop_last, self.collate_fn)
         if not isinstance(self.fast_dev_run, bool):
             require_count("fast_dev_run", self.fast_dev_run, minimum=0)
         _require_share_or_count("overfit_batches", self.overfit_batches)
@@ -98,6 +101,11 @@ class FitOptions:
             return self.compile
         return {} if self.compile else None
 
+    def loader_kwargs(self) -> dict[str, Any]:
+        """The given arguments of the training data's ``DataLoader``."""
+        given = {"drop_last": self.drop_last, "collate_fn": self.collate_fn}
+        return {name: value for name, value in given.items() if value is not None}
+
     def for_fast_dev_run(self) -> FitOptions:
         """These options with one epoch of ``fast_dev_run`` batches."""
         steps = int(self.fast_dev_run)
@@ -124,6 +132,16 @@ def _require_share_or_count(name: str, value: Any) -> None:
         raise ConfigurationError(
             f"{name} must be a number of batches of at least 1 (an int), or a share of them above "
             f"0 and at most 1.0 (a float), received {value!r}."
+        )
+
+
+def _require_loader_arguments(drop_last: Any, collate_fn: Any) -> None:
+    if drop_last is not None and not isinstance(drop_last, bool):
+        raise ConfigurationError(f"drop_last must be True, False or None, received {drop_last!r}.")
+    if collate_fn is not None and not callable(collate_fn):
+        raise ConfigurationError(
+            f"collate_fn must be a function that makes a batch of a list of samples, received "
+            f"{collate_fn!r}."
         )
 
 

@@ -1,10 +1,19 @@
 from collections import Counter, OrderedDict, UserDict, defaultdict, namedtuple
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
 
-from fitkit.core.tree import iterate_leaves, iterate_tensors, map_leaves, map_tensors, shapes_of
+from fitkit.core.tree import (
+    is_plain_dataclass,
+    is_sequence,
+    iterate_leaves,
+    iterate_tensors,
+    map_leaves,
+    map_tensors,
+    shapes_of,
+)
 
 Pair = namedtuple("Pair", "first second")
 
@@ -61,3 +70,46 @@ def test_a_packed_sequence_is_one_leaf():
 )
 def test_shapes_of_a_batch(tree, text):
     assert shapes_of(tree) == text
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A frozen dataclass with a field that its constructor does not take."""
+
+    x: object
+    name: str = "batch"
+    extra: object = field(default=None, init=False)
+
+
+def test_a_dataclass_is_copied_with_its_tensors():
+    batch = Batch((torch.ones(2), [torch.ones(1)]))
+    object.__setattr__(batch, "extra", torch.ones(1))
+    doubled = map_tensors(lambda tensor: tensor * 2, {"a": batch})["a"]
+    assert type(doubled) is Batch
+    assert doubled.x[0].tolist() == [2, 2]
+    assert doubled.x[1][0].tolist() == [2]
+    assert (doubled.extra.tolist(), doubled.name) == ([2], "batch")
+    assert batch.x[0].tolist() == [1, 1]
+    plain = Batch(3)
+    assert map_tensors(torch.neg, plain) is plain
+    assert map_leaves(lambda leaf: leaf, Batch) is Batch
+
+
+def test_what_moves_itself_is_a_leaf():
+    @dataclass
+    class Graph:
+        x: torch.Tensor
+
+        def to(self, device):
+            return device
+
+    graph = Graph(torch.ones(1))
+    assert map_leaves(lambda leaf: type(leaf), [graph]) == [Graph]
+    assert not is_plain_dataclass(graph)
+
+
+def test_a_packed_sequence_is_no_sequence_of_parts():
+    assert is_sequence((1,))
+    assert is_sequence([])
+    assert not is_sequence(pack_sequence([torch.ones(2)]))
+    assert not is_sequence("ab")

@@ -11,11 +11,13 @@ from fitkit.core.errors import DataError
 from fitkit.core.tree import iterate_leaves
 from fitkit.data.epoch_sampler import epoch_order
 from fitkit.data.in_memory import (
+    ArrayRows,
     InMemorySource,
     as_tensors,
     is_in_memory,
     slice_samples,
     tensors_of,
+    whole_tensors,
 )
 
 Named = namedtuple("Named", "x y")
@@ -172,12 +174,68 @@ def test_tensors_stay_as_they_are():
 )
 def test_arrays_of_any_layout_are_taken_and_not_changed(array):
     before = array.copy()
-    tensor = as_tensors(array, torch.float64)
-    assert tensor.tolist() == before.tolist()
-    tensor += 1
-    next(iter(InMemorySource(tensor, 2).iterate(0)), tensor).add_(1)
+    data = as_tensors(array, torch.float64)
+    assert whole_tensors(data).tolist() == before.tolist()
+    whole_tensors(data).add_(0)
+    batches = [batch.add_(1) for batch in InMemorySource(data, 2).iterate(0)]
+    assert [row for batch in batches for row in batch.tolist()] == (before + 1).tolist()
+    if isinstance(data, torch.Tensor):
+        data += 1
     if not array.flags.writeable:
         assert np.array_equal(array, before)
+
+
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+@pytest.mark.parametrize("kind", ["<f4", "<f8", "<f2", ">f8", ">i4", "u1", "?"])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_map_of_a_file_is_read_like_an_array_and_never_written(tmp_path, mode, kind, shuffle):
+    values = np.arange(24).reshape(8, 3).astype(kind)
+    path = tmp_path / "x.npy"
+    np.save(path, values)
+    before = path.read_bytes()
+    mapped = np.load(path, mmap_mode=mode)
+    for view, plain in ((mapped, values), (mapped[1:6], values[1:6]), (mapped.T, values.T)):
+        data = as_tensors((view, view), torch.float32)
+        expected = as_tensors((plain.copy(), plain.copy()), torch.float32)
+        assert isinstance(data[0], ArrayRows)
+        sources = [InMemorySource(d, 2, shuffle=shuffle, seed=3) for d in (data, expected)]
+        for found, right in zip(*(source.iterate(1) for source in sources), strict=True):
+            for ours, plains in zip(found, right, strict=True):
+                assert ours.dtype == plains.dtype
+                assert torch.equal(ours, plains)
+                ours.zero_()  # a model that works in place
+    if mode == "r+":
+        mapped.flush()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_read_only_array_is_not_copied_as_a_whole(dtype, tmp_path):
+    array = np.zeros((1000, 100), dtype)
+    array.flags.writeable = False
+    for data in (array, np.broadcast_to(dtype(1), (10**9, 100))):
+        source = InMemorySource(as_tensors(data, torch.float32), 4)
+        assert source.num_samples == len(data)
+        batch = next(source.iterate(0))
+        assert batch.tolist() == data[:4].tolist()
+        assert batch.dtype == torch.float32
+
+
+def test_a_map_is_read_in_place_by_fit_and_predict(tmp_path):
+    import fitkit
+
+    x = np.random.default_rng(0).normal(size=(9, 2))
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    results = []
+    for data in (x, mapped):
+        handler = fitkit.NNHandler(torch.nn.Linear, "cpu", seed=0, in_features=2, out_features=1)
+        handler.set_optimizer(torch.optim.SGD, lr=0.1)
+        handler.set_loss_fn(torch.nn.MSELoss())
+        handler.fit((data, data[:, :1]), batch_size=4, validation_split=0.3, progress_bar=False)
+        handler.summary(data)
+        results.append(handler.predict(data, batch_size=4))
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +259,7 @@ def test_only_a_plain_tensor_dataset_is_nothing_but_tensors():
 
     assert tensors_of(TensorDataset(T))[0] is T
     assert tensors_of(Augmented(T)) is None
+    assert tensors_of(TensorDataset(torch.eye(2).to_sparse())) is None
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

@@ -8,6 +8,7 @@ from torch.utils.data import (
     Subset,
     TensorDataset,
     default_collate,
+    get_worker_info,
 )
 
 from fitkit.core.errors import DataError
@@ -121,3 +122,49 @@ def test_tensors_put_into_the_data_set_later_are_those_that_are_read():
     assert [batch[0].tolist() for batch in source.iterate(0)] == [[0, 0], [0, 0]]
     dataset.tensors = (torch.ones(4),)
     assert [batch[0].tolist() for batch in source.iterate(1)] == [[1, 1], [1, 1]]
+
+
+# ---- what workers know --------------------------------------------------------------------------
+
+
+class OfWorker(Dataset):
+    """Its samples say what ``get_worker_info`` says of it."""
+
+    value = 0.0
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        known = get_worker_info().dataset
+        known = known.dataset if isinstance(known, Subset) else known
+        return torch.tensor([index, float(known is self), self.value, get_worker_info().id])
+
+
+def open_file(worker_id):
+    dataset = get_worker_info().dataset
+    (dataset.dataset if isinstance(dataset, Subset) else dataset).value = 7.0 + worker_id
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("wrap", [lambda data: data, lambda data: Subset(data, [0, 1, 2, 3])])
+def test_a_worker_knows_the_user_s_own_dataset(wrap, persistent):
+    options = {"num_workers": 1, "worker_init_fn": open_file, "persistent_workers": persistent}
+    loader = DataLoader(wrap(OfWorker()), batch_size=2, **options)
+    source = MapStyleSource(loader, 0)
+    expected = [[[0, 1, 7, 0], [1, 1, 7, 0]], [[2, 1, 7, 0], [3, 1, 7, 0]]]
+    for epoch in range(2):
+        assert [batch.tolist() for batch in source.iterate(epoch)] == expected
+    del source._loader
+
+
+def test_nested_fields_of_a_sample_are_a_tuple_in_the_batch():
+    data = StackDataset(StackDataset(torch.arange(4), torch.arange(4.0)), torch.zeros(4))
+    for workers in (0, 1):
+        loader = DataLoader(data, 4, num_workers=workers)
+        ((inputs, targets),) = MapStyleSource(loader, 0).iterate(0)
+        assert isinstance(inputs, tuple)
+        assert inputs[1].tolist() == [0, 1, 2, 3]
+        assert targets.tolist() == [0] * 4
+    loader = DataLoader(data, 4, collate_fn=lambda samples: [[samples], 1])
+    assert next(iter(MapStyleSource(loader, 0).iterate(0)))[0].__class__ is list

@@ -4,7 +4,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from fitkit.core.errors import ConfigurationError, DataError
-from fitkit.data.spec import DataSpec, loader_settings, require_rereadable, split_off_validation
+from fitkit.data.spec import (
+    DataSpec,
+    loader_settings,
+    may_list_samples,
+    require_rereadable,
+    split_off_validation,
+    with_targets,
+)
 
 TENSOR = torch.arange(10)
 
@@ -111,3 +118,58 @@ def test_what_gives_its_batches_only_once_is_refused():
     for once in (iter([TENSOR]), (row for row in TENSOR)):
         with pytest.raises(ConfigurationError, match="a test reads the same batches more than"):
             require_rereadable(DataSpec(once), "a test")
+
+
+# ---- fit(x, y) ----------------------------------------------------------------------------------
+
+
+def test_targets_beside_the_inputs():
+    x, y = TENSOR.float(), np.arange(10)
+    assert with_targets(x, None) is x
+    assert with_targets(None, None) is None
+    assert with_targets(x, y) == (x, y)
+    assert with_targets((x, x), y) == ((x, x), y)
+    assert with_targets({"a": x}, y) == ({"a": x}, y)
+
+
+@pytest.mark.parametrize(
+    ("data", "targets", "message"),
+    [
+        (TENSOR, 10, r"the targets y, received 10: pass .* by name, such as epochs=10 or batch_si"),
+        (TENSOR, True, "received True"),
+        (PLAIN, 5, "received 5"),
+        (PLAIN, TENSOR, "go with inputs that are arrays.*received a TensorDataset: pass data that"),
+        (DataLoader(PLAIN), TENSOR, "received a DataLoader"),
+        ([TENSOR], TENSOR, "received a list of 1 elements.* convert lists to arrays"),
+        (None, TENSOR, "received a NoneType"),
+        (PLAIN, PLAIN, "received a TensorDataset: pass data to validate on as validation_data="),
+        (TENSOR, DataLoader(PLAIN), "as validation_data="),
+        (TENSOR, [1, 2], "the targets y must be an array.* received a list of 2 elements: conv"),
+    ],
+)
+def test_a_second_argument_that_is_no_targets(data, targets, message):
+    with pytest.raises(ConfigurationError, match=message):
+        with_targets(data, targets)
+
+
+def test_the_held_out_part_keeps_its_last_batch():
+    spec = DataSpec(Squares(), loader_kwargs={"drop_last": True, "num_workers": 2})
+    train, held_out = split_off_validation(spec, 0.2)
+    assert train.loader_kwargs == spec.loader_kwargs
+    assert held_out.loader_kwargs == {"num_workers": 2}
+
+
+@pytest.mark.parametrize(
+    ("data", "kwargs", "expected"),
+    [
+        (Squares(), {}, False),
+        (Squares(), {"collate_fn": list}, True),
+        (DataLoader(Squares()), {}, False),
+        (DataLoader(Squares(), collate_fn=list), {}, True),
+        (DataLoader(Squares(), batch_size=None), {}, True),
+        ([TENSOR], {}, True),
+        (TENSOR, {}, False),
+    ],
+)
+def test_batches_that_may_be_lists_of_samples(data, kwargs, expected):
+    assert may_list_samples(DataSpec(data, loader_kwargs=kwargs)) is expected

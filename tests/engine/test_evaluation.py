@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -179,6 +180,7 @@ def test_nested_outputs_are_joined_leaf_by_leaf(make_data, shape):
         ([torch.tensor(1.0)], "scalar for a batch.*return one row per sample"),
         (["text"], "must be tensors.*received str"),
         ([{"a": None}], "received NoneType"),
+        ([pack_sequence([torch.ones(2)])] * 2, "received PackedSequence"),
     ],
 )
 def test_outputs_that_cannot_be_joined_are_named(outputs, sentence):

@@ -7,6 +7,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence
 
 from fitkit import ConfigurationError, DataError, StepOutput
 from fitkit.core.types import Share
@@ -45,7 +46,7 @@ def test_the_loss_is_computed_from_outputs_and_targets_on_the_device():
     assert output.num_samples == output.weight == 3
 
 
-def test_without_targets_the_loss_gets_the_model_and_the_inputs():
+def test_the_loss_of_a_score_based_model_gets_the_model_and_the_inputs():
     received = []
 
     def loss(*args):
@@ -53,11 +54,35 @@ def test_without_targets_the_loss_gets_the_model_and_the_inputs():
         return X.mean()
 
     model = nn.Identity()
-    for inputs in (X, (X, Y), [X, Y]):
-        step = forward(model=model, loss=loss, split=lambda batch: (batch, None))
+    packed = pack_sequence([X])
+    for inputs in (X, (X, Y), [X, Y], packed):
+        step = forward(
+            model=model, loss=loss, split=lambda batch: (batch, None), loss_calls_model=True
+        )
         output, _ = step(inputs, three)
         assert output.outputs is None
-    assert received == [(model, X), (model, X, Y), (model, X, Y)]
+    assert received == [(model, X), (model, X, Y), (model, X, Y), (model, packed)]
+
+
+def test_a_batch_without_targets_gives_the_loss_none():
+    received = []
+    step = forward(loss=lambda *args: received.append(args) or X.mean())
+    output, _ = step((X, None), three)
+    ((outputs, targets),) = received
+    assert outputs is X
+    assert targets is None
+    assert output.targets is None
+    assert output.outputs is X
+
+
+def test_a_normalization_of_one_sample_says_what_to_do():
+    norm = nn.BatchNorm1d(2)
+    with pytest.raises(ValueError, match="more than 1 value per channel") as caught:
+        forward(model=norm)((X[:1], Y[:1]), three)
+    assert "drop_last=True, or choose another batch_size" in caught.value.__notes__[0]
+    with pytest.raises(ValueError, match="on purpose") as caught:
+        forward(loss=lambda *args: int("on purpose"))((X, Y), three)
+    assert not any("drop_last" in note for note in caught.value.__notes__)
 
 
 def test_a_compiled_loss_is_copied():

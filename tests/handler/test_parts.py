@@ -172,7 +172,7 @@ def test_only_a_change_of_options_compiles_again(compiles):
     parts.compile({"disable": True})
     assert (parts.model, parts.compiled_loss) == (model, loss)
     assert compiles == [{"disable": True}] * 2
-    value, outputs = loss(*BATCH)
+    value, outputs = loss(((BATCH[0],), {}), BATCH[1])
     assert torch.equal(outputs, parts.module(BATCH[0]))
     assert value == outputs.square().mean()
     parts.compile({"disable": True, "dynamic": False})

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import fitkit
-from fitkit import CheckpointError, NNHandler
+from fitkit import CheckpointError, DataError, NNHandler
 
 
 class Loss(nn.Module):
@@ -156,3 +157,31 @@ def test_no_callback_watches_a_model_without_such_buffers():
     handler = make(model=nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1)))
     fit(handler, callbacks=[look])
     assert sorted(names) == ["LambdaCallback", "history"]
+
+
+# ---- data without a batch -----------------------------------------------------------------------
+
+NONE = TensorDataset(X[:0], X[:0, :1])
+FEW = DataLoader(TensorDataset(*(part[:3] for part in DATA)), batch_size=8, drop_last=True)
+
+
+@pytest.mark.parametrize("empty", [NONE, (X[:0], X[:0, :1]), FEW, []])
+def test_data_without_a_batch_is_refused_before_the_first_epoch(empty):
+    seen = []
+    look = fitkit.LambdaCallback(
+        on_train_begin=lambda logs: seen.append("begin"),
+        on_train_batch_end=lambda batch, logs: seen.append(batch),
+    )
+    handler = make()
+    with pytest.raises(DataError, match=r"the validation data yields no batch: check .* drop_last"):
+        fit(handler, validation_data=empty, callbacks=[look])
+    with pytest.raises(DataError, match="the training data yields no batch"):
+        handler.fit(empty, callbacks=[look], progress_bar=False)
+    handler.set_val_loader(empty)
+    with pytest.raises(DataError, match="the validation data yields no batch"):
+        fit(handler, callbacks=[look])
+    assert seen == []
+
+
+def test_a_fit_of_no_epoch_needs_no_batch():
+    make().fit([], epochs=0, progress_bar=False)

@@ -194,3 +194,43 @@ def test_other_ranks_are_told_of_an_error(handler, monkeypatch):
     lifecycle = HandlerLifecycle(handler, continues=False)
     assert lifecycle.first_error(ValueError()) is other
     assert lifecycle.learning_rate() == 0.1
+
+
+def collate(samples):
+    return tuple(torch.stack(part) for part in zip(*samples, strict=True))
+
+
+def test_arguments_of_the_loader_given_to_fit(handler):
+    given = {"drop_last": True, "collate_fn": collate}
+    train, validation = specs_of(
+        handler, train_data=DATASET, validation_data=DATASET, batch_size=4, **given
+    )
+    assert train.loader_kwargs == given
+    assert validation.loader_kwargs == {"collate_fn": collate}
+    assert validation.batch_size == 4
+    assert (
+        specs_of(handler, train_data=DATASET, validation_data=(X, Y), **given)[1].loader_kwargs
+        == {}
+    )
+    handler.set_train_loader(DATASET, batch_size=4, drop_last=False, num_workers=1)
+    train, _ = specs_of(handler, drop_last=True)
+    assert train.loader_kwargs == {"drop_last": True, "num_workers": 1}
+    assert handler.parts.train_data.loader_kwargs == {"drop_last": False, "num_workers": 1}
+    train, validation = specs_of(
+        handler, train_data=DATASET, validation_split=0.2, batch_size=4, **given
+    )
+    assert train.loader_kwargs == given
+    assert validation.loader_kwargs == {"collate_fn": collate}
+
+
+def test_fit_leaves_out_a_last_batch_that_is_not_full(handler):
+    seen = []
+    handler.set_train_step(lambda h, batch: seen.append(len(batch[0])) or h.model(batch[0]).sum())
+    for data in ((X, Y), DATASET, Stream()):
+        handler.fit(data, batch_size=4, drop_last=True, progress_bar=False)
+    assert seen == [4, 4] * 3
+    for ready in (DataLoader(DATASET), [(X, Y)]):
+        with pytest.raises(ConfigurationError, match="drop_last cannot be set for"):
+            handler.fit(ready, drop_last=True, progress_bar=False)
+    with pytest.raises(ConfigurationError, match="takes no collate_fn: pass a Dataset for that"):
+        handler.fit((X, Y), collate_fn=collate, progress_bar=False)

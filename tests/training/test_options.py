@@ -119,3 +119,14 @@ def test_a_callback_of_the_kind_that_is_attached_is_enough():
 
     attached = [MyBar(), EMA(0.9), Timer(5.0)]
     assert kinds(FitOptions(ema_decay=0.5, max_time=5.0), attached) == [Timer]
+
+
+def test_arguments_of_the_loader():
+    assert FitOptions().loader_kwargs() == {}
+    options = FitOptions(drop_last=False, collate_fn=list)
+    assert options.loader_kwargs() == {"drop_last": False, "collate_fn": list}
+    for value in (1, "yes"):
+        with pytest.raises(ConfigurationError, match="drop_last must be True, False or None, rec"):
+            FitOptions(drop_last=value)
+    with pytest.raises(ConfigurationError, match=r"collate_fn must be a function .* received 3"):
+        FitOptions(collate_fn=3)

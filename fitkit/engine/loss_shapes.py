@@ -1,0 +1,129 @@
+"""ShapeCheck: refuses targets that an elementwise loss of torch would broadcast."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fitkit.core.errors import DataError
+
+# Losses that compare each output with the target at the same place. They broadcast, some of them
+# with a warning.
+_CLASSES = (
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.HingeEmbeddingLoss,
+    nn.HuberLoss,
+    nn.KLDivLoss,
+    nn.L1Loss,
+    nn.MSELoss,
+    nn.MultiLabelSoftMarginLoss,
+    nn.PoissonNLLLoss,
+    nn.SmoothL1Loss,
+    nn.SoftMarginLoss,
+)
+_FUNCTIONS = {
+    functional.binary_cross_entropy,
+    functional.binary_cross_entropy_with_logits,
+    functional.hinge_embedding_loss,
+    functional.huber_loss,
+    functional.kl_div,
+    functional.l1_loss,
+    functional.mse_loss,
+    functional.multilabel_soft_margin_loss,
+    functional.poisson_nll_loss,
+    functional.smooth_l1_loss,
+    functional.soft_margin_loss,
+}
+_FORWARDS = {loss.forward for loss in _CLASSES}
+_WARNING = "Using a target size"  # of torch, for targets that are broadcast
+
+
+class ShapeCheck:
+    """Raises ``DataError`` where an elementwise loss would broadcast outputs or targets.
+
+    ``(n, 1)`` outputs with ``(n,)`` targets would be compared each with each. A pair of shapes is
+    checked once. Other losses may broadcast, also one of the user's that calls torch's with other
+    tensors than outputs and targets.
+
+    Args:
+        function: the loss.
+    """
+
+    def __init__(self, function: Any) -> None:
+        while isinstance(function, partial):
+            function = function.func
+        is_module = isinstance(function, nn.Module)
+        is_function = isinstance(function, Hashable) and function in _FUNCTIONS
+        self._is_elementwise = type(function).forward in _FORWARDS if is_module else is_function
+        self._passed: set[Any] = set()
+
+    def is_due(self, outputs: Any, targets: Any) -> bool:
+        """Whether outputs and targets have different shapes that were not checked yet."""
+        if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+            return False
+        return outputs.shape != targets.shape and _form(outputs, targets) not in self._passed
+
+    def call(self, loss: Callable[..., Any], outputs: Tensor, targets: Tensor) -> Any:
+        """``loss(outputs, targets)``; a function that calls one of torch's losses is checked too.
+
+        Raises:
+            DataError: the loss broadcasts.
+        """
+        self.require_same(outputs, targets)
+        with warnings.catch_warnings():
+            if not _has_same_elements(outputs, targets):
+                sizes = f"({targets.size()}) that is different to the input size ({outputs.size()})"
+                warnings.filterwarnings("error", re.escape(f"{_WARNING} {sizes}"), UserWarning)
+            try:
+                return loss(outputs, targets)
+            except UserWarning as warning:
+                if _WARNING not in str(warning):
+                    raise
+                raise _broadcast_error(outputs, targets) from warning
+
+    def require_same(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise ``DataError`` for one of torch's elementwise losses if it would broadcast."""
+        if _has_same_elements(outputs, targets):
+            return  # a single sample, for instance; a larger batch is broadcast
+        if self._is_elementwise and _common_size(outputs, targets) is not None:
+            raise _broadcast_error(outputs, targets)
+        self._passed.add(_form(outputs, targets))
+
+
+def _form(outputs: Tensor, targets: Tensor) -> Any:
+    return outputs.shape[1:], targets.shape[1:], outputs.ndim, targets.ndim
+
+
+def _common_size(outputs: Tensor, targets: Tensor) -> int | None:
+    """Elements of both after broadcasting; ``None``: they cannot be, which the loss says itself."""
+    broadcast_shapes: Any = torch.broadcast_shapes
+    try:
+        return int(broadcast_shapes(outputs.shape, targets.shape).numel())
+    except RuntimeError:
+        return None
+
+
+def _has_same_elements(outputs: Tensor, targets: Tensor) -> bool:
+    """Whether nothing has to be repeated to compare them element by element."""
+    return _common_size(outputs, targets) == outputs.numel() == targets.numel()
+
+
+def _broadcast_error(outputs: Tensor, targets: Tensor) -> DataError:
+    advice = "give both the same shape in the data or in the model"
+    if outputs.shape == (*targets.shape, 1):
+        advice = "pass targets[:, None] for targets, or return outputs.squeeze(-1)"
+    elif targets.shape == (*outputs.shape, 1):
+        advice = "pass targets[:, 0] for targets, or return outputs.unsqueeze(-1)"
+    return DataError(
+        f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)} "
+        f"would be broadcast by the loss, which compares outputs with targets of other samples or "
+        f"places: {advice}."
+    )
