@@ -81,7 +81,9 @@ def _column_name(name: Any) -> str:
 
 def _series_array(series: Any, name: str) -> np.ndarray[Any, Any]:
     _refuse_missing(series, name)
-    array = np.asarray(series.to_numpy())
+    # of the nullable types of pandas, which older versions make objects
+    native = getattr(getattr(series, "dtype", None), "numpy_dtype", None)
+    array = np.asarray(series.to_numpy() if native is None else series.to_numpy(dtype=native))
     if array.dtype.kind not in NUMBER_KINDS:
         raise DataError(
             f"{name} holds {getattr(series, 'dtype', array.dtype)}, no numbers: encode it as "

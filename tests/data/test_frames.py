@@ -186,7 +186,10 @@ def test_pandas():
     assert as_arrays(frame["b"]).tolist() == [2, 4, 6]
     twice = pd.concat([frame["b"], frame["b"]], axis=1)
     assert as_arrays(twice).tolist() == [[2, 2], [4, 4], [6, 6]]
-    assert as_arrays(pd.Series([1, 2, 3], dtype="Int64")).tolist() == [1, 2, 3]
+    for dtype, kind in (("Int64", "int64"), ("Float32", "float32"), ("boolean", "bool")):
+        series = as_arrays(pd.Series([1, 0, 1], dtype=dtype))
+        assert series.tolist() == [1, 0, 1]
+        assert series.dtype == kind
     for column, message in (
         (["x", "y", "z"], "'c' holds .*, no numbers"),
         (pd.Categorical(["x", "y", "x"]), "'c' holds category, no numbers"),
