@@ -49,9 +49,9 @@ _WARNING = "Using a target size"  # of torch, for targets that are broadcast
 class ShapeCheck:
     """Raises ``DataError`` where an elementwise loss would broadcast outputs or targets.
 
-    ``(n, 1)`` outputs with ``(n,)`` targets would be compared each with each. A pair of shapes is
-    checked once. Other losses may broadcast, also one of the user's that calls torch's with other
-    tensors than outputs and targets.
+    ``(n, 1)`` outputs with ``(n,)`` targets would be compared each with each. The first batch is
+    checked, and the first with other numbers of dimensions. Other losses may broadcast, also one of
+    the user's that calls torch's with other tensors than outputs and targets.
 
     Args:
         function: the loss.
@@ -63,13 +63,13 @@ class ShapeCheck:
         is_module = isinstance(function, nn.Module)
         is_function = isinstance(function, Hashable) and function in _FUNCTIONS
         self._is_elementwise = type(function).forward in _FORWARDS if is_module else is_function
-        self._passed: set[Any] = set()
+        self._passed: set[tuple[int, int]] = set()
 
     def is_due(self, outputs: Any, targets: Any) -> bool:
-        """Whether outputs and targets have different shapes that were not checked yet."""
+        """Whether no outputs and targets of as many dimensions were checked yet."""
         if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
             return False
-        return outputs.shape != targets.shape and _form(outputs, targets) not in self._passed
+        return (outputs.ndim, targets.ndim) not in self._passed
 
     def call(self, loss: Callable[..., Any], outputs: Tensor, targets: Tensor) -> Any:
         """``loss(outputs, targets)``; a function that calls one of torch's losses is checked too.
@@ -91,15 +91,12 @@ class ShapeCheck:
 
     def require_same(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise ``DataError`` for one of torch's elementwise losses if it would broadcast."""
-        if _has_same_elements(outputs, targets):
-            return  # a single sample, for instance; a larger batch is broadcast
-        if self._is_elementwise and _common_size(outputs, targets) is not None:
-            raise _broadcast_error(outputs, targets)
-        self._passed.add(_form(outputs, targets))
-
-
-def _form(outputs: Tensor, targets: Tensor) -> Any:
-    return outputs.shape[1:], targets.shape[1:], outputs.ndim, targets.ndim
+        if outputs.shape != targets.shape:
+            if _has_same_elements(outputs, targets):
+                return  # a single sample, for instance; a larger batch is broadcast
+            if self._is_elementwise and _common_size(outputs, targets) is not None:
+                raise _broadcast_error(outputs, targets)
+        self._passed.add((outputs.ndim, targets.ndim))
 
 
 def _common_size(outputs: Tensor, targets: Tensor) -> int | None:
