@@ -32,6 +32,7 @@ class Forward:
         compiled: model and loss in one: ``(inputs, targets) -> (loss, outputs)``.
         weight: what the mean of ``loss`` is over; ``None``: samples.
         may_skip: whether ``custom`` may return ``None``, also on some ranks only.
+        model_loss: ``(model, batch, to_device) -> output`` where the model computes the loss.
     """
 
     model: nn.Module
@@ -44,11 +45,12 @@ class Forward:
     compiled: Callable[[Any, Any], tuple[Tensor, Any]] | None = None
     weight: LossWeight | None = None
     may_skip: bool = True
+    model_loss: Callable[[nn.Module, Any, Callable[[Any], Any]], StepOutput] | None = None
 
     @property
     def counts_by_itself(self) -> bool:
         """Whether the weight of a batch may be another number than the data counts."""
-        return self.custom is not None or self.weight is not None
+        return any(part is not None for part in (self.custom, self.weight, self.model_loss))
 
     def __call__(self, batch: Any, count: Count) -> tuple[StepOutput | None, Share]:
         """The step's output with its samples and weight, ``None`` if it skipped the batch.
@@ -84,13 +86,15 @@ class Forward:
     def _compute(self, batch: Any) -> StepOutput | None:
         if self.custom is not None:
             return as_step_output(self.custom(self.to_device(batch)))
+        if self.loss is None:
+            if self.model_loss is None:
+                raise ConfigurationError("no loss function is set: call handler.set_loss_fn(...).")
+            return self.model_loss(self.model, batch, self.to_device)
         inputs, targets = self.split(batch)
         weight = None
         if self.weight is not None and not self.weight.needs_outputs:
             weight = self.weight.function(None, targets)  # on the host, where it can be read
         inputs, targets = self._moved(inputs, targets)
-        if self.loss is None:
-            raise ConfigurationError("no loss function is set: call handler.set_loss_fn(...).")
         if targets is None:
             parts = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
             return StepOutput(self.loss(self.model, *parts))

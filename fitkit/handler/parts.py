@@ -20,6 +20,7 @@ from fitkit.data.spec import DataSpec
 from fitkit.data.split_batch import call_model
 from fitkit.engine.loss_weight import loss_weight
 from fitkit.engine.lr_schedule import require_interval
+from fitkit.engine.model_loss import takes_labels
 from fitkit.generative.components import GenerativeComponents
 from fitkit.handler.group_options import Options, options_of
 from fitkit.handler.scheduler_start import SchedulerStart, are_schedulers_of
@@ -72,6 +73,7 @@ class Parts:
         self.metrics: dict[str, Any] = {}
         self.train_step: Callable[..., Any] | None = None
         self.evaluation_step: Callable[..., Any] | None = None
+        self.predict_step: Callable[..., Any] | None = None
         self._compile_options: dict[str, Any] | None = None
         self._compiled_loss: Callable[[Any, Any], tuple[Tensor, Any]] | None = None
         self._compiled_optimizer: CompiledOptimizer | None = None
@@ -176,6 +178,12 @@ class Parts:
             return self.loss
         return LossSpec(matching)
 
+    @property
+    def has_model_loss(self) -> bool:
+        """Whether the loss is the one that the model itself may compute from labels."""
+        has_other = self.loss_in_use is not None or self.train_step is not None
+        return not has_other and takes_labels(self.module)
+
     def require_trainable(self) -> None:
         """Raise ``ConfigurationError`` if there is no training step, and no loss or optimizer."""
         spec, optimizer = self.scheduler_spec, self.optimizer
@@ -184,7 +192,7 @@ class Parts:
         if self.train_step is not None:
             return
         for part, name, setter in (
-            (self.loss_in_use, "loss function", "set_loss_fn"),
+            (self.loss_in_use or self.has_model_loss or None, "loss function", "set_loss_fn"),
             (self.optimizer, "optimizer", "set_optimizer"),
         ):
             if part is None:

@@ -22,6 +22,7 @@ from fitkit.data.split_batch import call_model, make_split
 from fitkit.engine.evaluation import evaluation_mode
 from fitkit.engine.forward import Forward
 from fitkit.engine.loss_weight import loss_weight
+from fitkit.engine.model_loss import ModelLoss
 from fitkit.engine.run import DataPass, EvaluationRun, RankSync
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.metrics.meters import Meters
@@ -127,6 +128,7 @@ def forward_of(
         compiled=parts.compiled_loss if handler.world.size == 1 else None,
         weight=None if loss is None else loss_weight(loss),
         may_skip=not handler.parallel.is_sharded,
+        model_loss=ModelLoss(parts.module) if parts.has_model_loss else None,
     )
 
 
