@@ -42,9 +42,13 @@ def parts_of(output: Any) -> dict[Any, Any] | None:
     return None
 
 
-def has_lists(output: Any) -> bool:
-    """Whether there is a list in a structure: the number of samples says what it is."""
-    return isinstance(output, list) or any(map(has_lists, (parts_of(output) or {}).values()))
+def needs_count(output: Any) -> bool:
+    """Whether the number of samples says how to join: of lists, and of unequal first dimensions."""
+    return _has_list(output) or len({tensor.shape[:1] for tensor in _tensors(output)}) > 1
+
+
+def _has_list(output: Any) -> bool:
+    return isinstance(output, list) or any(map(_has_list, (parts_of(output) or {}).values()))
 
 
 def rebuild(output: Any, parts: dict[Any, Any]) -> Any:
@@ -159,6 +163,7 @@ def _join(outputs: list[Any], sizes: list[int | None], name: str) -> Any:
         return [sample for output in outputs for sample in output]
     _require_same_form(outputs, name)
     if isinstance(first, Tensor):
+        _require_samples_first(outputs, sizes, name)
         return torch.cat(outputs)
     parts = [parts_of(output) or {} for output in outputs]
     if first is None:
@@ -167,6 +172,19 @@ def _join(outputs: list[Any], sizes: list[int | None], name: str) -> Any:
         key: _join([part[key] for part in parts], sizes, f"{name}[{key!r}]") for key in parts[0]
     }
     return rebuild(first, joined)
+
+
+def _require_samples_first(tensors: list[Tensor], sizes: list[int | None], name: str) -> None:
+    """Refuse samples in the second dimension, as in the last state of an ``nn.LSTM``."""
+    is_transposed = len(tensors) > 1 and len({len(tensor) for tensor in tensors}) == 1
+    for tensor, size in zip(tensors, sizes, strict=True):
+        is_transposed &= tensor.ndim > 1 and tensor.shape[1] == size != len(tensor)
+    if is_transposed:
+        raise DataError(
+            f"{name} has the shape {tuple(tensors[0].shape)} in each batch, so its samples are not "
+            f"in the first dimension, along which outputs are joined: transpose it, or choose "
+            f"outputs with set_predict_step."
+        )
 
 
 def _are_samples(lists: list[list[Any]], sizes: list[int | None], name: str) -> bool:

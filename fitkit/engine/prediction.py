@@ -14,8 +14,8 @@ from fitkit.engine.evaluation import evaluation_mode
 from fitkit.engine.join_outputs import (
     BatchOutputs,
     copy_to_host,
-    has_lists,
     join,
+    needs_count,
     require_joinable,
     select_tensors,
 )
@@ -52,7 +52,7 @@ class Prediction:
         with evaluation_mode(self.run):
             self.run.context.sync_buffers()
             for batch in self._batches(nullcontext):
-                if batch is not None and not outputs:  # not after hours of prediction
+                if batch is not None:  # now, not after hours of prediction
                     require_joinable(batch, tensors_only=self.tensors_only)
                 outputs.append(batch)
         return join(gather(outputs))
@@ -104,8 +104,8 @@ class Prediction:
             computed = self.compute(batch)
         share, predicted = self.data_pass.source.share, None
         if share is None or share.local != 0:
-            # to count may warn that it is not certain, which matters for lists alone
-            num_samples = self.data_pass.share_of(batch).local if has_lists(computed) else None
+            # to count may warn that it is not certain, which seldom matters here
+            num_samples = self.data_pass.share_of(batch).local if needs_count(computed) else None
             predicted = BatchOutputs(computed, num_samples)
             if self.tensors_only:
                 predicted = select_tensors(predicted)

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fitkit.checkpointing.format.component_config import TORCH_LOSSES
 from fitkit.core.component_spec import ComponentSpec, LossSpec
-from fitkit.core.errors import ConfigurationError, describe, listed
+from fitkit.core.errors import ConfigurationError, describe
 from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.tree import map_tensors
 from fitkit.core.types import ModelType
@@ -22,6 +22,7 @@ from fitkit.engine.loss_weight import loss_weight
 from fitkit.engine.lr_schedule import require_interval
 from fitkit.engine.model_loss import takes_labels
 from fitkit.generative.components import GenerativeComponents
+from fitkit.handler.build_model import build_model
 from fitkit.handler.group_options import Options, options_of
 from fitkit.handler.scheduler_start import SchedulerStart, are_schedulers_of
 from fitkit.handler.torch_compile import (
@@ -54,7 +55,7 @@ class Parts:
     ) -> None:
         self.model_type = model_type
         self.device = device
-        self.model_spec, module = _build_model(model, kwargs)
+        self.model_spec, module = build_model(model, kwargs)
         self.module = module.to(device)
         self.model: nn.Module = self.module
         self.wrapped: nn.Module | None = None
@@ -245,21 +246,3 @@ def _replaced_optimizer(scheduler_class: type[Any]) -> ConfigurationError:
         f"handler's, so they would schedule nothing: build them with handler.optimizer after "
         f"set_optimizer, then call set_scheduler."
     )
-
-
-def _build_model(model: Any, kwargs: Mapping[str, Any]) -> tuple[ComponentSpec | None, nn.Module]:
-    if isinstance(model, nn.Module):
-        if kwargs:
-            raise ConfigurationError(
-                f"model_class is a ready {type(model).__name__}, so it takes no further arguments; "
-                f"received {listed(kwargs)}. Pass the class, or leave them out."
-            )
-        return None, model
-    if not (isinstance(model, type) and issubclass(model, nn.Module)):
-        raise ConfigurationError(
-            f"model_class must be a torch.nn.Module subclass or a ready module, received "
-            f"{describe(model)}."
-        )
-    spec = ComponentSpec(model, dict(kwargs))
-    module: nn.Module = spec.build()
-    return spec, module

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -22,6 +23,41 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.out(self.norm(x))
+
+
+class Tagger(nn.Module):
+    """Its loss is the mean over the labels that are not ignored."""
+
+    loss_type = "ForTokenClassification"
+    config = SimpleNamespace(num_labels=3)
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(9, 3)
+
+    def forward(self, ids, labels=None):
+        logits = self.embed(ids)
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return {"loss": loss, "logits": logits}
+
+
+IDS = torch.arange(24).reshape(6, 4) % 9
+LABELS = IDS % 3
+LABELS[:3, 2:] = -100
+LABELS[5] = -100  # the whole share of a rank
+
+
+def train_tagger():
+    """The loss of the model before training, and its weights after one step."""
+    handler = NNHandler(Tagger, "cpu", seed=0)
+    handler.set_optimizer(torch.optim.SGD, lr=0.5)
+    data = {"ids": IDS, "labels": LABELS}
+    loss = handler.evaluate(data, batch_size=2)["loss"]
+    options = {"shuffle": False, "progress_bar": False, "gradient_accumulation_steps": 9}
+    history = handler.fit(data, batch_size=1, **options)
+    return loss, history.history["loss"], handler.module.embed.weight.detach()
 
 
 def objects(handler, batch):
@@ -49,6 +85,7 @@ def main(out: Path) -> None:
     # a rank may stop early: the next collective is that of evaluate, on both
     found["early"] = list(islice(handler.predict_batches(X, batch_size=2), 1 if rank else None))
     found["evaluation"] = handler.evaluate((X, X[:, :1]))
+    found["tagger"] = train_tagger()
     handler.set_predict_step(objects)
     found["objects"] = handler.predict(X, batch_size=2)
     torch.save(found, out / f"rank{rank}.pth")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 
-from fitkit import PredictionWriter
+from fitkit import NNHandler, PredictionWriter
 
 pytestmark = pytest.mark.ddp
 
 SCRIPT = Path(__file__).with_name("predict_run.py")
+specification = importlib.util.spec_from_file_location("predict_run", SCRIPT)
+script = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(script)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,19 @@ def test_objects_per_sample_are_in_the_order_of_the_data(ranks):
         assert [len(one["rows"]) for one in found["objects"]] == [0, 2, 4, 6, 8, 10, 12]
         assert found["half"].dtype is torch.float32
         assert torch.equal(found["half"], torch.arange(14.0).reshape(7, 2))
+
+
+def test_the_loss_of_a_model_is_a_mean_over_the_labels_of_all_ranks(ranks):
+    # the same in this process, and by hand
+    for rank in ranks:
+        for found, expected in zip(rank["tagger"], script.train_tagger(), strict=True):
+            torch.testing.assert_close(found, expected)
+    loss, (first,), weight = ranks[0]["tagger"]
+    model = NNHandler(script.Tagger, "cpu", seed=0).module
+    expected = model(script.IDS, labels=script.LABELS)["loss"]
+    assert [loss, first] == pytest.approx([expected.item()] * 2, rel=1e-6)
+    (gradient,) = torch.autograd.grad(expected, model.embed.weight)
+    torch.testing.assert_close(weight, model.embed.weight.detach() - 0.5 * gradient)
 
 
 def test_files_of_both_ranks_are_read_in_the_order_of_the_data(folder, ranks):

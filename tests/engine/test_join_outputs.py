@@ -244,6 +244,11 @@ def test_they_are_refused_after_the_first_batch():
     assert batches == [3]
 
 
+def test_so_is_what_only_a_later_batch_has():
+    with pytest.raises(DataError, match="is a scalar for a batch"):
+        predict(lambda x: x[:, 0] if len(x) > 1 else x[0, 0])
+
+
 @pytest.mark.parametrize(
     "second",
     [
@@ -269,6 +274,34 @@ def test_outputs_that_differ_between_batches_are_named(second):
 def test_nestings_that_differ_between_batches_are_named(first, second):
     with pytest.raises(DataError, match="differs"):
         joined((first, 2), (second, 2))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(1, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x[:, None])
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_the_last_state_of_a_recurrent_network_is_not_joined_over_its_layers(size):
+    handler = NNHandler(Recurrent(), "cpu")
+    x = X[:1].repeat(size, 1)
+    with pytest.raises(DataError, match=r"\[1\]\[0\] (has the shape \(1, 3, 2\)|differs between)"):
+        handler.predict(x, batch_size=3)
+    assert handler.predict(x, batch_size=size)[1][0].shape == (1, size, 2)
+    handler.set_predict_step(lambda handler, batch: handler.model(batch)[0])
+    assert handler.predict(x, batch_size=3).shape == (size, 1, 2)
+
+
+def test_parts_with_other_numbers_of_rows_are_joined():
+    nodes = torch.arange(10.0)[:, None]
+    outputs = joined(((torch.ones(3, 1), nodes[:4]), 3), ((torch.ones(3, 1), nodes[4:]), 3))
+    assert torch.equal(outputs[1], nodes)
+    wide = [((torch.ones(3, 1), torch.ones(rows, 3)), 3) for rows in (4, 6)]
+    assert joined(*wide)[1].shape == (10, 3)
 
 
 # ---- tensors_only -------------------------------------------------------------------------------
