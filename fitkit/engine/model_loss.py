@@ -38,9 +38,16 @@ def is_label(name: str) -> bool:
     return "label" in name or name in ("start_positions", "end_positions")
 
 
-def without_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a batch that are inputs."""
-    return {name: value for name, value in batch.items() if not is_label(name)}
+def named_inputs(model: nn.Module, batch: Any) -> dict[str, Any] | None:
+    """The entries of a batch without labels, if ``forward`` takes all of them by name."""
+    if not isinstance(batch, Mapping) or not all(isinstance(name, str) for name in batch):
+        return None
+    inputs = {name: value for name, value in batch.items() if not is_label(name)}
+    try:
+        inspect.signature(model.forward).bind(**inputs)
+    except (TypeError, ValueError):
+        return None
+    return inputs
 
 
 def takes_labels(model: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from fitkit.core.callback import Callback
@@ -12,7 +12,7 @@ from fitkit.data.split_batch import split_inputs
 from fitkit.engine import evaluation
 from fitkit.engine.forward import Forward
 from fitkit.engine.join_outputs import BatchOutputs
-from fitkit.engine.model_loss import without_labels
+from fitkit.engine.model_loss import named_inputs
 from fitkit.engine.prediction import Prediction
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.training.build_evaluation import build_evaluation, evaluation_pass
@@ -123,9 +123,9 @@ def _compute_of(handler: BaseHandler, forward: Forward) -> Callable[[Any], Any]:
     has_model_loss = handler.parts.has_model_loss
 
     def compute(batch: Any) -> Any:
-        # such a model would compute its loss from labels, and takes all other entries by name
-        is_named = has_model_loss and isinstance(batch, Mapping)
-        inputs = without_labels(batch) if is_named else split_inputs(batch)
+        # a model that may compute its loss gets all entries by name, as in training
+        inputs = named_inputs(handler.module, batch) if has_model_loss else None
+        inputs = split_inputs(batch) if inputs is None else inputs
         return forward.call(forward.model, forward.to_device(inputs))
 
     return compute

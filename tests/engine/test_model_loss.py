@@ -14,8 +14,8 @@ from fitkit.engine.model_loss import (
     ModelLoss,
     is_label,
     model_loss_weight,
+    named_inputs,
     takes_labels,
-    without_labels,
 )
 
 IGNORED = -100
@@ -231,7 +231,32 @@ def test_labels_are_known_by_name():
     names = ["labels", "next_sentence_label", "start_positions", "end_positions", "decoder_labels"]
     assert all(map(is_label, names))
     assert not any(map(is_label, ["input_ids", "position_ids", "x"]))
-    assert without_labels({"ids": 1, "labels": 2, "mc_labels": 3}) == {"ids": 1}
+
+
+@pytest.mark.parametrize(
+    ("batch", "inputs"),
+    [
+        ({"ids": 1, "labels": 2, "mc_labels": 3}, {"ids": 1}),
+        ({"ids": 1, "mask": 2}, {"ids": 1, "mask": 2}),
+        ({"inputs": 1, "labels": 2}, None),
+        ({0: 1}, None),
+        ((1, 2), None),
+    ],
+)
+def test_inputs_that_the_model_takes_by_name(batch, inputs):
+    assert named_inputs(Tagger(), batch) == inputs
+
+
+def test_predict_passes_what_is_not_named_as_before():
+    class Any(nn.Module):
+        def forward(self, x, mask=None, **options):
+            return x if mask is None else x * mask
+
+    x = torch.ones(3, 1)
+    handler = NNHandler(Any(), "cpu")
+    assert torch.equal(handler.predict({"inputs": x, "labels": x}), x)
+    assert torch.equal(handler.predict({"x": x, "mask": 2 * x}), 2 * x)
+    assert torch.equal(handler.predict((x, x)), x)
 
 
 def test_several_labels_are_a_mapping_of_targets():
