@@ -31,7 +31,7 @@ class BatchOutputs(NamedTuple):
 
 def parts_of(output: Any) -> dict[Any, Any] | None:
     """The parts of a structure or list by key, index or field name; ``None`` for other objects."""
-    if isinstance(output, PackedSequence):  # a tuple, but its parts are not outputs
+    if isinstance(output, (Tensor, PackedSequence)):  # this tuple's parts are not outputs
         return None
     if isinstance(output, Mapping):
         return dict(output.items())
