@@ -500,8 +500,8 @@ class NNHandler(BaseHandler):
         """Yield the model's outputs batch by batch, on the CPU, in constant memory.
 
         Each batch is computed when it is asked for, with the weights of that moment. Between two
-        batches the model has its own modes and weights: you may train, evaluate or stop early. Where
-        averaged weights are large, ``predict(return_outputs=False)`` swaps them once, not per batch.
+        batches the model has its own modes and weights: you may train, evaluate or stop early.
+        Averaged weights are swapped for each batch, in ``predict(return_outputs=False)`` once.
         On several ranks all call it, and each yields the outputs of its own share of every batch;
         ranks may stop at different batches, except those of a sharded model (FSDP).
 
