@@ -105,7 +105,7 @@ class Prediction:
         share, predicted = self.data_pass.source.share, None
         if share is None or share.local != 0:
             # to count may warn that it is not certain, which seldom matters here
-            num_samples = self.data_pass.share_of(batch).local if needs_count(computed) else None
+            num_samples = self.data_pass.share_in(batch).local if needs_count(computed) else None
             predicted = BatchOutputs(computed, num_samples)
             if self.tensors_only:
                 predicted = select_tensors(predicted)
