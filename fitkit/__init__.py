@@ -18,6 +18,7 @@ from fitkit.callbacks.learning_rate_monitor import LearningRateMonitor
 from fitkit.callbacks.learning_rate_scheduler import LearningRateScheduler
 from fitkit.callbacks.mlflow_logger import MLflowLogger
 from fitkit.callbacks.model_checkpoint import ModelCheckpoint
+from fitkit.callbacks.prediction_writer import PredictionWriter
 from fitkit.callbacks.profiler import Profiler
 from fitkit.callbacks.progress_bar import ProgressBar
 from fitkit.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
@@ -104,6 +105,7 @@ __all__ = [
     "Monitor",
     "MonitorError",
     "NNHandler",
+    "PredictionWriter",
     "Preempted",
     "Profiler",
     "ProgressBar",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,7 +45,7 @@ from fitkit.runtime.rng import seeded_streams
 from fitkit.summary.model_summary import ModelSummary
 from fitkit.summary.summarize import summarize
 from fitkit.training.build_evaluation import HandlerEvaluator
-from fitkit.training.evaluate import evaluate, predict
+from fitkit.training.evaluate import evaluate, predict, predict_batches
 from fitkit.training.fit import run_fit
 from fitkit.training.options import FitOptions
 from fitkit.tuning.batch_size_finder import find_batch_size
@@ -177,6 +177,9 @@ class NNHandler(BaseHandler):
         Accumulation windows, ranks and epochs combine batches by what that mean is over. For
         torch's losses it is known: elements, targets that are not ``ignore_index``, class weights.
 
+        A model that returns its loss, as those of transformers do for batches with labels, needs
+        none: batches are passed to it by name, and ``outputs.loss`` is the loss.
+
         Args:
             fn: a function or module; a class is built with ``kwargs`` instead. For score-based
                 models it is called as ``fn(model, *inputs)``. Parameters and buffers of a module
@@ -274,6 +277,23 @@ class NNHandler(BaseHandler):
                     f"a step must be a function (handler, batch) -> loss, received {step!r}."
                 )
         self.parts.train_step, self.parts.evaluation_step = fn, evaluation_step
+
+    def set_predict_step(self, fn: Callable[..., Any] | None) -> None:
+        """Predict with ``fn(handler, batch)``, such as ``generate`` of a language model.
+
+        It replaces the splitting of the batch and the call of the model in ``predict`` and
+        ``predict_batches``, in evaluation mode, with averaged weights and without gradients. It is
+        not part of a checkpoint.
+
+        Args:
+            fn: returns the outputs of a batch, which is on the device; ``None``: call the model.
+        """
+        self.session.require_outside_fit("set_predict_step")
+        if fn is not None and not callable(fn):
+            raise ConfigurationError(
+                f"a predict step must be a function (handler, batch) -> outputs, received {fn!r}."
+            )
+        self.parts.predict_step = fn
 
     # ---- fit, evaluate, predict -----------------------------------------------------------------
 
@@ -432,24 +452,91 @@ class NNHandler(BaseHandler):
         data: Any,
         *,
         batch_size: int | None = None,
+        num_samples: Callable[[Any], int] | None = None,
         steps: int | None = None,
         precision: str | None = None,
         callbacks: Iterable[Callback] = (),
+        tensors_only: bool = False,
+        return_outputs: bool = True,
     ) -> Any:
         """The model's outputs on ``data``, in the data's order, joined along the first dimension.
+
+        Tuples, named tuples, mappings and dataclasses are structures whose parts are joined. A list
+        with as many elements as the batch has samples (detectors, generated texts) has one object
+        per sample: lists are concatenated, the objects stay as they are. A list of tensors with one
+        row per sample each is a structure too. If a list may be both in all batches, it is refused.
 
         Args:
             data: inputs, or inputs with targets, in any form that ``fit`` takes. The sampler of a
                 DataLoader over a map-style data set is not used.
             batch_size: as in ``fit``.
+            num_samples: as in ``fit``; it matters for outputs with lists.
+            steps: largest number of batches.
+            precision: as in ``fit``.
+            callbacks: attached for this call, such as ``PredictionWriter``.
+            tensors_only: leave out the parts of the outputs in which there is no tensor, such as a
+                cache or ``None``: a mapping loses the key, elsewhere ``None`` is in its place. By
+                default such a part is refused.
+            return_outputs: ``False``: only callbacks get the outputs, and memory use is constant.
+
+        Returns:
+            tensors on the CPU, nested as the model's outputs, on several ranks those of all; bf16
+            and fp16 become float32. ``None`` without ``return_outputs``.
+
+        Raises:
+            DataError: outputs cannot be joined; after the first batch where that can be seen in it.
+        """
+        return predict(
+            self,
+            data,
+            batch_size,
+            steps,
+            precision,
+            callbacks,
+            num_samples,
+            tensors_only=tensors_only,
+            return_outputs=return_outputs,
+        )
+
+    def predict_batches(
+        self,
+        data: Any,
+        *,
+        batch_size: int | None = None,
+        num_samples: Callable[[Any], int] | None = None,
+        steps: int | None = None,
+        precision: str | None = None,
+        callbacks: Iterable[Callback] = (),
+        tensors_only: bool = False,
+    ) -> Iterator[Any]:
+        """Yield the model's outputs batch by batch, on the CPU, in constant memory.
+
+        Each batch is computed when it is asked for, with the weights of that moment. Between two
+        batches the model has its own modes and weights: you may train, evaluate or stop early.
+        Averaged weights are swapped for each batch, in ``predict(return_outputs=False)`` once.
+        On several ranks all call it, and each yields the outputs of its own share of every batch;
+        ranks may stop at different batches, except those of a sharded model (FSDP).
+
+        Args:
+            data: as in ``predict``.
+            batch_size: as in ``fit``.
+            num_samples: as in ``fit``; it matters for outputs with lists.
             steps: largest number of batches.
             precision: as in ``fit``.
             callbacks: attached for this call.
-
-        Returns:
-            tensors on the CPU, nested as the model's outputs.
+            tensors_only: as in ``predict``; by default outputs that are no tensors are yielded too,
+                as the model returned them.
         """
-        return predict(self, data, batch_size, steps, precision, callbacks)
+        return predict_batches(
+            self,
+            data,
+            batch_size,
+            steps,
+            precision,
+            callbacks,
+            num_samples,
+            tensors_only=tensors_only,
+        )
 
     # ---- summary and tuning ---------------------------------------------------------------------
 

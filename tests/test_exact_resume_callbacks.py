@@ -47,6 +47,7 @@ CALLBACKS = {
         ),
         (),
     ),
+    "PredictionWriter": (lambda: fitkit.PredictionWriter("predictions"), ()),
     # a trace is nothing but times
     "Profiler": (lambda: fitkit.Profiler("trace.json", warmup=1, active=4), ("*trace.json*",)),
     "ProgressBar": (fitkit.ProgressBar, ()),

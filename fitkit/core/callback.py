@@ -226,6 +226,9 @@ class Callback:
     def on_predict_batch_begin(self, batch: int, logs: Logs) -> None:
         """Before predicting batch ``batch``."""
 
+    def on_predict_outputs(self, batch: int, outputs: Any) -> None:
+        """``outputs`` of batch ``batch`` on the CPU, as ``predict_batches`` yields them."""
+
     def on_predict_batch_end(self, batch: int, logs: Logs) -> None:
         """After predicting batch ``batch``."""
 

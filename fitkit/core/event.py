@@ -45,5 +45,6 @@ class Event(str, Enum):
     TRAIN_END = "on_train_end"
     PREDICT_BEGIN = "on_predict_begin"
     PREDICT_BATCH_BEGIN = "on_predict_batch_begin"
+    PREDICT_OUTPUTS = "on_predict_outputs"
     PREDICT_BATCH_END = "on_predict_batch_end"
     PREDICT_END = "on_predict_end"

@@ -71,9 +71,12 @@ def rebuild_mapping(tree: Mapping[Any, Any], mapped: dict[Any, Any]) -> Any:
     if type(tree) is defaultdict:
         return defaultdict(tree.default_factory, mapped)
     try:
-        return type(tree)(mapped)  # type: ignore[call-arg]  # a Mapping need not take one
+        rebuilt = type(tree)(mapped)  # type: ignore[call-arg]  # a Mapping need not take one
     except TypeError:
         return mapped
+    # one that is a dataclass may have taken the dict as its first field
+    is_whole = list(rebuilt) == list(mapped) and all(rebuilt[k] is v for k, v in mapped.items())
+    return rebuilt if is_whole else mapped
 
 
 def iterate_leaves(tree: Any) -> Iterator[Any]:

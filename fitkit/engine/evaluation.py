@@ -1,20 +1,14 @@
-"""Evaluation and prediction: the model in evaluation mode, with its averaged weights."""
+"""Evaluation: the model in evaluation mode, with its averaged weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from fitkit.core.errors import DataError, listed
+from fitkit.core.errors import DataError
 from fitkit.core.event import Event
 from fitkit.core.logs import EMPTY_LOGS, Logs
 from fitkit.core.state import Phase
-from fitkit.core.tree import is_sequence, map_tensors
-from fitkit.engine.forward import Forward
 from fitkit.engine.run import DataPass, EvaluationRun
 
 
@@ -54,87 +48,6 @@ def evaluate(
         values = data_pass.meters.compute(run.context.ranks)
         record(values)
         callbacks.fire(Event.TEST_END, Logs(values))
-
-
-def predict(
-    run: EvaluationRun,
-    data_pass: DataPass,
-    inputs_of: Callable[[Any], Any],
-    gather: Callable[[list[Any]], list[Any]],
-) -> Any:
-    """The model's outputs over one pass, joined along the first dimension, on the CPU.
-
-    ``inputs_of`` gives the inputs of a batch; ``gather`` turns this rank's outputs into those of
-    all ranks, in the order of the data.
-
-    Raises:
-        DataError: the data yields no batch, or outputs cannot be joined.
-    """
-    callbacks = run.callbacks
-    outputs: list[Any] = []
-    with evaluation_mode(run):
-        run.context.sync_buffers()
-        callbacks.fire(Event.PREDICT_BEGIN, EMPTY_LOGS)
-        for index, batch in enumerate(data_pass.batches()):
-            callbacks.fire(Event.PREDICT_BATCH_BEGIN, index, EMPTY_LOGS)
-            with run.context.without_gradients():
-                output = _predict_batch(run.forward, inputs_of(batch))
-            share = data_pass.source.share
-            outputs.append(output if share is None or share.local != 0 else None)
-            callbacks.fire(Event.PREDICT_BATCH_END, index, EMPTY_LOGS)
-        callbacks.fire(Event.PREDICT_END, EMPTY_LOGS)
-    if not outputs:
-        raise DataError("the data to predict yields no batch: check that it is not empty.")
-    return join(gather(outputs))
-
-
-def _predict_batch(forward: Forward, inputs: Any) -> Any:
-    with forward.precision.forward():
-        output = forward.call(forward.model, forward.to_device(inputs))
-    return map_tensors(lambda tensor: tensor.cpu(), output)
-
-
-def join(outputs: list[Any]) -> Any:
-    """Concatenate the outputs of several batches, tensor by tensor."""
-    first = outputs[0]
-    _require_same_form(outputs)
-    if isinstance(first, Tensor):
-        if first.ndim == 0:
-            raise DataError(
-                "the model returned a scalar for a batch, so outputs cannot be joined along the "
-                "first dimension: return one row per sample."
-            )
-        return torch.cat(outputs)
-    if isinstance(first, dict):
-        return {key: join([output[key] for output in outputs]) for key in first}
-    if is_sequence(first):
-        joined = [join(list(parts)) for parts in zip(*outputs, strict=True)]
-        return type(first)(*joined) if hasattr(first, "_fields") else type(first)(joined)
-    raise DataError(
-        f"a model's outputs must be tensors, or tuples, lists or dicts of them, to be joined; "
-        f"received {type(first).__name__}."
-    )
-
-
-def _require_same_form(outputs: list[Any]) -> None:
-    forms = list(dict.fromkeys(map(_form, outputs)))
-    if len(forms) > 1:
-        raise DataError(
-            f"the model's outputs differ between batches, so they cannot be joined: {forms[0]}, "
-            f"then {forms[1]}. Return the same form for each batch, for instance by padding, or "
-            f"predict each batch by itself."
-        )
-
-
-def _form(output: Any) -> str:
-    """What has to be the same in every batch for outputs to be joined."""
-    if isinstance(output, Tensor):
-        return f"tensors of shape ({', '.join(['batch', *map(str, output.shape[1:])])})"
-    if isinstance(output, dict):
-        return f"dicts of {listed(map(str, output))}"
-    if is_sequence(output):
-        return f"{type(output).__name__}s of {len(output)}"
-    return type(output).__name__
 
 
 @contextmanager

@@ -35,6 +35,7 @@ class Forward:
         may_skip: whether ``custom`` may return ``None``, also on some ranks only.
         loss_calls_model: whether the loss gets the model and the inputs, as for score-based models.
         shape_check: refuses targets that the loss would broadcast; ``None``: nothing is checked.
+        model_loss: ``(model, batch, to_device) -> output`` where the model computes the loss.
     """
 
     model: nn.Module
@@ -49,11 +50,12 @@ class Forward:
     may_skip: bool = True
     loss_calls_model: bool = False
     shape_check: ShapeCheck | None = None
+    model_loss: Callable[[nn.Module, Any, Callable[[Any], Any]], StepOutput] | None = None
 
     @property
     def counts_by_itself(self) -> bool:
         """Whether the weight of a batch may be another number than the data counts."""
-        return self.custom is not None or self.weight is not None
+        return any(part is not None for part in (self.custom, self.weight, self.model_loss))
 
     def __call__(self, batch: Any, count: Count) -> tuple[StepOutput | None, Share]:
         """The step's output with its samples and weight, ``None`` if it skipped the batch.
@@ -96,13 +98,15 @@ class Forward:
     def _step(self, batch: Any) -> StepOutput | None:
         if self.custom is not None:
             return as_step_output(self.custom(self.to_device(batch)))
+        if self.loss is None:
+            if self.model_loss is None:
+                raise ConfigurationError("no loss function is set: call handler.set_loss_fn(...).")
+            return self.model_loss(self.model, batch, self.to_device)
         inputs, targets = self.split(batch)
         weight = None
         if self.weight is not None and not self.weight.needs_outputs:
             weight = self.weight.function(None, targets)  # on the host, where it can be read
         inputs, targets = self._moved(inputs, targets)
-        if self.loss is None:
-            raise ConfigurationError("no loss function is set: call handler.set_loss_fn(...).")
         if self.loss_calls_model:
             parts = inputs if is_sequence(inputs) else (inputs,)
             return StepOutput(self.loss(self.model, *parts))

@@ -12,14 +12,16 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fitkit.checkpointing.format.component_config import TORCH_LOSSES
 from fitkit.core.component_spec import ComponentSpec, LossSpec
-from fitkit.core.errors import ConfigurationError, describe, listed
+from fitkit.core.errors import ConfigurationError, describe
 from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.tree import map_tensors
 from fitkit.core.types import ModelType
 from fitkit.data.spec import DataSpec
 from fitkit.engine.loss_weight import loss_weight
 from fitkit.engine.lr_schedule import require_interval
+from fitkit.engine.model_loss import takes_labels
 from fitkit.generative.components import GenerativeComponents
+from fitkit.handler.build_model import build_model
 from fitkit.handler.group_options import Options, options_of
 from fitkit.handler.scheduler_start import SchedulerStart, are_schedulers_of
 from fitkit.handler.torch_compile import (
@@ -52,7 +54,7 @@ class Parts:
     ) -> None:
         self.model_type = model_type
         self.device = device
-        self.model_spec, module = _build_model(model, kwargs)
+        self.model_spec, module = build_model(model, kwargs)
         self.module = module.to(device)
         self.model: nn.Module = self.module
         self.wrapped: nn.Module | None = None
@@ -71,6 +73,7 @@ class Parts:
         self.metrics: dict[str, Any] = {}
         self.train_step: Callable[..., Any] | None = None
         self.evaluation_step: Callable[..., Any] | None = None
+        self.predict_step: Callable[..., Any] | None = None
         self._compile_options: dict[str, Any] | None = None
         self._compiled_loss: Callable[[Any, Any], tuple[Tensor, Any]] | None = None
         self._compiled_optimizer: CompiledOptimizer | None = None
@@ -175,6 +178,12 @@ class Parts:
             return self.loss
         return LossSpec(matching)
 
+    @property
+    def has_model_loss(self) -> bool:
+        """Whether the loss is the one that the model itself may compute from labels."""
+        has_other = self.loss_in_use is not None or self.train_step is not None
+        return not has_other and takes_labels(self.module)
+
     def require_trainable(self) -> None:
         """Raise ``ConfigurationError`` if there is no training step, and no loss or optimizer."""
         spec, optimizer = self.scheduler_spec, self.optimizer
@@ -183,7 +192,7 @@ class Parts:
         if self.train_step is not None:
             return
         for part, name, setter in (
-            (self.loss_in_use, "loss function", "set_loss_fn"),
+            (self.loss_in_use or self.has_model_loss or None, "loss function", "set_loss_fn"),
             (self.optimizer, "optimizer", "set_optimizer"),
         ):
             if part is None:
@@ -237,21 +246,3 @@ def _replaced_optimizer(scheduler_class: type[Any]) -> ConfigurationError:
         f"handler's, so they would schedule nothing: build them with handler.optimizer after "
         f"set_optimizer, then call set_scheduler."
     )
-
-
-def _build_model(model: Any, kwargs: Mapping[str, Any]) -> tuple[ComponentSpec | None, nn.Module]:
-    if isinstance(model, nn.Module):
-        if kwargs:
-            raise ConfigurationError(
-                f"model_class is a ready {type(model).__name__}, so it takes no further arguments; "
-                f"received {listed(kwargs)}. Pass the class, or leave them out."
-            )
-        return None, model
-    if not (isinstance(model, type) and issubclass(model, nn.Module)):
-        raise ConfigurationError(
-            f"model_class must be a torch.nn.Module subclass or a ready module, received "
-            f"{describe(model)}."
-        )
-    spec = ComponentSpec(model, dict(kwargs))
-    module: nn.Module = spec.build()
-    return spec, module

@@ -9,6 +9,7 @@ from fitkit.core.errors import describe
 from fitkit.core.html import Html, table
 from fitkit.core.state import Phase
 from fitkit.handler.base_handler import BaseHandler
+from fitkit.handler.parts import Parts
 from fitkit.runtime.lazy_modules import has_values
 
 
@@ -33,7 +34,7 @@ def as_html(handler: BaseHandler) -> str:
         "model": f"{type(handler.module).__name__}, {size:,} parameters, on {parts.device}",
         "optimizer": spec_text(parts.optimizer_spec) or "not set: set_optimizer",
         "scheduler": spec_text(parts.scheduler_spec),
-        "loss": _function_name(loss) or ("" if parts.train_step else "not set: set_loss_fn"),
+        "loss": _function_name(loss) or _other_loss(parts),
         "training step": _function_name(parts.train_step),
         "metrics": ", ".join(parts.metrics),
         "training data": _data_text(parts.train_data),
@@ -59,6 +60,12 @@ def _argument_text(value: Any) -> str:
     is_plain = isinstance(value, (int, float, str, bool, type(None)))
     is_pair = isinstance(value, tuple) and all(isinstance(item, (int, float)) for item in value)
     return repr(value) if is_plain or is_pair else f"<{type(value).__name__}>"
+
+
+def _other_loss(parts: Parts) -> str:
+    if parts.has_model_loss:
+        return "of the model, or set_loss_fn"
+    return "" if parts.train_step else "not set: set_loss_fn"
 
 
 def _function_name(function: Any) -> str:

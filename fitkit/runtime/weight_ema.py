@@ -78,6 +78,10 @@ class WeightEMA:
         """The average as a state dict of the module; tensors are not copied."""
         return {name: self._average[source] for name, source in self._average_names.items()}
 
+    def buffers(self) -> list[Tensor]:
+        """The averages of the module's buffers; tensors are not copied."""
+        return [self._average[name] for name in self._average if name in self._buffers]
+
     @torch.no_grad()
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Set the average; raise ``CheckpointError`` without any change if it does not fit."""

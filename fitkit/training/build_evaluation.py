@@ -25,6 +25,7 @@ from fitkit.engine.evaluation import evaluation_mode
 from fitkit.engine.forward import Forward
 from fitkit.engine.loss_shapes import ShapeCheck
 from fitkit.engine.loss_weight import loss_weight
+from fitkit.engine.model_loss import ModelLoss
 from fitkit.engine.run import DataPass, EvaluationRun, RankSync
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.metrics.meters import Meters
@@ -135,6 +136,7 @@ def forward_of(
         else lambda inputs, targets: compiled(model_arguments(module, inputs), targets),
         loss_calls_model=parts.model_type is ModelType.SCORE_BASED,
         shape_check=None if loss is None else ShapeCheck(loss.function),
+        model_loss=ModelLoss(parts.module) if parts.has_model_loss else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from fitkit.core.callback import Callback
@@ -12,6 +12,10 @@ from fitkit.data.sample_count import SizeOf
 from fitkit.data.spec import DataSpec, may_list_samples
 from fitkit.data.split_batch import is_list_of_samples, split_inputs
 from fitkit.engine import evaluation
+from fitkit.engine.forward import Forward
+from fitkit.engine.join_outputs import BatchOutputs
+from fitkit.engine.model_loss import named_inputs
+from fitkit.engine.prediction import Prediction
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.training.build_evaluation import build_evaluation, evaluation_pass
 
@@ -40,17 +44,96 @@ def predict(
     steps: int | None,
     precision: str | None,
     callbacks: Iterable[Callback],
+    num_samples: SizeOf | None = None,
+    *,
+    tensors_only: bool = False,
+    return_outputs: bool = True,
 ) -> Any:
     """The model's outputs on ``data``; see ``NNHandler.predict``."""
-    run = build_evaluation(handler, _with_callbacks(handler, callbacks), precision)
-    data_pass = evaluation_pass(handler, data, batch_size, steps, in_order=True)
+    prediction = _prediction(
+        handler,
+        data,
+        batch_size,
+        steps,
+        precision,
+        callbacks,
+        num_samples,
+        tensors_only=tensors_only,
+    )
 
-    def interleave(outputs: list[Any]) -> list[Any]:
+    def interleave(outputs: list[BatchOutputs | None]) -> list[BatchOutputs]:
         """The outputs of all ranks, which took turns in the order of the data."""
         rounds = zip(*handler.world.gather_all(outputs), strict=True)
         return [output for turn in rounds for output in turn if output is not None]
 
-    return evaluation.predict(run, data_pass, _split_of(handler, data), interleave)
+    if return_outputs:
+        return prediction.joined(interleave)
+    prediction.run_callbacks()
+    return None
+
+
+def predict_batches(
+    handler: BaseHandler,
+    data: Any,
+    batch_size: int | None,
+    steps: int | None,
+    precision: str | None,
+    callbacks: Iterable[Callback],
+    num_samples: SizeOf | None = None,
+    *,
+    tensors_only: bool = False,
+) -> Iterator[Any]:
+    """The outputs batch by batch; see ``NNHandler.predict_batches``."""
+    prediction = _prediction(
+        handler,
+        data,
+        batch_size,
+        steps,
+        precision,
+        callbacks,
+        num_samples,
+        tensors_only=tensors_only,
+    )
+    # collectives, so they are not part of a pass that a rank may leave early
+    prediction.run.context.sync_buffers()
+    if handler.ema is not None:
+        handler.world.copy_from_main(handler.ema.buffers())
+    return prediction.batches()
+
+
+def _prediction(
+    handler: BaseHandler,
+    data: Any,
+    batch_size: int | None,
+    steps: int | None,
+    precision: str | None,
+    callbacks: Iterable[Callback],
+    num_samples: SizeOf | None,
+    *,
+    tensors_only: bool,
+) -> Prediction:
+    run = build_evaluation(handler, _with_callbacks(handler, callbacks), precision)
+    data_pass = evaluation_pass(handler, data, batch_size, steps, num_samples, in_order=True)
+    compute = _compute_of(handler, run.forward, _split_of(handler, data))
+    return Prediction(run, data_pass, compute, tensors_only)
+
+
+def _compute_of(
+    handler: BaseHandler, forward: Forward, split: Callable[[Any], Any]
+) -> Callable[[Any], Any]:
+    """The outputs of a batch: by the user's step, or by the model."""
+    step = handler.parts.predict_step
+    if step is not None:
+        return lambda batch: step(handler, forward.to_device(batch))
+    has_model_loss = handler.parts.has_model_loss
+
+    def compute(batch: Any) -> Any:
+        # a model that may compute its loss gets all entries by name, as in training
+        inputs = named_inputs(handler.module, batch) if has_model_loss else None
+        inputs = split(batch) if inputs is None else inputs
+        return forward.call(forward.model, forward.to_device(inputs))
+
+    return compute
 
 
 def _split_of(handler: BaseHandler, data: Any) -> Callable[[Any], Any]:

@@ -43,6 +43,7 @@ MAKE = {
     "ModelCheckpoint": lambda: fitkit.ModelCheckpoint(
         "best/{epoch:02d}.pth", monitor="val_loss", save_best_only=True, max_to_keep=1
     ),
+    "PredictionWriter": lambda: fitkit.PredictionWriter("predictions"),
     "Profiler": lambda: fitkit.Profiler("traces/trace.json", active=3),
     "ProgressBar": lambda: fitkit.ProgressBar(),
     "ReduceLROnPlateau": lambda: fitkit.ReduceLROnPlateau(

@@ -30,6 +30,7 @@ def test_hooks_do_nothing_and_need_no_init():
     for event in Event:
         args = (0, {}) if "batch" in event.value or "epoch" in event.value else ({},)
         args = (0, {}) if "step" in event.value else args
+        args = (0, []) if event is Event.PREDICT_OUTPUTS else args
         args = ("path", {}) if event is Event.CHECKPOINT_SAVED else args
         assert getattr(callback, event.value)(*args) is None
 

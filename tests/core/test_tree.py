@@ -47,6 +47,23 @@ def test_a_mapping_that_takes_no_mapping_becomes_a_dict():
     assert map_tensors(torch.neg, Counter(a=2)) == {"a": 2}
 
 
+@pytest.mark.parametrize("spread", [False, True])
+def test_a_mapping_that_takes_a_mapping_as_something_else_becomes_a_dict(spread):
+    class Output(OrderedDict):
+        """As a dataclass with fields: its first argument is a field."""
+
+        def __init__(self, logits, loss=None):
+            super().__init__(logits=logits)
+            if spread:
+                self["loss"] = loss
+
+    tree = Output(torch.ones(2))
+    mapped = map_tensors(lambda tensor: tensor + 1, tree)
+    assert type(mapped) is dict
+    assert list(mapped) == list(tree)
+    assert torch.equal(mapped["logits"], torch.full((2,), 2.0))
+
+
 def test_other_leaves_are_seen_by_map_leaves_only():
     tree = ("text", [1, None])
     assert map_tensors(lambda _: 0, tree) == tree

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -23,7 +20,6 @@ from torch.utils.data import (
 
 from fitkit import Callback, ConfigurationError, DataError, Event, NNHandler
 from fitkit.callbacks.lambda_callback import LambdaCallback
-from fitkit.engine.evaluation import join
 
 
 def fit(handler, data, **options):
@@ -148,68 +144,6 @@ def test_steps_limit_what_is_read(size, batch, steps):
     assert value == pytest.approx(expected.mean().item())
 
 
-# ---- outputs ------------------------------------------------------------------------------------
-
-Heads = namedtuple("Heads", ["mean", "scale"])
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [
-        lambda out: {"a": out, "b": {"c": 2 * out}},
-        lambda out: (out, [2 * out]),
-        lambda out: Heads(out, 2 * out),
-        lambda out: [out, out],
-    ],
-)
-def test_nested_outputs_are_joined_leaf_by_leaf(make_data, shape):
-    class Net(nn.Module):
-        def forward(self, x):
-            return shape(x)
-
-    x, _ = make_data(7)
-    outputs = NNHandler(Net(), "cpu").predict(x, batch_size=3)
-    expected = shape(x)
-    assert type(outputs) is type(expected)
-    torch.testing.assert_close(outputs, expected)
-
-
-@pytest.mark.parametrize(
-    ("outputs", "sentence"),
-    [
-        ([torch.tensor(1.0)], "scalar for a batch.*return one row per sample"),
-        (["text"], "must be tensors.*received str"),
-        ([{"a": None}], "received NoneType"),
-        ([pack_sequence([torch.ones(2)])] * 2, "received PackedSequence"),
-    ],
-)
-def test_outputs_that_cannot_be_joined_are_named(outputs, sentence):
-    with pytest.raises(DataError, match=sentence):
-        join(outputs)
-
-
-@pytest.mark.parametrize(
-    "second",
-    [torch.zeros(2, 5), {"a": torch.zeros(2, 3)}, (torch.zeros(2, 3),)],
-    ids=["shape", "kind", "tuple"],
-)
-def test_outputs_that_differ_between_batches_are_named(second):
-    with pytest.raises(DataError, match="differ"):
-        join([torch.zeros(2, 3), second])
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        ({"a": torch.zeros(2)}, {"b": torch.zeros(2)}),
-        ((torch.zeros(2),), (torch.zeros(2), torch.zeros(2))),
-    ],
-)
-def test_nestings_that_differ_between_batches_are_named(first, second):
-    with pytest.raises(DataError, match="differ"):
-        join([first, second])
-
-
 def test_a_batch_of_three_cannot_be_predicted(make_handler, make_data):
     x, y = make_data(4)
     with pytest.raises(DataError, match=r"\(inputs, targets\) or a mapping.*tuple of 3"):
@@ -265,8 +199,10 @@ def test_evaluate_and_predict_are_heard(make_handler, make_data, recorder):
     assert recorder.heard == [
         "predict_begin",
         "predict_batch_begin 0",
+        "predict_outputs 0",
         "predict_batch_end 0",
         "predict_batch_begin 1",
+        "predict_outputs 1",
         "predict_batch_end 1",
         "predict_end",
     ]
@@ -433,7 +369,11 @@ def test_evaluation_touches_neither_counters_nor_gradients(make_handler, make_da
 def test_evaluation_in_half_precision(make_handler, make_data, precision):
     handler = make_handler(nn.Linear(3, 1))
     data = float32(make_data, 8)
-    assert handler.predict(data, precision=precision).dtype in (torch.bfloat16, torch.float16)
+    outputs = handler.predict(data, precision=precision)
+    half = torch.bfloat16 if precision == "bf16" else torch.float16
+    assert outputs.dtype is torch.float32
+    assert torch.equal(outputs, outputs.to(half).float())
+    assert not torch.equal(outputs, handler.predict(data))
     assert handler.evaluate(data, precision=precision)["loss"] == pytest.approx(
         handler.evaluate(data)["loss"], rel=0.05
     )

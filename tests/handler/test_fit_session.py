@@ -179,6 +179,7 @@ SETTERS = {
     "set_train_loader": lambda h: h.set_train_loader(DATA),
     "set_val_loader": lambda h: h.set_val_loader(DATA),
     "add_metric": lambda h: h.add_metric("mae", lambda outputs, targets: outputs.mean()),
+    "set_predict_step": lambda h: h.set_predict_step(lambda handler, batch: None),
     "set_train_step": lambda h: h.set_train_step(lambda handler, batch: None),
     "set_sde": lambda h: h.set_sde(None),
     "set_sampler": lambda h: h.set_sampler(None),

@@ -20,6 +20,11 @@ CPU = torch.device("cpu")
 BATCH = (torch.ones(4, 2), torch.zeros(4, 1))
 
 
+class TakesLabels(nn.Module):
+    def forward(self, ids, labels=None):
+        """Would return an object with ``.loss``."""
+
+
 def make(model=nn.Linear, **arguments):
     arguments = {"in_features": 2, "out_features": 1} if model is nn.Linear else arguments
     return Parts(model, arguments, ModelType.REGRESSION, CPU)
@@ -67,8 +72,7 @@ def test_another_optimizer_gets_a_new_scheduler():
     assert parts.scheduler.optimizer is parts.optimizer
 
 
-def test_a_model_from_a_class_or_ready():
-    assert make().model_spec.kwargs == {"in_features": 2, "out_features": 1}
+def test_a_ready_model_is_taken_as_it_is():
     module = nn.Linear(1, 1)
     ready = make(module)
     assert ready.model is ready.module is module
@@ -76,17 +80,26 @@ def test_a_model_from_a_class_or_ready():
 
 
 @pytest.mark.parametrize(
-    ("model", "arguments", "sentence"),
+    ("model", "steps", "is_own"),
     [
-        (nn.ReLU(), {"inplace": True}, "ready ReLU, .*received 'inplace'. Pass the class"),
-        (nn.ReLU, {"in_place": True}, "Did you mean 'inplace'"),
-        (SGD, {}, "must be a torch.nn.Module subclass or a ready module, received the class SGD"),
-        ("Linear", {}, "received a str"),
+        (nn.Linear, {}, False),
+        (TakesLabels(), {}, True),
+        (TakesLabels(), {"train_step": print}, False),
+        (TakesLabels(), {"loss": nn.MSELoss()}, False),
     ],
 )
-def test_what_is_no_model(model, arguments, sentence):
-    with pytest.raises(ConfigurationError, match=sentence):
-        make(model, **arguments)
+def test_whether_the_loss_is_the_model_s(model, steps, is_own):
+    parts = make(model)
+    parts.train_step = steps.get("train_step")
+    if "loss" in steps:
+        parts.set_loss(steps["loss"], False, {})
+    assert parts.has_model_loss is is_own
+    parts.set_optimizer(SGD, {"lr": 1.0}, lambda module: [nn.Parameter(torch.ones(1))])
+    if is_own or steps:
+        parts.require_trainable()
+    else:
+        with pytest.raises(ConfigurationError, match="no loss function is set"):
+            parts.require_trainable()
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,18 @@ def test_running_statistics_are_averaged():
     assert average.weights()["norm.running_mean"].tolist() == [3.0, 3.0]
 
 
+def test_the_averages_of_buffers_are_those_in_use():
+    module = Net()
+    average = WeightEMA(module, 0.5)
+    for buffer in average.buffers():
+        buffer.fill_(1)
+    weights = average.weights()
+    names = {name for name, _ in module.named_buffers()} - {"cache"}  # not in the state dict
+    assert len(average.buffers()) == len(names)
+    assert all((weights[name] == 1).all() for name in names)
+    assert torch.equal(weights["first.weight"], module.first.weight)
+
+
 def test_weights_have_the_names_of_the_state_dict_and_share_nothing_with_it():
     module = Net()
     average = WeightEMA(module, 0.9)
