@@ -276,6 +276,7 @@ class NNHandler(BaseHandler):
         shuffle: bool | None = None,
         steps_per_epoch: int | None = None,
         validation_steps: int | None = None,
+        grad: bool = False,
         precision: str | None = None,
         use_amp: bool = False,
         gradient_accumulation_steps: int = 1,
@@ -307,6 +308,8 @@ class NNHandler(BaseHandler):
             shuffle: whether to shuffle where fitkit makes the batches; default: yes.
             steps_per_epoch: training batches per epoch; ``None``: all there are.
             validation_steps: validation batches; ``None``: all there are.
+            grad: whether validation records gradients too, for a model, a loss or an evaluation
+                step that differentiates, such as forces of an energy. Memory is that of training.
             precision: ``"fp32"``, ``"bf16"``, or ``"fp16"`` with loss scaling.
             use_amp: the older spelling of ``precision="fp16"``.
             gradient_accumulation_steps: batches whose gradients make one optimizer step.
@@ -353,6 +356,7 @@ class NNHandler(BaseHandler):
             shuffle=shuffle,
             steps_per_epoch=steps_per_epoch,
             validation_steps=validation_steps,
+            grad=grad,
             precision="fp16" if use_amp else precision,
             gradient_accumulation_steps=gradient_accumulation_steps,
             gradient_clipping_norm=gradient_clipping_norm,
@@ -382,6 +386,7 @@ class NNHandler(BaseHandler):
         batch_size: int | None = None,
         steps: int | None = None,
         precision: str | None = None,
+        grad: bool = False,
         callbacks: Iterable[Callback] = (),
     ) -> dict[str, float]:
         """Loss and metrics over ``data``, each sample counted once.
@@ -391,9 +396,10 @@ class NNHandler(BaseHandler):
             batch_size: as in ``fit``.
             steps: largest number of batches.
             precision: as in ``fit``.
+            grad: whether gradients are recorded, as in ``fit``.
             callbacks: attached for this call.
         """
-        return evaluate(self, data, batch_size, steps, precision, callbacks)
+        return evaluate(self, data, batch_size, steps, precision, callbacks, grad=grad)
 
     def predict(
         self,
@@ -402,6 +408,7 @@ class NNHandler(BaseHandler):
         batch_size: int | None = None,
         steps: int | None = None,
         precision: str | None = None,
+        grad: bool = False,
         callbacks: Iterable[Callback] = (),
     ) -> Any:
         """The model's outputs on ``data``, in the data's order, joined along the first dimension.
@@ -412,12 +419,13 @@ class NNHandler(BaseHandler):
             batch_size: as in ``fit``.
             steps: largest number of batches.
             precision: as in ``fit``.
+            grad: whether gradients are recorded, as in ``fit``.
             callbacks: attached for this call.
 
         Returns:
             tensors on the CPU, nested as the model's outputs.
         """
-        return predict(self, data, batch_size, steps, precision, callbacks)
+        return predict(self, data, batch_size, steps, precision, callbacks, grad=grad)
 
     # ---- summary and tuning ---------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitkit.core.errors import DataError, listed
+from fitkit.core.errors import DataError, add_note, listed
 from fitkit.core.event import Event
 from fitkit.core.logs import EMPTY_LOGS, Logs
 from fitkit.core.state import Phase
@@ -30,7 +30,7 @@ def evaluate(
         DataError: the data yields no batch.
     """
     state, callbacks = run.state, run.callbacks
-    with evaluation_mode(run):
+    with evaluation_mode(run), _explaining_gradients(run):
         run.context.sync_buffers()
         if state.phase is not Phase.TEST:
             state.enter(Phase.TEST)
@@ -40,7 +40,8 @@ def evaluate(
             index = state.batch
             callbacks.fire(Event.TEST_BATCH_BEGIN, index, EMPTY_LOGS)
             run.context.seed_batch()
-            with run.context.without_gradients():
+            # not inference mode: what a model caches in it could not be used in training
+            with torch.set_grad_enabled(run.grad):
                 output, num_samples = run.forward(batch)
                 share = data_pass.source.share
                 own = num_samples if share is None else share.local
@@ -72,12 +73,12 @@ def predict(
     """
     callbacks = run.callbacks
     outputs: list[Any] = []
-    with evaluation_mode(run):
+    with evaluation_mode(run), _explaining_gradients(run):
         run.context.sync_buffers()
         callbacks.fire(Event.PREDICT_BEGIN, EMPTY_LOGS)
         for index, batch in enumerate(data_pass.batches()):
             callbacks.fire(Event.PREDICT_BATCH_BEGIN, index, EMPTY_LOGS)
-            with run.context.without_gradients():
+            with torch.set_grad_enabled(run.grad):
                 output = _predict_batch(run.forward, inputs_of(batch))
             share = data_pass.source.share
             outputs.append(output if share is None or share.local else None)
@@ -91,7 +92,7 @@ def predict(
 def _predict_batch(forward: Forward, inputs: Any) -> Any:
     with forward.precision.forward():
         output = forward.call(forward.model, forward.to_device(inputs))
-    return map_tensors(lambda tensor: tensor.cpu(), output)
+    return map_tensors(lambda tensor: tensor.detach().cpu(), output)
 
 
 def join(outputs: list[Any]) -> Any:
@@ -138,14 +139,38 @@ def _form(output: Any) -> str:
 
 
 @contextmanager
+def _explaining_gradients(run: EvaluationRun) -> Iterator[None]:
+    """Inside ``with``, an error for want of gradients says how to get them."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not run.grad and "does not require grad" in str(error):
+            add_note(
+                error,
+                "evaluation and prediction record no gradients: pass grad=True to fit, evaluate "
+                "or predict, or use torch.enable_grad() where the model differentiates.",
+            )
+        raise
+
+
+@contextmanager
 def evaluation_mode(run: EvaluationRun) -> Iterator[None]:
-    """Inside ``with`` model and loss are in evaluation mode, with their averaged weights."""
+    """Inside ``with`` model and loss are in evaluation mode, with their averaged weights.
+
+    Gradients of parameters are those from before afterwards, whatever the model, the loss or a
+    step differentiates.
+    """
     modes = [(part, part.training) for module in run.modules for part in module.modules()]
+    gradients = [(p, p.grad) for p in run.modules.parameters() if p.requires_grad]
     for module in run.modules:
         module.eval()
     try:
+        for parameter, _ in gradients:
+            parameter.grad = None
         with run.context.ema_weights():
             yield
     finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
         for part, training in modes:  # parts may have modes of their own
             part.training = training

@@ -84,9 +84,6 @@ class EvaluationContext(Protocol):
     def ema_weights(self) -> AbstractContextManager[None]:
         """Inside ``with`` the model has its averaged weights, if there are any."""
 
-    def without_gradients(self) -> AbstractContextManager[Any]:
-        """Inside ``with`` no gradients are recorded."""
-
     def sync_buffers(self) -> None:
         """Copy the buffers of model and loss from rank 0 to the other ranks."""
 
@@ -155,6 +152,8 @@ class EvaluationRun:
         callbacks: hear the events.
         state: counts the batches.
         rank_sync: what all ranks have to do at the same batch.
+        grad: whether autograd records operations in evaluation, for a model, a loss or a step
+            that computes gradients itself.
     """
 
     forward: Forward
@@ -163,6 +162,7 @@ class EvaluationRun:
     callbacks: CallbackList
     state: FitState
     rank_sync: RankSync
+    grad: bool = field(default=False, kw_only=True)
 
 
 @dataclass

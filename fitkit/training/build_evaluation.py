@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,6 @@ from fitkit.engine.run import DataPass, EvaluationRun, RankSync
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.metrics.meters import Meters
 from fitkit.runtime.device import floating_dtype, make_current, to_device
-from fitkit.runtime.lazy_modules import uninitialized_names
 from fitkit.runtime.precision import Precision, make_precision
 from fitkit.runtime.rng import derive_seed, seed_streams
 from fitkit.runtime.signals import SignalWatch
@@ -41,7 +40,6 @@ class HandlerContext:
         self._handler = handler
         self._seeds_batches = seeds_batches and handler.world.rank > 0
         self.ema_weights = handler.weights.swapped_in
-        self.without_gradients = without_gradients(handler)
         self.sum_over_ranks = handler.world.sum
 
     def sync_buffers(self) -> None:
@@ -57,15 +55,6 @@ class HandlerContext:
             seed_streams(seed, handler.device)
 
 
-def without_gradients(handler: BaseHandler) -> Callable[[], AbstractContextManager[Any]]:
-    """The context for calling the model without a backward pass.
-
-    Lazy parameters that begin in torch's inference mode could not be trained.
-    """
-    is_lazy = any(map(uninitialized_names, handler.parts.trained_modules))
-    return torch.no_grad if is_lazy else handler.parallel.without_gradients
-
-
 class HandlerEvaluator:
     """The ``Evaluator`` of a handler, by which a ``ScoreModel`` calls its model."""
 
@@ -73,7 +62,6 @@ class HandlerEvaluator:
         self._handler = handler
         self.device = handler.device
         self.shows_progress = handler.world.is_main
-        self.without_gradients = without_gradients(handler)
         self.next_seed = handler.seeds.next_draw
 
     @property
@@ -90,7 +78,7 @@ class HandlerEvaluator:
 
 
 def build_evaluation(
-    handler: BaseHandler, callbacks: CallbackList, precision: str | None
+    handler: BaseHandler, callbacks: CallbackList, precision: str | None, *, grad: bool = False
 ) -> EvaluationRun:
     """Everything that ``engine.evaluation`` needs."""
     make_current(handler.device)
@@ -101,6 +89,7 @@ def build_evaluation(
         callbacks=callbacks,
         state=FitState(),
         rank_sync=RankSync(FitState(), SignalWatch(())),
+        grad=grad,
     )
 
 

@@ -127,6 +127,7 @@ def build_run(
         callbacks=handler.callbacks,
         state=handler.state,
         rank_sync=rank_sync,
+        grad=options.grad,
         step=_train_step(handler, options, precision, schedule),
         schedule=schedule,
         train=train,

@@ -20,10 +20,12 @@ def evaluate(
     steps: int | None,
     precision: str | None,
     callbacks: Iterable[Callback],
+    *,
+    grad: bool = False,
 ) -> dict[str, float]:
     """Loss and metrics over ``data``; see ``NNHandler.evaluate``."""
     values: dict[str, float] = {}
-    run = build_evaluation(handler, _with_callbacks(handler, callbacks), precision)
+    run = build_evaluation(handler, _with_callbacks(handler, callbacks), precision, grad=grad)
     data_pass = evaluation_pass(handler, data, batch_size, steps, in_order=False)
     evaluation.evaluate(run, data_pass, values.update)
     return values
@@ -36,9 +38,11 @@ def predict(
     steps: int | None,
     precision: str | None,
     callbacks: Iterable[Callback],
+    *,
+    grad: bool = False,
 ) -> Any:
     """The model's outputs on ``data``; see ``NNHandler.predict``."""
-    run = build_evaluation(handler, _with_callbacks(handler, callbacks), precision)
+    run = build_evaluation(handler, _with_callbacks(handler, callbacks), precision, grad=grad)
     data_pass = evaluation_pass(handler, data, batch_size, steps, in_order=True)
 
     def interleave(outputs: list[Any]) -> list[Any]:

@@ -36,6 +36,7 @@ class FitOptions:
     shuffle: bool | None = None
     steps_per_epoch: int | None = None
     validation_steps: int | None = None
+    grad: bool = False
     precision: str | None = None
     gradient_accumulation_steps: int = 1
     gradient_clipping_norm: float | None = None
