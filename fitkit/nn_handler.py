@@ -25,6 +25,7 @@ from fitkit.core.callback import Callback
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.state_placement import detached_copy
 from fitkit.data.spec import DataSpec
+from fitkit.data.validation_sets import add_validation_sets
 from fitkit.distributed.parallel import Parallel
 from fitkit.distributed.strategy import Strategy
 from fitkit.generative.sampler import Sampler
@@ -150,6 +151,7 @@ class NNHandler(BaseHandler):
         *,
         interval: str = "epoch",
         monitor: str | None = None,
+        strict: bool = True,
         **kwargs: Any,
     ) -> None:
         """Schedule the learning rate with ``cls(optimizer, **kwargs)``.
@@ -158,11 +160,14 @@ class NNHandler(BaseHandler):
             cls: a class of ``torch.optim.lr_scheduler``.
             interval: ``"epoch"``, or ``"step"`` for optimizer steps.
             monitor: the value for ``ReduceLROnPlateau``; default: ``val_loss``, or ``loss`` where
-                there is no validation.
+                there is no validation. A value that a callback logs must be logged before
+                ``on_epoch_end``.
+            strict: ``False``: wait for a value that only some epochs log, as in ``EarlyStopping``.
             **kwargs: arguments of the class without the optimizer.
         """
         self.session.require_outside_fit("set_scheduler")
         set_scheduler(self, cls, kwargs, interval, monitor)
+        self.parts.scheduler_strict = strict
 
     def set_loss_fn(
         self, fn: Callable[..., Any], pass_epoch_to_loss: bool = False, **kwargs: Any
@@ -190,10 +195,20 @@ class NNHandler(BaseHandler):
         self.session.require_outside_fit("set_train_loader")
         self.parts.train_data = DataSpec.from_loader_kwargs(dataset, loader_kwargs)
 
-    def set_val_loader(self, dataset: Any, **loader_kwargs: Any) -> None:
-        """Set the validation data; as ``set_train_loader``, but not shuffled by default."""
+    def set_val_loader(
+        self, dataset: Any, *, name: str | None = None, **loader_kwargs: Any
+    ) -> None:
+        """Set the validation data, in place of what was set before.
+
+        Args:
+            dataset: as in ``set_train_loader``, or several sets by name as in ``fit``.
+            name: add or replace the set of this name instead; the others stay.
+            **loader_kwargs: as in ``set_train_loader``, but not shuffled by default.
+        """
         self.session.require_outside_fit("set_val_loader")
-        self.parts.validation_data = DataSpec.from_loader_kwargs(dataset, loader_kwargs)
+        self.parts.validation_data = add_validation_sets(
+            self.parts.validation_data, dataset, name, loader_kwargs
+        )
 
     def add_metric(self, name: str, metric: Any) -> None:
         """Log ``metric`` as ``name``, and as ``val_name`` in validation.
@@ -301,13 +316,15 @@ class NNHandler(BaseHandler):
                 arrays; ``None``: that of ``set_train_loader``.
             epochs: epochs that this call trains; a second call goes on from the first.
             callbacks: attached for this call.
-            validation_data: as ``train_data``; ``None``: that of ``set_val_loader``, if any.
+            validation_data: as ``train_data``, or several sets by name: ``{"clean": a, ...}`` logs
+                ``val_clean_loss`` and so on. A dict of arrays (``{"x": ..., "y": ...}``) is one
+                set; a named set of one array is ``(x,)``. ``None``: those of ``set_val_loader``.
             validation_split: share of the training data, from its end, to validate on instead.
             validate_every: epochs between validations.
             batch_size: samples per batch and rank where fitkit makes the batches; default 32.
             shuffle: whether to shuffle where fitkit makes the batches; default: yes.
             steps_per_epoch: training batches per epoch; ``None``: all there are.
-            validation_steps: validation batches; ``None``: all there are.
+            validation_steps: validation batches of each set; ``None``: all there are.
             grad: whether validation records gradients too, for a model, a loss or an evaluation
                 step that differentiates, such as forces of an energy. Memory is that of training.
             precision: ``"fp32"``, ``"bf16"``, or ``"fp16"`` with loss scaling.
@@ -392,12 +409,16 @@ class NNHandler(BaseHandler):
         """Loss and metrics over ``data``, each sample counted once.
 
         Args:
-            data: as in ``fit``; ``None``: that of ``set_val_loader``.
+            data: as ``validation_data`` in ``fit``; ``None``: that of ``set_val_loader``.
             batch_size: as in ``fit``.
             steps: largest number of batches.
             precision: as in ``fit``.
             grad: whether gradients are recorded, as in ``fit``.
             callbacks: attached for this call.
+
+        Returns:
+            the values by name; those of a named set have its name before theirs, as in
+            ``clean_loss``.
         """
         return evaluate(self, data, batch_size, steps, precision, callbacks, grad=grad)
 

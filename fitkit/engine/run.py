@@ -17,6 +17,7 @@ from fitkit.core.errors import Preempted
 from fitkit.core.state import FitState, Phase
 from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.types import BatchSource
+from fitkit.core.validation_sets import pass_name
 from fitkit.engine.forward import Forward
 from fitkit.engine.lr_schedule import Schedule
 from fitkit.engine.train_step import TrainStep
@@ -173,7 +174,7 @@ class FitRun(EvaluationRun):
         step: trains on one batch.
         schedule: the learning-rate schedule.
         train: the pass over the training data.
-        validation: the pass over the validation data, or ``None``.
+        validation: the passes over the validation sets, by name; none without validation.
         validate_every: epochs between validations.
         last_epoch: value of ``state.epoch`` at which this call is complete.
         last_step: value of ``state.global_step`` at which this call is complete, or ``None``.
@@ -184,7 +185,7 @@ class FitRun(EvaluationRun):
     step: TrainStep
     schedule: Schedule
     train: DataPass
-    validation: DataPass | None
+    validation: dict[str, DataPass]
     validate_every: int
     last_epoch: int
     last_step: int | None
@@ -222,11 +223,11 @@ class FitRun(EvaluationRun):
     def _unfinished_passes(self) -> dict[str, DataPass]:
         """The passes whose sums are progress; a new epoch or validation begins new sums."""
         begun = {Phase.TRAIN: ["train"], Phase.VALIDATE: ["train"]}
-        begun[Phase.TEST] = ["train", "validation"]
+        begun[Phase.TEST] = ["train", pass_name(self.state.evaluation_set)]
         names = begun.get(self.state.phase, ())
         return {name: p for name, p in self.passes().items() if name in names}
 
     def passes(self) -> dict[str, DataPass]:
         """The passes over data by the names that a checkpoint has for them."""
-        passes = {"train": self.train}
-        return passes if self.validation is None else {**passes, "validation": self.validation}
+        sets = {pass_name(name): data_pass for name, data_pass in self.validation.items()}
+        return {"train": self.train, **sets}

@@ -62,12 +62,13 @@ class Parts:
         self.scheduler_spec: ComponentSpec | None = None
         self.scheduler_interval = "epoch"
         self.scheduler_monitor: str | None = None
+        self.scheduler_strict = True
         self.scheduler: LRScheduler | None = None
         self.scheduler_start: SchedulerStart | None = None
         self.loss: LossSpec | None = None
         self.generative = GenerativeComponents()
         self.train_data: DataSpec | None = None
-        self.validation_data: DataSpec | None = None
+        self.validation_data: dict[str, DataSpec] = {}
         self.metrics: dict[str, Any] = {}
         self.train_step: Callable[..., Any] | None = None
         self.evaluation_step: Callable[..., Any] | None = None

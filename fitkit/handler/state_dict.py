@@ -101,6 +101,7 @@ ENTRIES: dict[str, StateEntry] = {
     "scheduler_kwargs": StateEntry(lambda h: encode_kwargs(h.parts.scheduler_spec)),
     "scheduler_interval": StateEntry(lambda h: h.parts.scheduler_interval),
     "scheduler_monitor": StateEntry(lambda h: h.parts.scheduler_monitor),
+    "scheduler_strict": StateEntry(lambda h: h.parts.scheduler_strict),
     "scheduler_state_dict": StateEntry(
         lambda h: state_of(h.scheduler),
         skip=("optimizer", "scheduler"),

@@ -12,12 +12,13 @@ from torch import nn
 
 from fitkit.core.argument_checks import require_count
 from fitkit.core.callback_list import CallbackList
-from fitkit.core.errors import ConfigurationError
+from fitkit.core.errors import ConfigurationError, listed
 from fitkit.core.state import FitState
 from fitkit.data.make_source import make_source
 from fitkit.data.rank_split import RankSplit
-from fitkit.data.spec import DataSpec
+from fitkit.data.spec import DataSpec, is_batched_by_fitkit
 from fitkit.data.split_batch import call_model, make_split
+from fitkit.data.validation_sets import as_validation_sets
 from fitkit.engine.evaluation import evaluation_mode
 from fitkit.engine.forward import Forward
 from fitkit.engine.run import DataPass, EvaluationRun, RankSync
@@ -50,7 +51,9 @@ class HandlerContext:
         """Seed the random streams for the next batch."""
         if self._seeds_batches:
             handler, state = self._handler, self._handler.state
-            position = (state.global_step, state.phase.value, state.batch)
+            position: tuple[int | str, ...] = (state.global_step, state.phase.value, state.batch)
+            if state.evaluation_set:
+                position += (state.evaluation_set,)
             seed = derive_seed(handler.seeds.data, "rank", handler.world.rank, *position)
             seed_streams(seed, handler.device)
 
@@ -144,21 +147,56 @@ def make_data_pass(
     return DataPass(source, Meters(handler.parts.metrics, handler.device), limit)
 
 
-def evaluation_pass(
-    handler: BaseHandler, data: Any, batch_size: int | None, steps: int | None, *, in_order: bool
-) -> DataPass:
-    """One pass over ``data``, or over the validation data set before.
+def evaluation_passes(
+    handler: BaseHandler, data: Any, batch_size: int | None, steps: int | None
+) -> dict[str, DataPass]:
+    """One pass over each set in ``data`` by name, or over the validation data set before.
 
     Raises:
         ConfigurationError: there is no data.
     """
     require_count("steps", steps, optional=True)
+    if data is None:
+        specs = {
+            name: spec.override(batch_size=batch_size, shuffle=None)
+            for name, spec in handler.parts.validation_data.items()
+        }
+    else:
+        specs = {
+            name: DataSpec(one, batch_size if len(sets) == 1 or is_batched_by_fitkit(one) else None)
+            for sets in (as_validation_sets(data),)
+            for name, one in sets.items()
+        }
+    if not specs:
+        raise _no_data()
+    return {name: make_data_pass(handler, spec, limit=steps) for name, spec in specs.items()}
+
+
+def prediction_pass(
+    handler: BaseHandler, data: Any, batch_size: int | None, steps: int | None
+) -> DataPass:
+    """One pass over ``data`` in its order, or over the validation data set before.
+
+    Raises:
+        ConfigurationError: there is no data, or there are several validation sets.
+    """
+    require_count("steps", steps, optional=True)
+    sets = handler.parts.validation_data
+    if data is None and len(sets) > 1:
+        raise ConfigurationError(
+            f"prediction reads one set, and the validation sets are {listed(sets)}: pass the data "
+            f"of one."
+        )
     if data is not None:
         spec = DataSpec(data, batch_size)
-    elif handler.parts.validation_data is not None:
-        spec = handler.parts.validation_data.override(batch_size=batch_size, shuffle=None)
+    elif sets:
+        spec = next(iter(sets.values())).override(batch_size=batch_size, shuffle=None)
     else:
-        raise ConfigurationError(
-            "no data to evaluate: pass it, or call handler.set_val_loader(...) before."
-        )
-    return make_data_pass(handler, spec, limit=steps, in_order=in_order)
+        raise _no_data()
+    return make_data_pass(handler, spec, limit=steps, in_order=True)
+
+
+def _no_data() -> ConfigurationError:
+    return ConfigurationError(
+        "no data to evaluate: pass it, or call handler.set_val_loader(...) before."
+    )

@@ -7,10 +7,12 @@ from typing import Any
 
 from fitkit.core.callback import Callback
 from fitkit.core.callback_list import CallbackList
+from fitkit.core.state import Phase
+from fitkit.core.validation_sets import log_prefix, named_values, require_distinct_names
 from fitkit.data.split_batch import split_inputs
 from fitkit.engine import evaluation
 from fitkit.handler.base_handler import BaseHandler
-from fitkit.training.build_evaluation import build_evaluation, evaluation_pass
+from fitkit.training.build_evaluation import build_evaluation, evaluation_passes, prediction_pass
 
 
 def evaluate(
@@ -26,8 +28,15 @@ def evaluate(
     """Loss and metrics over ``data``; see ``NNHandler.evaluate``."""
     values: dict[str, float] = {}
     run = build_evaluation(handler, _with_callbacks(handler, callbacks), precision, grad=grad)
-    data_pass = evaluation_pass(handler, data, batch_size, steps, in_order=False)
-    evaluation.evaluate(run, data_pass, values.update)
+    passes = evaluation_passes(handler, data, batch_size, steps)
+    require_distinct_names(passes, ("loss", *handler.parts.metrics))
+    for name, data_pass in passes.items():
+        run.state.enter(Phase.VALIDATE)
+        prefix = log_prefix(name).removeprefix("val_")
+        of_set: dict[str, float] = {}
+        with handler.state.evaluating(name):
+            evaluation.evaluate(run, data_pass, of_set.update)
+        values |= named_values(prefix, of_set, values)
     return values
 
 
@@ -43,7 +52,7 @@ def predict(
 ) -> Any:
     """The model's outputs on ``data``; see ``NNHandler.predict``."""
     run = build_evaluation(handler, _with_callbacks(handler, callbacks), precision, grad=grad)
-    data_pass = evaluation_pass(handler, data, batch_size, steps, in_order=True)
+    data_pass = prediction_pass(handler, data, batch_size, steps)
 
     def interleave(outputs: list[Any]) -> list[Any]:
         """The outputs of all ranks, which took turns in the order of the data."""

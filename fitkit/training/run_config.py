@@ -12,6 +12,7 @@ from fitkit.checkpointing.format.component_config import loss_config
 from fitkit.core.component_spec import ComponentSpec, LossSpec
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.state import FitState
+from fitkit.core.validation_sets import UNNAMED
 from fitkit.data.in_memory import common_length, is_in_memory
 from fitkit.data.make_source import batch_size_of
 from fitkit.data.spec import DataSpec
@@ -37,7 +38,7 @@ _OPTIONS = (
 
 
 def run_config(
-    handler: BaseHandler, options: FitOptions, train: DataSpec, validation: DataSpec | None
+    handler: BaseHandler, options: FitOptions, train: DataSpec, sets: Mapping[str, DataSpec]
 ) -> dict[str, Any]:
     """The configuration as the script gives it, by its name in a message; plain values.
 
@@ -51,7 +52,7 @@ def run_config(
         "training step": _name(parts.train_step),
         SEED: handler.seed if options.seed is None else options.seed,
         TRAINING_DATA: _data_text(train),
-        "validation data": None if validation is None else _data_text(validation),
+        "validation data": _sets_text(sets),
         "batch size": None if batch_size is None else batch_size * ranks,  # over all ranks
         "ranks": ranks,
         EPOCHS: options.epochs,
@@ -105,6 +106,14 @@ def is_stop_obsolete(
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
+
+
+def _sets_text(sets: Mapping[str, DataSpec]) -> str | None:
+    """The size of the validation set, or the names and sizes of several."""
+    if UNNAMED in sets and len(sets) == 1:
+        return _data_text(sets[UNNAMED])
+    texts = {name or "without a name": _data_text(spec) for name, spec in sets.items()}
+    return ", ".join(f"{name}: {text or 'unknown'}" for name, text in texts.items()) or None
 
 
 def _data_text(spec: DataSpec) -> str | None:

@@ -34,7 +34,7 @@ class Endless:
 def config_of(data=ROWS, handler=None, **options):
     if handler is None:
         handler = NNHandler(nn.Linear, "cpu", seed=0, in_features=2, out_features=1)
-    return run_config(handler, FitOptions(**options), DataSpec(data), None)
+    return run_config(handler, FitOptions(**options), DataSpec(data), {})
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ KEYS: Mapping[str, type | tuple[type, ...]] = {
 # Keys that files of earlier versions lack; also ``None`` is valid.
 OPTIONAL_KEYS: Mapping[str, type] = {
     "optimizer_groups": list,
+    "scheduler_strict": bool,
     "scheduler_initial_state": dict,
     "loss_state_dict": dict,
     "loss_ema_state_dict": dict,
@@ -171,4 +172,6 @@ def _is_valid(name: str, value: Any) -> bool:
         return False
     if isinstance(value, dict):
         return all(type(key) is str and type(item) in (int, float) for key, item in value.items())
+    if isinstance(value, list):
+        return all(type(item) is str for item in value)
     return not (type(value) is int and value < 0)
