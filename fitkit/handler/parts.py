@@ -21,6 +21,7 @@ from fitkit.data.split_batch import call_model
 from fitkit.engine.lr_schedule import require_interval
 from fitkit.generative.components import GenerativeComponents
 from fitkit.handler.group_options import Options, options_of
+from fitkit.handler.optimizer_state import has_modes
 from fitkit.handler.scheduler_start import SchedulerStart, are_schedulers_of
 from fitkit.handler.torch_compile import (
     CompiledOptimizer,
@@ -110,7 +111,10 @@ class Parts:
             )
         # cloned for checkpoints: a scheduler changes a learning rate that is a tensor in place
         self.optimizer_spec = ComponentSpec(cls, map_tensors(Tensor.clone, dict(kwargs)))
-        self.optimizer = ComponentSpec(cls, dict(kwargs)).build(parameters)
+        built = ComponentSpec(cls, dict(kwargs)).build(parameters)
+        if has_modes(built):  # before it has a state, with which it would move the parameters
+            built.train()
+        self.optimizer = built
         self.built_options = options_of(self.optimizer)
         self._build_scheduler()
 

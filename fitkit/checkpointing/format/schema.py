@@ -50,6 +50,8 @@ KEYS: Mapping[str, type | tuple[type, ...]] = {
 # Keys that files of earlier versions lack; also ``None`` is valid.
 OPTIONAL_KEYS: Mapping[str, type] = {
     "optimizer_groups": list,
+    "optimizer_is_evaluating": bool,
+    "evaluated_state_dict": dict,
     "scheduler_strict": bool,
     "scheduler_initial_state": dict,
     "loss_state_dict": dict,
@@ -60,7 +62,12 @@ OPTIONAL_KEYS: Mapping[str, type] = {
 
 # Their tensors are spread over the ranks that share a model, so a sharded checkpoint stores them
 # in its folder.
-SHARDED_KEYS = ("model_state_dict", "optimizer_state_dict", "ema_state_dict")
+SHARDED_KEYS = (
+    "model_state_dict",
+    "optimizer_state_dict",
+    "ema_state_dict",
+    "evaluated_state_dict",
+)
 # Whoever loads these copies the tensors into the model's own, so they may stay mapped to the file.
 COPIED_KEYS = ("model_state_dict", "ema_state_dict")
 _LISTENER: Mapping[str, type] = {"name": str, "identity": str}
