@@ -17,6 +17,7 @@ from fitkit.data.in_memory import common_length, is_in_memory
 from fitkit.data.make_source import batch_size_of
 from fitkit.data.spec import DataSpec
 from fitkit.handler.base_handler import BaseHandler
+from fitkit.handler.group_options import differs
 from fitkit.handler.repr import spec_text
 from fitkit.training.options import FitOptions
 
@@ -66,7 +67,7 @@ def config_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list
         f"{name}: {_text(saved[name])} -> {_text(value)}"
         + (" (the run keeps the seed with which it began)" if name == SEED else "")
         for name, value in current.items()
-        if name in saved and saved[name] != value
+        if name in saved and differs(saved[name], value)
     ]
 
 
@@ -78,7 +79,7 @@ def require_same_run(saved: Mapping[str, Any], current: Mapping[str, Any], path:
     """
     for name in (SEED, TRAINING_DATA):
         old, new = saved.get(name), current[name]
-        if name in saved and new is not None and old != new:
+        if name in saved and new is not None and differs(old, new):
             raise ConfigurationError(
                 f"{str(path)!r} is of a run whose {name} is {_text(old)}; in this script it is "
                 f"{_text(new)}. To train anew, choose another folder or remove the checkpoints of "
@@ -101,7 +102,8 @@ def is_stop_obsolete(
         return False
     name = state.stop_reason.partition(":")[0]
     is_changed = any(line.startswith(name) for line in callback_changes)
-    return is_changed or current[EPOCHS] > saved.get(EPOCHS, current[EPOCHS])
+    before = saved.get(EPOCHS)
+    return is_changed or (type(before) is int and current[EPOCHS] > before)
 
 
 def _text(value: Any) -> str:
