@@ -25,6 +25,7 @@ from fitkit.core.callback import Callback
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.state_placement import detached_copy
 from fitkit.data.spec import DataSpec, with_targets
+from fitkit.data.validation_sets import add_validation_sets
 from fitkit.distributed.parallel import Parallel
 from fitkit.distributed.strategy import Strategy
 from fitkit.generative.sampler import Sampler
@@ -150,6 +151,7 @@ class NNHandler(BaseHandler):
         *,
         interval: str = "epoch",
         monitor: str | None = None,
+        strict: bool = True,
         **kwargs: Any,
     ) -> None:
         """Schedule the learning rate with ``cls(optimizer, **kwargs)``.
@@ -158,11 +160,14 @@ class NNHandler(BaseHandler):
             cls: a class of ``torch.optim.lr_scheduler``.
             interval: ``"epoch"``, or ``"step"`` for optimizer steps.
             monitor: the value for ``ReduceLROnPlateau``; default: ``val_loss``, or ``loss`` where
-                there is no validation.
+                there is no validation. A value that a callback logs must be logged before
+                ``on_epoch_end``.
+            strict: ``False``: wait for a value that only some epochs log, as in ``EarlyStopping``.
             **kwargs: arguments of the class without the optimizer.
         """
         self.session.require_outside_fit("set_scheduler")
         set_scheduler(self, cls, kwargs, interval, monitor)
+        self.parts.scheduler_strict = strict
 
     def set_loss_fn(
         self,
@@ -207,10 +212,20 @@ class NNHandler(BaseHandler):
         self.session.require_outside_fit("set_train_loader")
         self.parts.train_data = DataSpec.from_loader_kwargs(dataset, loader_kwargs)
 
-    def set_val_loader(self, dataset: Any, **loader_kwargs: Any) -> None:
-        """Set the validation data; as ``set_train_loader``, but not shuffled by default."""
+    def set_val_loader(
+        self, dataset: Any, *, name: str | None = None, **loader_kwargs: Any
+    ) -> None:
+        """Set the validation data, in place of what was set before.
+
+        Args:
+            dataset: as in ``set_train_loader``, or several sets by name as in ``fit``.
+            name: add or replace the set of this name instead; the others stay.
+            **loader_kwargs: as in ``set_train_loader``, but not shuffled by default.
+        """
         self.session.require_outside_fit("set_val_loader")
-        self.parts.validation_data = DataSpec.from_loader_kwargs(dataset, loader_kwargs)
+        self.parts.validation_data = add_validation_sets(
+            self.parts.validation_data, dataset, name, loader_kwargs
+        )
 
     def add_metric(self, name: str, metric: Any) -> None:
         """Log ``metric`` as ``name``, and as ``val_name`` in validation.
@@ -314,6 +329,7 @@ class NNHandler(BaseHandler):
         collate_fn: Callable[[Any], Any] | None = None,
         steps_per_epoch: int | None = None,
         validation_steps: int | None = None,
+        grad: bool = False,
         precision: str | None = None,
         use_amp: bool = False,
         gradient_accumulation_steps: int = 1,
@@ -339,7 +355,9 @@ class NNHandler(BaseHandler):
             y: the targets, where ``train_data`` is only the inputs: ``fit(x, y)``.
             epochs: epochs that this call trains; a second call goes on from the first.
             callbacks: attached for this call.
-            validation_data: as ``train_data``; ``None``: that of ``set_val_loader``, if any.
+            validation_data: as ``train_data``, or several sets by name: ``{"clean": a, ...}`` logs
+                ``val_clean_loss`` and so on. A dict of arrays (``{"x": ..., "y": ...}``) is one
+                set; a named set of one array is ``(x,)``. ``None``: those of ``set_val_loader``.
             validation_split: share of the training data, from its end, to validate on instead.
             validate_every: epochs between validations.
             batch_size: samples per batch and rank where fitkit makes the batches; default 32.
@@ -349,7 +367,9 @@ class NNHandler(BaseHandler):
             drop_last: leave out a last training batch that is not full.
             collate_fn: makes a batch of a list of samples, also for a Dataset to validate on.
             steps_per_epoch: training batches per epoch; ``None``: all there are.
-            validation_steps: validation batches; ``None``: all there are.
+            validation_steps: validation batches of each set; ``None``: all there are.
+            grad: whether validation records gradients too, for a model, a loss or an evaluation
+                step that differentiates, such as forces of an energy. Memory is that of training.
             precision: ``"fp32"``, ``"bf16"``, or ``"fp16"`` with loss scaling.
             use_amp: the older spelling of ``precision="fp16"``.
             gradient_accumulation_steps: batches whose gradients make one optimizer step.
@@ -399,6 +419,7 @@ class NNHandler(BaseHandler):
             collate_fn=collate_fn,
             steps_per_epoch=steps_per_epoch,
             validation_steps=validation_steps,
+            grad=grad,
             precision="fp16" if use_amp else precision,
             gradient_accumulation_steps=gradient_accumulation_steps,
             gradient_clipping_norm=gradient_clipping_norm,
@@ -430,22 +451,27 @@ class NNHandler(BaseHandler):
         num_samples: Callable[[Any], int] | None = None,
         steps: int | None = None,
         precision: str | None = None,
+        grad: bool = False,
         callbacks: Iterable[Callback] = (),
     ) -> dict[str, float]:
         """Loss and metrics over ``data``, each sample counted once.
 
         Args:
-            data: as in ``fit``; ``None``: that of ``set_val_loader``.
+            data: as ``validation_data`` in ``fit``; ``None``: that of ``set_val_loader``.
             y: the targets, as in ``fit``.
             batch_size: as in ``fit``.
             num_samples: as in ``fit``.
             steps: largest number of batches.
             precision: as in ``fit``.
+            grad: whether gradients are recorded, as in ``fit``.
             callbacks: attached for this call.
+
+        Returns:
+            the values by name; those of a named set have its name before theirs, as in
+            ``clean_loss``.
         """
-        return evaluate(
-            self, with_targets(data, y), batch_size, steps, precision, callbacks, num_samples
-        )
+        data = with_targets(data, y)
+        return evaluate(self, data, batch_size, steps, precision, callbacks, num_samples, grad=grad)
 
     def predict(
         self,
@@ -455,6 +481,7 @@ class NNHandler(BaseHandler):
         num_samples: Callable[[Any], int] | None = None,
         steps: int | None = None,
         precision: str | None = None,
+        grad: bool = False,
         callbacks: Iterable[Callback] = (),
         tensors_only: bool = False,
         return_outputs: bool = True,
@@ -473,6 +500,7 @@ class NNHandler(BaseHandler):
             num_samples: as in ``fit``; it matters for outputs with lists.
             steps: largest number of batches.
             precision: as in ``fit``.
+            grad: whether gradients are recorded, as in ``fit``.
             callbacks: attached for this call, such as ``PredictionWriter``.
             tensors_only: leave out the parts of the outputs in which there is no tensor, such as a
                 cache or ``None``: a mapping loses the key, elsewhere ``None`` is in its place. By
@@ -494,6 +522,7 @@ class NNHandler(BaseHandler):
             precision,
             callbacks,
             num_samples,
+            grad=grad,
             tensors_only=tensors_only,
             return_outputs=return_outputs,
         )
@@ -506,6 +535,7 @@ class NNHandler(BaseHandler):
         num_samples: Callable[[Any], int] | None = None,
         steps: int | None = None,
         precision: str | None = None,
+        grad: bool = False,
         callbacks: Iterable[Callback] = (),
         tensors_only: bool = False,
     ) -> Iterator[Any]:
@@ -523,6 +553,7 @@ class NNHandler(BaseHandler):
             num_samples: as in ``fit``; it matters for outputs with lists.
             steps: largest number of batches.
             precision: as in ``fit``.
+            grad: whether gradients are recorded, as in ``fit``.
             callbacks: attached for this call.
             tensors_only: as in ``predict``; by default outputs that are no tensors are yielded too,
                 as the model returned them.
@@ -535,6 +566,7 @@ class NNHandler(BaseHandler):
             precision,
             callbacks,
             num_samples,
+            grad=grad,
             tensors_only=tensors_only,
         )
 

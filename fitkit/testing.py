@@ -66,7 +66,8 @@ class _BoundaryRecorder(Saver):
         if uninitialized_names(self.model):
             return  # a lazy model has nothing to save before its first batch
         where = f"epoch {epoch}" if batch is None else f"epoch {epoch}, batch {batch}"
-        self._label = f"{event}, {where}"
+        of_set = self.handler.state.evaluation_set
+        self._label = f"{event}, {where}" + (f", set {of_set!r}" if of_set else "")
         self.last_step = -1
         self.request_save(self.folder / _BOUNDARY_FILE)
 

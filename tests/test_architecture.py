@@ -62,9 +62,10 @@ LATE_ANYWHERE = {*LATE, "fitkit.nn_handler.NNHandler", "fitkit.cli.all_commands.
 MOST_LINES = 260
 # The facade documents every argument of every verb; the other is one idea that reads in one go.
 MOST_LINES_OF = {
-    "nn_handler.py": 830,
-    "callbacks/model_checkpoint.py": 265,
+    "nn_handler.py": 860,
+    "callbacks/model_checkpoint.py": 270,
     "core/callback.py": 270,
+    "handler/state_dict.py": 275,  # a table with an entry for each key of a checkpoint
     "callbacks/progress_bar.py": 275,
     "checkpointing/save_queue/save_queue.py": 270,
     "testing.py": 300,

@@ -32,6 +32,8 @@ class EarlyStopping(BuiltinCallback):
         stopping_threshold: stop as soon as the value is better than this.
         divergence_threshold: stop as soon as the value is worse than this.
         check_finite: stop as soon as the value is NaN or infinite, in any epoch.
+        strict: ``False``: wait for a value that only some epochs log; ``True`` waits where an
+            earlier epoch has logged it or a callback of yours may, else raises ``MonitorError``.
         name: key of the state in a checkpoint, to tell several callbacks of one class apart.
 
     Attributes:
@@ -65,14 +67,16 @@ class EarlyStopping(BuiltinCallback):
         divergence_threshold: float | None = None,
         check_finite: bool = True,
         *,
+        strict: bool = True,
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
         require_count("patience", patience, minimum=0)
         require_count("start_from_epoch", start_from_epoch, minimum=0)
-        self._monitor = Monitor(monitor, mode, min_delta)
+        self._monitor = Monitor(monitor, mode, min_delta, strict=strict)
         self._without_delta = Monitor(monitor, self._monitor.mode)
         self.monitor = monitor
+        self.strict = strict
         self.mode = self._monitor.mode
         self.min_delta = self._monitor.min_delta
         self.patience = patience
@@ -105,7 +109,7 @@ class EarlyStopping(BuiltinCallback):
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Check a new value."""
-        value = self._monitor.read(logs, self.params, self.name)
+        value = self._monitor.read(logs, self.params, self.name, self.handler)
         if value is None:
             return
         if self.check_finite and not math.isfinite(value):

@@ -24,6 +24,8 @@ class LambdaCallback(BuiltinCallback):
     >>> callback = LambdaCallback(on_epoch_end=lambda epoch, logs: losses.append(logs["loss"]))
     """
 
+    may_log = True
+
     def __init__(self, **hooks: Callable[..., Any]) -> None:
         known = [event.value for event in Event]
         for name, function in hooks.items():

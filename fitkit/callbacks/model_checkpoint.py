@@ -44,6 +44,8 @@ class ModelCheckpoint(Saver):
             end of training. The cost is measured: waiting for saves, and slower batches while one
             is written. Replaces ``save_freq`` and ``every_n_seconds``.
         verbose: 1 logs each decision.
+        strict: ``False``: wait for a value that only some epochs log; ``True`` waits where an
+            earlier epoch has logged it or a callback of yours may, else raises ``MonitorError``.
         name: key of the state in a checkpoint; the state follows it if the files are renamed.
 
     Raises:
@@ -72,6 +74,7 @@ class ModelCheckpoint(Saver):
         background: bool | None = None,
         max_overhead: float | None = None,
         verbose: int = 0,
+        strict: bool = True,
         name: str | None = None,
     ) -> None:
         super().__init__(
@@ -86,7 +89,10 @@ class ModelCheckpoint(Saver):
         self.max_to_keep = max_to_keep
         self.every_n_seconds = every_n_seconds
         self.verbose = verbose
-        self._comparator = None if self.monitor is None else Monitor(self.monitor, mode)
+        self.strict = strict
+        self._comparator = (
+            None if self.monitor is None else Monitor(self.monitor, mode, strict=strict)
+        )
         self._check(mode)
         self.retention = resolve_retention(retention, max_to_keep, self.monitor, mode)
         self.best = initial_value_threshold
@@ -183,7 +189,7 @@ class ModelCheckpoint(Saver):
             return
         score = None
         if self._comparator is not None:
-            score = self._comparator.read(logs, self.params, self.name)
+            score = self._comparator.read(logs, self.params, self.name, self.handler)
         due = self.is_due or (self.save_freq == "epoch" and self._overhead_budget is None)
         if self._overhead_budget is not None:
             self._overhead_budget.pause()

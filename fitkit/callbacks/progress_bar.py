@@ -144,7 +144,7 @@ class ProgressBar(BuiltinCallback):
     def on_test_begin(self, logs: Logs) -> None:
         """Show a bar for this pass."""
         if not self._is_training:
-            self._open_pass("Evaluate")
+            self._open_pass(self._evaluation_title())
         elif self.handler.state.phase is Phase.TEST:
             self._open_validation(0)
 
@@ -156,7 +156,14 @@ class ProgressBar(BuiltinCallback):
     def _open_validation(self, batch: int) -> None:
         if self._epoch_bar is not None:
             self._epoch_bar.clear()
-        self._pass_bar = self._open("  validation", self.params.get("validation_steps"), batch)
+        name = self.handler.state.evaluation_set
+        steps = self.params.get("validation_sets", {}).get(
+            name, self.params.get("validation_steps")
+        )
+        self._pass_bar = self._open(f"  validation {name}".rstrip(), steps, batch)
+
+    def _evaluation_title(self) -> str:
+        return f"Evaluate {self.handler.state.evaluation_set}".rstrip()
 
     def _open_pass(self, title: str) -> None:
         self._close()
@@ -180,7 +187,7 @@ class ProgressBar(BuiltinCallback):
         if self._is_training:
             self._discard_pass()
         else:
-            self._finish_pass("Evaluate", logs)
+            self._finish_pass(self._evaluation_title(), logs)
 
     def on_predict_end(self, logs: Logs) -> None:
         """Replace the bar by a line."""

@@ -31,6 +31,8 @@ class ReduceLROnPlateau(BuiltinCallback):
             the units of the value.
         cooldown: checks after a reduction that do not count, at least 0.
         min_lr: the lowest learning rate, at least 0.
+        strict: ``False``: wait for a value that only some epochs log; ``True`` waits where an
+            earlier epoch has logged it or a callback of yours may, else raises ``MonitorError``.
         name: key of the state in a checkpoint, to tell several callbacks of one class apart.
 
     Attributes:
@@ -60,6 +62,7 @@ class ReduceLROnPlateau(BuiltinCallback):
         cooldown: int = 0,
         min_lr: float = 0.0,
         *,
+        strict: bool = True,
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
@@ -69,8 +72,9 @@ class ReduceLROnPlateau(BuiltinCallback):
         require_count("cooldown", cooldown, minimum=0)
         if not 0.0 < factor < 1.0:
             raise ConfigurationError(f"factor must lie in (0, 1), received {factor!r}.")
-        self._monitor = Monitor(monitor, mode, min_delta)
+        self._monitor = Monitor(monitor, mode, min_delta, strict=strict)
         self.monitor = monitor
+        self.strict = strict
         self.mode = self._monitor.mode
         self.min_delta = self._monitor.min_delta
         self.factor = float(factor)
@@ -93,7 +97,7 @@ class ReduceLROnPlateau(BuiltinCallback):
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Check a new value."""
-        value = self._monitor.read(logs, self.params, self.name)
+        value = self._monitor.read(logs, self.params, self.name, self.handler)
         if value is None:
             return
         if self.cooldown_counter > 0:

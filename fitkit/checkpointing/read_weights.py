@@ -36,7 +36,8 @@ def read_weights(
 
     Args:
         path: the file.
-        averaged: of a checkpoint with averaged weights (EMA), take those: they were evaluated.
+        averaged: of a checkpoint with averaged weights (EMA, or of a schedule-free optimizer), take
+            those: they were evaluated.
         empty: as in ``checkpoint.read``.
 
     Raises:
@@ -52,6 +53,8 @@ def read_weights(
                     f"the averaged weights in {str(path)!r} cannot be read: expected a dict."
                 )
             weights = {**weights, **ema["weights"]}  # EMA has no extra state of modules
+        elif averaged and state.get("evaluated_state_dict"):
+            weights = {**weights, **state["evaluated_state_dict"]}
     else:
         weights = state.get("model_state_dict", state) if isinstance(state, dict) else None
     if not schema.is_weights(weights):

@@ -23,6 +23,7 @@ from fitkit.cli.printing import (
     json_text,
     table,
 )
+from fitkit.core.errors import listed
 from fitkit.core.formatting import format_bytes
 from fitkit.core.tree import iterate_tensors
 
@@ -110,8 +111,8 @@ def _position(progress: Mapping[str, Any]) -> str:
     batches = format_count(progress["batch"], "batch", "es")
     next_epoch = {
         "train": f", then {batches} of the next",
-        "validate": ", the next trained but not validated",
-        "test": f", the next trained and {batches} of its validation done",
+        "validate": ", the next trained but not validated" + _sets_done(progress),
+        "test": f", the next trained and {batches} of {_validation(progress)} done",
         "end": ", the next trained but not ended",
     }.get(progress["phase"], "")
     optimizer_steps = format_count(progress["optimizer_steps"], "optimizer step")
@@ -120,6 +121,16 @@ def _position(progress: Mapping[str, Any]) -> str:
         f"{format_count(progress['epoch'], 'epoch')} done{next_epoch}; step "
         f"{progress['global_step']} ({optimizer_steps}, {samples})"
     )
+
+
+def _validation(progress: Mapping[str, Any]) -> str:
+    name = progress.get("evaluation_set")
+    return f"its validation set {name!r}" if name else "its validation"
+
+
+def _sets_done(progress: Mapping[str, Any]) -> str:
+    done = progress.get("validated")
+    return f" but on {listed(done)}" if done else ""
 
 
 def _call(part: Mapping[str, Any] | None) -> str:

@@ -39,11 +39,12 @@ class Callback:
         spans_fits: ``True`` if the state belongs to the whole run, so that a second ``fit`` of the
             same handler continues it instead of resetting it.
         writes_files: ``True`` for savers and loggers, which a trial run leaves out.
+        may_log: whether it may log values of its own in some epochs, for which monitors wait.
         name: key of the state in a checkpoint; the class name unless set.
         handler: the handler that runs the callback, set when training begins.
         run: the run that the state belongs to, set when ``fit`` begins.
         params: facts about the call: ``epochs``, ``first_epoch``, ``steps``, ``validation``,
-            ``validate_every``, ``metrics``, ``resumed``.
+            ``validation_sets``, ``validate_every``, ``metrics``, ``resumed``.
 
     >>> class CountBatches(Callback):
     ...     state_fields = ("count",)
@@ -65,6 +66,7 @@ class Callback:
     order: int = 0
     spans_fits: bool = False
     writes_files: bool = False
+    may_log: bool = True
     name: str = "Callback"
     handler: Handler = _NO_HANDLER
     run: object = None
@@ -209,7 +211,7 @@ class Callback:
     # ---- validation, evaluation, prediction -----------------------------------------------------
 
     def on_test_begin(self, logs: Logs) -> None:
-        """An evaluation begins, in ``fit`` or in ``evaluate``."""
+        """The evaluation of one set (``self.handler.state.evaluation_set``) begins."""
 
     def on_test_batch_begin(self, batch: int, logs: Logs) -> None:
         """Before evaluating batch ``batch``."""
@@ -254,6 +256,7 @@ class BuiltinCallback(Callback):
         ConfigurationError: the name is not a string, or is empty.
     """
 
+    may_log = False
     handler: Any = None
 
     def __init__(self, *, name: str | None = None) -> None:

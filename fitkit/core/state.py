@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from fitkit.core.errors import CheckpointError, ConfigurationError, listed
 from fitkit.core.logs import Logs, as_loggable
+from fitkit.core.validation_sets import UNNAMED
 
 
 class Phase(str, Enum):
@@ -51,13 +53,18 @@ class FitState:
             exactly.
         last_lr: the learning rate of the epoch's last optimizer step so far, a number or a tensor,
             or ``None``.
+        evaluation_set: the name of the validation set that is evaluated; empty for a set without a
+            name, and outside of evaluation.
+        validated: the names of the validation sets that this epoch is done with.
     """
 
     # fmt: off
     _SAVED = (
         "epoch", "batch", "global_step", "optimizer_steps", "samples_seen", "call", "first_epoch",
         "first_step", "stop_reason", "stop_is_final", "stopped_non_finite", "mid_step",
+        "evaluation_set", "validated",
     )
+    _ADDED = ("evaluation_set", "validated")  # files of earlier versions lack them
     # fmt: on
 
     def __init__(self, model: object | None = None) -> None:
@@ -76,6 +83,8 @@ class FitState:
         self.stopped_non_finite = False
         self.mid_step = False
         self.last_lr: float | Tensor | None = None
+        self.evaluation_set = UNNAMED
+        self.validated: list[str] = []
         self.epoch_logs: dict[str, float] = {}
         self.logged: dict[str, Any] = {}
 
@@ -108,14 +117,13 @@ class FitState:
         Args:
             name: its name in the logs.
             value: a number, or a scalar tensor, which stays on its device until it is read.
-            reserved: names of the loss and the metrics.
+            reserved: names of the loss and the metrics, in training and in validation.
 
         Raises:
             ConfigurationError: the name is not a string or is in use, or the value is not one
                 number.
         """
-        metrics = list(reserved)
-        used = {"lr", "epoch", *metrics, *(f"val_{metric}" for metric in metrics), *self.epoch_logs}
+        used = {"lr", "epoch", *reserved, *self.epoch_logs}
         if not isinstance(name, str) or not name or name in used:
             raise ConfigurationError(
                 f"a callback cannot log {name!r}: choose a non-empty name that is not logged "
@@ -151,6 +159,22 @@ class FitState:
         """Begin a phase of the epoch at its first batch."""
         self.phase = phase
         self.batch = 0
+        if phase is Phase.BEGIN:
+            self.evaluation_set, self.validated = UNNAMED, []
+
+    def finish_set(self, *, is_last: bool) -> None:
+        """Count the validation set that is evaluated; the next one, or the end, has not begun."""
+        self.validated = [*self.validated, self.evaluation_set]
+        self.enter(Phase.END if is_last else Phase.VALIDATE)
+
+    @contextmanager
+    def evaluating(self, name: str) -> Iterator[None]:
+        """Inside ``with`` the set ``name`` is evaluated by itself, outside of the loop."""
+        outer, self.evaluation_set = self.evaluation_set, name
+        try:
+            yield
+        finally:
+            self.evaluation_set = outer
 
     def advance_batch(self, num_samples: int) -> None:
         """Count one training batch of ``num_samples`` samples."""
@@ -165,11 +189,16 @@ class FitState:
 
     def position(self) -> tuple[int, int, int, int]:
         """The position in the run; a later one compares greater."""
-        return (self.call, self.epoch, list(Phase).index(self.phase), self.batch)
+        # each validation set goes through two phases of its own
+        stage = list(Phase).index(self.phase) + 2 * len(self.validated)
+        return (self.call, self.epoch, stage, self.batch)
 
     def state_dict(self) -> dict[str, Any]:
         """The counters and the logs of the current epoch, as plain types."""
         saved = {name: getattr(self, name) for name in self._SAVED}
+        for name in self._ADDED:
+            if not saved[name]:  # as in most runs, whose files then are those of earlier versions
+                del saved[name]
         epoch_logs = dict(self.epoch_logs)
         if self.phase is not Phase.BEGIN and self.last_lr is not None:
             epoch_logs["lr"] = float(self.last_lr)
@@ -182,6 +211,7 @@ class FitState:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the counters, or raise ``CheckpointError`` without any change."""
+        state_dict = {**{name: getattr(FitState(), name) for name in self._ADDED}, **state_dict}
         expected = {*self._SAVED, "phase", "epoch_logs", "contributed"}
         if set(state_dict) != expected:
             raise CheckpointError(
@@ -198,6 +228,7 @@ class FitState:
             )
         for name in self._SAVED:
             setattr(self, name, state_dict[name])
+        self.validated = list(self.validated)
         self.phase = phases[state_dict["phase"]]
         self.epoch_logs = dict(state_dict["epoch_logs"])
         # inside an epoch it is not logged yet

@@ -6,7 +6,6 @@ The import takes a second, so it happens only for sharded models.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -64,10 +63,6 @@ class FSDPParallel(Parallel):
     def sync_loss(self, parameters: Iterable[Tensor], *, is_full: bool) -> None:
         """Average after each pass, as FSDP does: the mean so far is the same on all ranks."""
         average_over_ranks(self._world, parameters)
-
-    def without_gradients(self) -> AbstractContextManager[Any]:
-        """No inference mode: training could not gather into buffers that were allocated in it."""
-        return torch.no_grad()
 
     def on_local_tensors(self, tensor_map: TensorMap) -> TensorMap:
         """``tensor_map`` applied to the local part of each tensor."""

@@ -54,10 +54,6 @@ class Parallel:
         ``is_full``: it was the last one of an accumulation window.
         """
 
-    def without_gradients(self) -> AbstractContextManager[Any]:
-        """The context for calling the model without a backward pass."""
-        return torch.inference_mode()
-
     def on_local_tensors(self, tensor_map: TensorMap) -> TensorMap:
         """``tensor_map`` applied to the local part of each tensor."""
         return tensor_map

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fitkit.core.errors import DataError
+import torch
+
+from fitkit.core.errors import DataError, add_note
 from fitkit.core.event import Event
 from fitkit.core.logs import EMPTY_LOGS, Logs
 from fitkit.core.state import Phase
@@ -24,7 +26,7 @@ def evaluate(
         DataError: the data yields no batch.
     """
     state, callbacks = run.state, run.callbacks
-    with evaluation_mode(run):
+    with evaluation_mode(run), explain_missing_gradients(run):
         run.context.sync_buffers()
         if state.phase is not Phase.TEST:
             state.enter(Phase.TEST)
@@ -34,7 +36,8 @@ def evaluate(
             index = state.batch
             callbacks.fire(Event.TEST_BATCH_BEGIN, index, EMPTY_LOGS)
             run.context.seed_batch()
-            with run.context.without_gradients():
+            # not inference mode: what a model caches in it could not be used in training
+            with torch.set_grad_enabled(run.grad):
                 output, _ = run.forward(batch, data_pass.share_in)
                 values = {}
                 if output is not None:
@@ -51,14 +54,38 @@ def evaluate(
 
 
 @contextmanager
+def explain_missing_gradients(run: EvaluationRun) -> Iterator[None]:
+    """Inside ``with``, an error for want of gradients says how to get them."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not run.grad and "does not require grad" in str(error):
+            add_note(
+                error,
+                "evaluation and prediction record no gradients: pass grad=True to fit, evaluate "
+                "or predict, or use torch.enable_grad() where the model differentiates.",
+            )
+        raise
+
+
+@contextmanager
 def evaluation_mode(run: EvaluationRun) -> Iterator[None]:
-    """Inside ``with`` model and loss are in evaluation mode, with their averaged weights."""
+    """Inside ``with`` model and loss are in evaluation mode, with their averaged weights.
+
+    Gradients of parameters are those from before afterwards, whatever the model, the loss or a
+    step differentiates.
+    """
     modes = [(part, part.training) for module in run.modules for part in module.modules()]
+    gradients = [(p, p.grad) for p in run.modules.parameters() if p.requires_grad]
     for module in run.modules:
         module.eval()
     try:
+        for parameter, _ in gradients:
+            parameter.grad = None
         with run.context.ema_weights():
             yield
     finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
         for part, training in modes:  # parts may have modes of their own
             part.training = training

@@ -6,8 +6,9 @@ from fitkit.core.errors import DataError, raise_first
 from fitkit.core.event import Event
 from fitkit.core.logs import EMPTY_LOGS, Logs
 from fitkit.core.state import Phase
-from fitkit.engine.evaluation import evaluate
+from fitkit.core.validation_sets import UNNAMED
 from fitkit.engine.run import FitRun
+from fitkit.engine.validation import validation_pass
 
 
 def fit(run: FitRun) -> None:
@@ -111,33 +112,20 @@ def train_pass(run: FitRun) -> None:
     state.enter(Phase.VALIDATE)
 
 
-def validation_pass(run: FitRun) -> None:
-    """The rest of the validation, if this epoch has one."""
-    state = run.state
-    is_due = (state.epoch + 1) % run.validate_every == 0
-    if run.validation is not None and (is_due or state.phase is Phase.TEST):
-        evaluate(run, run.validation, lambda values: _record_validation(run, values))
-    else:
-        state.enter(Phase.END)
-
-
-def _record_validation(run: FitRun, values: dict[str, float]) -> None:
-    run.state.epoch_logs.update({f"val_{name}": value for name, value in values.items()})
-    run.state.enter(Phase.END)
-
-
 def end_epoch(run: FitRun) -> None:
     """Step the schedule and count the epoch before the hooks: a save in them goes on after it."""
     state = run.state
+    state.evaluation_set = UNNAMED
     learning_rate = state.last_lr
     if learning_rate is None:  # no step was taken, or a file of fitkit 0.2 does not say
         learning_rate = run.lifecycle.learning_rate()
     if learning_rate is not None:
         state.epoch_logs["lr"] = float(learning_rate)
     logs = run.state.live_logs()
+    run.rank_sync.share(state.logged)  # first: the schedule may monitor such a value
     run.schedule.after_epoch(logs)
-    run.rank_sync.share(state.logged)
     epoch = state.epoch
     state.advance_epoch()
     run.callbacks.fire(Event.EPOCH_END, epoch, logs)
+    run.schedule.check_hooks(logs)
     run.rank_sync.check(now=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from fitkit.core.errors import ConfigurationError, MonitorError, did_you_mean, listed
+from fitkit.core.errors import ConfigurationError, MonitorError, listed
 
 INTERVALS = ("epoch", "step")
 
@@ -16,11 +16,8 @@ INTERVALS = ("epoch", "step")
 class Schedule:
     """Steps a scheduler, if there is one, at its interval: ``"epoch"`` or ``"step"``.
 
-    ``monitor`` is the value for ``ReduceLROnPlateau``; default: ``val_loss`` where there is
-    validation, else ``loss``.
-
-    Raises:
-        MonitorError: the scheduler monitors a value of validation, but there is none.
+    ``monitor`` names the value for ``ReduceLROnPlateau``. ``read`` returns the value in the logs of
+    an epoch, ``None`` where it is still to come, or raises ``MonitorError``.
     """
 
     def __init__(
@@ -28,21 +25,15 @@ class Schedule:
         scheduler: LRScheduler | None,
         *,
         interval: str,
-        monitor: str | None,
-        has_validation: bool,
+        monitor: str = "loss",
+        read: Callable[[Mapping[str, Any]], float | None] = lambda logs: logs["loss"],
     ) -> None:
         self._scheduler = scheduler
         self._is_plateau = isinstance(scheduler, ReduceLROnPlateau)
         self._each_step = interval == "step"
-        self._monitor = monitor or ("val_loss" if has_validation else "loss")
+        self._monitor, self._read = monitor, read
         self._has_stepped = False
-        self._is_validation = self._monitor.startswith("val_")
-        if self._is_plateau and self._is_validation and not has_validation:
-            raise MonitorError(
-                f"the scheduler monitors {self._monitor!r}, but this fit has no validation: pass "
-                f"validation_data= or validation_split=, call set_val_loader, or set the scheduler "
-                f"with another monitor=."
-            )
+        self._is_waiting = False  # for the value of the epoch that ends
 
     def after_optimizer_step(self) -> None:
         """Step a scheduler that counts optimizer steps."""
@@ -53,19 +44,25 @@ class Schedule:
         """Step a scheduler that counts epochs; ``ReduceLROnPlateau`` only if its value is logged.
 
         Raises:
-            MonitorError: the monitored value is not logged, and no later epoch can log it.
+            MonitorError: the monitored value is not logged, and cannot be expected later.
         """
         if self._scheduler is None or self._each_step:
             return
         if not self._is_plateau:
             self._step(self._scheduler)
-        elif self._monitor in logs:
-            self._step(self._scheduler, logs[self._monitor])
-        elif not self._is_validation or any(name.startswith("val_") for name in logs):
+            return
+        value = self._read(logs)
+        self._is_waiting = value is None
+        if value is not None:
+            self._step(self._scheduler, value)
+
+    def check_hooks(self, logs: Mapping[str, Any]) -> None:
+        """Raise ``MonitorError`` if a hook of ``on_epoch_end`` has logged the monitored value."""
+        if self._is_waiting and self._monitor in logs:
             raise MonitorError(
-                f"the scheduler monitors {self._monitor!r}, which is not logged; logged are "
-                f"{listed(logs)}. Pass monitor= to set_scheduler."
-                + did_you_mean(self._monitor, logs)
+                f"the scheduler monitors {self._monitor!r}, which a callback logs in on_epoch_end, "
+                f"after the schedule has stepped: log it in an earlier hook such as on_test_end, "
+                f"or use the callback ReduceLROnPlateau."
             )
 
     def _step(self, scheduler: Any, *value: float) -> None:

@@ -7,10 +7,12 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from fitkit.core.errors import DataError
 from fitkit.core.event import Event
 from fitkit.core.logs import EMPTY_LOGS
-from fitkit.engine.evaluation import evaluation_mode
+from fitkit.engine.evaluation import evaluation_mode, explain_missing_gradients
 from fitkit.engine.join_outputs import (
     BatchOutputs,
     copy_to_host,
@@ -100,7 +102,11 @@ class Prediction:
     def _predict_batch(self, index: int, batch: Any) -> BatchOutputs | None:
         run = self.run
         run.callbacks.fire(Event.PREDICT_BATCH_BEGIN, index, EMPTY_LOGS)
-        with run.context.without_gradients(), run.forward.precision.forward():
+        with (
+            torch.set_grad_enabled(run.grad),
+            explain_missing_gradients(run),
+            run.forward.precision.forward(),
+        ):
             computed = self.compute(batch)
         share, predicted = self.data_pass.source.share, None
         if share is None or share.local != 0:

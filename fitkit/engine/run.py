@@ -15,6 +15,7 @@ from fitkit.core.errors import Preempted
 from fitkit.core.state import FitState, Phase
 from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.types import BatchSource, Share
+from fitkit.core.validation_sets import pass_name
 from fitkit.engine.forward import Forward
 from fitkit.engine.lr_schedule import Schedule
 from fitkit.engine.train_step import TrainStep
@@ -82,9 +83,6 @@ class EvaluationContext(Protocol):
 
     def ema_weights(self) -> AbstractContextManager[None]:
         """Inside ``with`` the model has its averaged weights, if there are any."""
-
-    def without_gradients(self) -> AbstractContextManager[Any]:
-        """Inside ``with`` no gradients are recorded."""
 
     def sync_buffers(self) -> None:
         """Copy the buffers of model and loss from rank 0 to the other ranks."""
@@ -164,6 +162,8 @@ class EvaluationRun:
         callbacks: hear the events.
         state: counts the batches.
         rank_sync: what all ranks have to do at the same batch.
+        grad: whether autograd records operations in evaluation, for a model, a loss or a step
+            that computes gradients itself.
     """
 
     forward: Forward
@@ -172,6 +172,7 @@ class EvaluationRun:
     callbacks: CallbackList
     state: FitState
     rank_sync: RankSync
+    grad: bool = field(default=False, kw_only=True)
 
 
 @dataclass
@@ -182,7 +183,7 @@ class FitRun(EvaluationRun):
         step: trains on one batch.
         schedule: the learning-rate schedule.
         train: the pass over the training data.
-        validation: the pass over the validation data, or ``None``.
+        validation: the passes over the validation sets, by name; none without validation.
         validate_every: epochs between validations.
         last_epoch: value of ``state.epoch`` at which this call is complete.
         last_step: value of ``state.global_step`` at which this call is complete, or ``None``.
@@ -193,7 +194,7 @@ class FitRun(EvaluationRun):
     step: TrainStep
     schedule: Schedule
     train: DataPass
-    validation: DataPass | None
+    validation: dict[str, DataPass]
     validate_every: int
     last_epoch: int
     last_step: int | None
@@ -231,11 +232,11 @@ class FitRun(EvaluationRun):
     def _unfinished_passes(self) -> dict[str, DataPass]:
         """The passes whose sums are progress; a new epoch or validation begins new sums."""
         begun = {Phase.TRAIN: ["train"], Phase.VALIDATE: ["train"]}
-        begun[Phase.TEST] = ["train", "validation"]
+        begun[Phase.TEST] = ["train", pass_name(self.state.evaluation_set)]
         names = begun.get(self.state.phase, ())
         return {name: p for name, p in self.passes().items() if name in names}
 
     def passes(self) -> dict[str, DataPass]:
         """The passes over data by the names that a checkpoint has for them."""
-        passes = {"train": self.train}
-        return passes if self.validation is None else {**passes, "validation": self.validation}
+        sets = {pass_name(name): data_pass for name, data_pass in self.validation.items()}
+        return {"train": self.train, **sets}

@@ -42,9 +42,6 @@ class Evaluator(Protocol):
     def evaluating(self, precision: str | None) -> AbstractContextManager[nn.Module]:
         """Inside ``with`` the model is in evaluation mode, with its averaged weights."""
 
-    def without_gradients(self) -> AbstractContextManager[Any]:
-        """Inside ``with`` no gradients are recorded."""
-
 
 class ScoreModel:
     """Draws and measures with a model and its SDE or sampler."""
@@ -100,9 +97,8 @@ class ScoreModel:
         x = to_device(x, device)
         times = torch.as_tensor(t, dtype=x.dtype, device=device).expand(len(x))
         given = as_conditions(to_device(conditions, device), len(x))
-        with self._evaluator.evaluating(None) as model, self._evaluator.without_gradients():
-            score = matching.score(model, times, x, *given)
-        return score.clone()  # inference tensors cannot be used in autograd
+        with self._evaluator.evaluating(None) as model, torch.no_grad():
+            return matching.score(model, times, x, *given)
 
     def sample(
         self,
@@ -160,12 +156,12 @@ class ScoreModel:
         with (
             self._drawing(seed, generator, precision) as model,
             track_progress("Sample", options.get("steps"), show=show) as on_step,
-            evaluator.without_gradients(),
+            torch.no_grad(),
         ):
             score = guide_score(_score_of(matching, model), given, absent, guidance)
             x = matching.sde.prior_sample(size, device=device, dtype=evaluator.dtype)
             samples: Tensor = draw(matching.sde, score, x, on_step, **options)
-        return samples.clone()
+        return samples
 
     def log_likelihood(
         self,

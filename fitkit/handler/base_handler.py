@@ -16,6 +16,7 @@ from fitkit.checkpointing.save_queue.save_queue import SaveQueue
 from fitkit.checkpointing.storage.run_record import RunIdentity
 from fitkit.core.callback_list import CallbackList
 from fitkit.core.state import FitState
+from fitkit.core.validation_sets import UNNAMED, logged_names
 from fitkit.distributed.parallel import Parallel
 from fitkit.distributed.world import World
 from fitkit.handler.fit_session import FitSession
@@ -78,7 +79,9 @@ class BaseHandler:
         Raises:
             ConfigurationError: the name is taken by the loss or a metric.
         """
-        self._state.log(name, value, reserved=("loss", *self.parts.metrics))
+        run, values = self.session.run, ("loss", *self.parts.metrics)
+        sets = (run.validation if run is not None else ()) or (UNNAMED,)
+        self._state.log(name, value, reserved=[*values, *logged_names(sets, values)])
 
     def running_logs(self) -> dict[str, float]:
         """The means over the epoch's training batches so far; a call waits for the device."""

@@ -130,6 +130,11 @@ def _has_moments_like_parameters(optimizer: Optimizer) -> bool:
     return kind.__module__.startswith("torch.optim") and kind.__name__ not in _OTHER_SHAPES
 
 
+def has_modes(optimizer: Any) -> bool:
+    """Whether an optimizer has ``train()`` and ``eval()``, as schedule-free ones have."""
+    return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
+
+
 def state_of(component: Any) -> dict[str, Any] | None:
     """The ``state_dict`` of a component that may be missing."""
     found: dict[str, Any] | None = None if component is None else component.state_dict()

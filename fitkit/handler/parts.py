@@ -23,6 +23,7 @@ from fitkit.engine.model_loss import takes_labels
 from fitkit.generative.components import GenerativeComponents
 from fitkit.handler.build_model import build_model
 from fitkit.handler.group_options import Options, options_of
+from fitkit.handler.optimizer_state import has_modes
 from fitkit.handler.scheduler_start import SchedulerStart, are_schedulers_of
 from fitkit.handler.torch_compile import (
     CompiledOptimizer,
@@ -64,12 +65,13 @@ class Parts:
         self.scheduler_spec: ComponentSpec | None = None
         self.scheduler_interval = "epoch"
         self.scheduler_monitor: str | None = None
+        self.scheduler_strict = True
         self.scheduler: LRScheduler | None = None
         self.scheduler_start: SchedulerStart | None = None
         self.loss: LossSpec | None = None
         self.generative = GenerativeComponents()
         self.train_data: DataSpec | None = None
-        self.validation_data: DataSpec | None = None
+        self.validation_data: dict[str, DataSpec] = {}
         self.metrics: dict[str, Any] = {}
         self.train_step: Callable[..., Any] | None = None
         self.evaluation_step: Callable[..., Any] | None = None
@@ -112,7 +114,10 @@ class Parts:
             )
         # cloned for checkpoints: a scheduler changes a learning rate that is a tensor in place
         self.optimizer_spec = ComponentSpec(cls, map_tensors(Tensor.clone, dict(kwargs)))
-        self.optimizer = ComponentSpec(cls, dict(kwargs)).build(parameters)
+        built = ComponentSpec(cls, dict(kwargs)).build(parameters)
+        if has_modes(built):  # before it has a state, with which it would move the parameters
+            built.train()
+        self.optimizer = built
         self.built_options = options_of(self.optimizer)
         self._build_scheduler()
 

@@ -121,3 +121,4 @@ def _rebuild_scheduler(handler: BaseHandler, state: Mapping[str, Any]) -> None:
             state.get("scheduler_interval", "epoch"),
             state.get("scheduler_monitor"),
         )
+    handler.parts.scheduler_strict = state.get("scheduler_strict") is not False

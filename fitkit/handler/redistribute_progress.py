@@ -32,7 +32,7 @@ def redistribute_progress(
     if is_same_size:
         return {**progress, **saved_ranks[world.rank], "window": window}
     meters = {}
-    for name in ("train", "validation"):
+    for name in dict.fromkeys(name for saved in saved_ranks for name in saved["meters"]):
         states = [saved["meters"][name] for saved in saved_ranks if name in saved["meters"]]
         if states:
             merged = merge_meter_states(states)

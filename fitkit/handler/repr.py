@@ -38,7 +38,10 @@ def as_html(handler: BaseHandler) -> str:
         "training step": _function_name(parts.train_step),
         "metrics": ", ".join(parts.metrics),
         "training data": _data_text(parts.train_data),
-        "validation data": _data_text(parts.validation_data),
+        "validation data": ", ".join(
+            f"{name}: {_data_text(spec)}" if name else _data_text(spec)
+            for name, spec in parts.validation_data.items()
+        ),
         "callbacks": ", ".join(c.name for c in handler.callbacks if c is not handler.history),
         "trained": _position_text(handler),
     }

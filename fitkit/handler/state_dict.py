@@ -92,15 +92,21 @@ ENTRIES: dict[str, StateEntry] = {
     "optimizer_class": StateEntry(lambda h: encode_class(h.parts.optimizer_spec)),
     "optimizer_kwargs": StateEntry(lambda h: encode_kwargs(h.parts.optimizer_spec)),
     "optimizer_state_dict": StateEntry(
-        lambda h: state_of(h.optimizer),
+        lambda h: h.weights.optimizer_mode.optimizer_state(),
         skip=("optimizer",),
         load_from=set_and_load.load_optimizer_part,
     ),
     "optimizer_groups": StateEntry(lambda h: describe_groups(h.parts)),
+    "optimizer_is_evaluating": StateEntry(
+        lambda h: h.weights.optimizer_mode.is_saved_evaluating(),
+        lambda h, is_evaluating: h.weights.optimizer_mode.load(is_evaluating),
+        ("optimizer",),
+    ),
     "scheduler_class": StateEntry(lambda h: encode_class(h.parts.scheduler_spec)),
     "scheduler_kwargs": StateEntry(lambda h: encode_kwargs(h.parts.scheduler_spec)),
     "scheduler_interval": StateEntry(lambda h: h.parts.scheduler_interval),
     "scheduler_monitor": StateEntry(lambda h: h.parts.scheduler_monitor),
+    "scheduler_strict": StateEntry(lambda h: h.parts.scheduler_strict),
     "scheduler_state_dict": StateEntry(
         lambda h: state_of(h.scheduler),
         skip=("optimizer", "scheduler"),
@@ -125,6 +131,7 @@ ENTRIES: dict[str, StateEntry] = {
         lambda h, state: set_and_load.load_loss_part(h, "loss_ema_state_dict", state),
         ("ema",),
     ),
+    "evaluated_state_dict": StateEntry(lambda h: h.weights.averaged_by_optimizer()),
     "callback_states": StateEntry(
         lambda h: h.callbacks.state_dict(without=h.history),
         lambda h, states: h.callbacks.load_state_dict(states, h.device, decode),

@@ -49,14 +49,15 @@ def buffer_watches(handler: BaseHandler) -> list[Callback]:
         return []
     watch = BufferWatch(modules)
     callback = LambdaCallback(on_train_batch_end=watch.after_batch, on_epoch_end=watch.after_epoch)
-    callback.name = "BufferWatch"
+    callback.name, callback.may_log = "BufferWatch", False
     return [callback]
 
 
-def require_batches(train: DataPass, validation: DataPass | None) -> None:
+def require_batches(train: DataPass, validation: Mapping[str, DataPass]) -> None:
     """Raise ``DataError`` if training or validation data is known to have no batch."""
-    for name, data_pass in (("training", train), ("validation", validation)):
-        if data_pass is not None and data_pass.num_batches == 0:
+    sets = {f"validation {name}".rstrip(): data_pass for name, data_pass in validation.items()}
+    for name, data_pass in {"training": train, **sets}.items():
+        if data_pass.num_batches == 0:
             raise DataError(
                 f"the {name} data yields no batch: check that it is not empty, and that drop_last "
                 f"does not leave out its only batch."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,15 +12,16 @@ from torch import nn
 
 from fitkit.core.argument_checks import require_count
 from fitkit.core.callback_list import CallbackList
-from fitkit.core.errors import ConfigurationError
+from fitkit.core.errors import ConfigurationError, listed
 from fitkit.core.state import FitState
 from fitkit.core.types import ModelType
 from fitkit.data.make_source import make_source
 from fitkit.data.model_arguments import call_model, model_arguments
 from fitkit.data.rank_split import RankSplit
 from fitkit.data.sample_count import SampleCount, SizeOf
-from fitkit.data.spec import DataSpec
+from fitkit.data.spec import DataSpec, is_batched_by_fitkit
 from fitkit.data.split_batch import make_split
+from fitkit.data.validation_sets import as_validation_sets
 from fitkit.engine.evaluation import evaluation_mode
 from fitkit.engine.forward import Forward
 from fitkit.engine.loss_shapes import ShapeCheck
@@ -31,7 +32,6 @@ from fitkit.handler.base_handler import BaseHandler
 from fitkit.metrics.meters import Meters
 from fitkit.metrics.ranks import Ranks
 from fitkit.runtime.device import floating_dtype, make_current, to_device
-from fitkit.runtime.lazy_modules import uninitialized_names
 from fitkit.runtime.precision import Precision, make_precision
 from fitkit.runtime.rng import derive_seed, seed_streams
 from fitkit.runtime.signals import SignalWatch
@@ -48,7 +48,6 @@ class HandlerContext:
         self._handler = handler
         self._seeds_batches = seeds_batches and handler.world.rank > 0
         self.ema_weights = handler.weights.swapped_in
-        self.without_gradients = without_gradients(handler)
         self.ranks: Ranks = handler.world
 
     def sync_buffers(self) -> None:
@@ -59,18 +58,11 @@ class HandlerContext:
         """Seed the random streams for the next batch."""
         if self._seeds_batches:
             handler, state = self._handler, self._handler.state
-            position = (state.global_step, state.phase.value, state.batch)
+            position: tuple[int | str, ...] = (state.global_step, state.phase.value, state.batch)
+            if state.evaluation_set:
+                position += (state.evaluation_set,)
             seed = derive_seed(handler.seeds.data, "rank", handler.world.rank, *position)
             seed_streams(seed, handler.device)
-
-
-def without_gradients(handler: BaseHandler) -> Callable[[], AbstractContextManager[Any]]:
-    """The context for calling the model without a backward pass.
-
-    Lazy parameters that begin in torch's inference mode could not be trained.
-    """
-    is_lazy = any(map(uninitialized_names, handler.parts.trained_modules))
-    return torch.no_grad if is_lazy else handler.parallel.without_gradients
 
 
 class HandlerEvaluator:
@@ -80,7 +72,6 @@ class HandlerEvaluator:
         self._handler = handler
         self.device = handler.device
         self.shows_progress = handler.world.is_main
-        self.without_gradients = without_gradients(handler)
         self.next_seed = handler.seeds.next_draw
 
     @property
@@ -97,7 +88,7 @@ class HandlerEvaluator:
 
 
 def build_evaluation(
-    handler: BaseHandler, callbacks: CallbackList, precision: str | None
+    handler: BaseHandler, callbacks: CallbackList, precision: str | None, *, grad: bool = False
 ) -> EvaluationRun:
     """Everything that ``engine.evaluation`` needs."""
     make_current(handler.device)
@@ -108,6 +99,7 @@ def build_evaluation(
         callbacks=callbacks,
         state=FitState(),
         rank_sync=RankSync(FitState(), SignalWatch(())),
+        grad=grad,
     )
 
 
@@ -173,29 +165,70 @@ def make_data_pass(
     return DataPass(source, meters, count.share_in, limit)
 
 
-def evaluation_pass(
+def evaluation_passes(
     handler: BaseHandler,
     data: Any,
     batch_size: int | None,
     steps: int | None,
     num_samples: SizeOf | None = None,
-    *,
-    in_order: bool,
-) -> DataPass:
-    """One pass over ``data``, or over the validation data set before.
+) -> dict[str, DataPass]:
+    """One pass over each set in ``data`` by name, or over the validation data set before.
 
     Raises:
         ConfigurationError: there is no data.
     """
     require_count("steps", steps, optional=True)
+    if data is None:
+        specs = {
+            name: spec.override(batch_size=batch_size, shuffle=None, num_samples=num_samples)
+            for name, spec in handler.parts.validation_data.items()
+        }
+    else:
+        specs = {
+            name: DataSpec(
+                one,
+                batch_size if len(sets) == 1 or is_batched_by_fitkit(one) else None,
+                num_samples=num_samples,
+            )
+            for sets in (as_validation_sets(data),)
+            for name, one in sets.items()
+        }
+    if not specs:
+        raise _no_data()
+    return {name: make_data_pass(handler, spec, limit=steps) for name, spec in specs.items()}
+
+
+def prediction_pass(
+    handler: BaseHandler,
+    data: Any,
+    batch_size: int | None,
+    steps: int | None,
+    num_samples: SizeOf | None = None,
+) -> DataPass:
+    """One pass over ``data`` in its order, or over the validation data set before.
+
+    Raises:
+        ConfigurationError: there is no data, or there are several validation sets.
+    """
+    require_count("steps", steps, optional=True)
+    sets = handler.parts.validation_data
+    if data is None and len(sets) > 1:
+        raise ConfigurationError(
+            f"prediction reads one set, and the validation sets are {listed(sets)}: pass the data "
+            f"of one."
+        )
     if data is not None:
         spec = DataSpec(data, batch_size, num_samples=num_samples)
-    elif handler.parts.validation_data is not None:
-        spec = handler.parts.validation_data.override(
+    elif sets:
+        spec = next(iter(sets.values())).override(
             batch_size=batch_size, shuffle=None, num_samples=num_samples
         )
     else:
-        raise ConfigurationError(
-            "no data to evaluate: pass it, or call handler.set_val_loader(...) before."
-        )
-    return make_data_pass(handler, spec, limit=steps, in_order=in_order)
+        raise _no_data()
+    return make_data_pass(handler, spec, limit=steps, in_order=True)
+
+
+def _no_data() -> ConfigurationError:
+    return ConfigurationError(
+        "no data to evaluate: pass it, or call handler.set_val_loader(...) before."
+    )

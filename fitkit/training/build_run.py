@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
 from fitkit.checkpointing.savers.saver import Saver
 from fitkit.core.errors import ConfigurationError, Preempted
+from fitkit.core.monitor import MonitoredValue
+from fitkit.core.validation_sets import UNNAMED, pass_name, require_distinct_names
 from fitkit.data.in_memory import is_in_memory
 from fitkit.data.make_source import batch_size_of
-from fitkit.data.spec import (
-    DataSpec,
-    is_batched_by_fitkit,
-    loader_settings,
-    require_rereadable,
-    split_off_validation,
-)
+from fitkit.data.spec import DataSpec, is_batched_by_fitkit, loader_settings, split_off_validation
+from fitkit.data.validation_sets import as_validation_sets
 from fitkit.distributed.step_sync import StepSync
 from fitkit.engine.lr_schedule import Schedule, warn_of_interval
 from fitkit.engine.run import DataPass, FitRun, RankSync
@@ -24,19 +24,15 @@ from fitkit.engine.train_step import TrainStep
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.runtime.precision import Precision, make_precision
 from fitkit.training.begin_checks import require_batches
-from fitkit.training.build_evaluation import (
-    HandlerContext,
-    evaluation_forward,
-    forward_of,
-    make_data_pass,
-)
+from fitkit.training.build_evaluation import HandlerContext, evaluation_forward, forward_of
+from fitkit.training.data_passes import make_data_passes
 from fitkit.training.options import FitOptions
 
-Specs = tuple[DataSpec, DataSpec | None]
+Specs = tuple[DataSpec, dict[str, DataSpec]]  # to train on; the validation sets by name
 
 
 def training_specs(handler: BaseHandler, options: FitOptions) -> Specs:
-    """The data to train on and the data to validate on.
+    """The data to train on, and the sets to validate on by name.
 
     Raises:
         ConfigurationError: there is nothing to train on.
@@ -56,15 +52,17 @@ def training_specs(handler: BaseHandler, options: FitOptions) -> Specs:
         )
     train = train.with_loader_kwargs(options.loader_kwargs())
     if options.validation_split:
-        return split_off_validation(train, options.validation_split)
-    if options.validation_data is not None:
-        return train, _validation_spec(train, options)
-    return train, parts.validation_data
+        train, held_out = split_off_validation(train, options.validation_split)
+        return train, {UNNAMED: held_out}
+    if options.validation_data is None:
+        return train, parts.validation_data
+    sets = as_validation_sets(options.validation_data)
+    return train, {name: _validation_spec(data, train, options) for name, data in sets.items()}
 
 
-def _validation_spec(train: DataSpec, options: FitOptions) -> DataSpec:
+def _validation_spec(data: Any, train: DataSpec, options: FitOptions) -> DataSpec:
     """The validation data of the call, batched as the training data where fitkit makes batches."""
-    spec = DataSpec(options.validation_data, num_samples=options.num_samples)
+    spec = DataSpec(data, num_samples=options.num_samples)
     if not is_batched_by_fitkit(spec.data):
         return spec
     collates = options.collate_fn is not None and not is_in_memory(spec.data)
@@ -74,9 +72,8 @@ def _validation_spec(train: DataSpec, options: FitOptions) -> DataSpec:
 
 def data_of(specs: Specs) -> dict[str, Any]:
     """The objects that a run reads, by the name of the data pass."""
-    train, validation = specs
-    data = {"train": train.data}
-    return data if validation is None else {**data, "validation": validation.data}
+    train, sets = specs
+    return {"train": train.data, **{pass_name(name): spec.data for name, spec in sets.items()}}
 
 
 class HandlerLifecycle:
@@ -125,15 +122,11 @@ def build_run(
     if options.compile_options is not None:
         parts.compile(options.compile_options)
     precision = make_precision(options.precision, parts.device)
-    schedule = Schedule(
-        parts.scheduler,
-        interval=parts.scheduler_interval,
-        monitor=parts.scheduler_monitor,
-        has_validation=specs[1] is not None,
-    )
-    train, validation = _data_passes(handler, options, *specs)
+    require_distinct_names(specs[1], ("loss", *parts.metrics))
+    train, validation = make_data_passes(handler, options, *specs)
     if options.epochs:
         require_batches(train, validation)
+    schedule = _make_schedule(handler, validation)
     if train.num_batches is not None:
         steps = math.ceil(train.num_batches / options.gradient_accumulation_steps)
         warn_of_interval(
@@ -146,6 +139,7 @@ def build_run(
         callbacks=handler.callbacks,
         state=handler.state,
         rank_sync=rank_sync,
+        grad=options.grad,
         step=_train_step(handler, options, precision, schedule),
         schedule=schedule,
         train=train,
@@ -157,34 +151,32 @@ def build_run(
     )
 
 
-def _data_passes(
-    handler: BaseHandler, options: FitOptions, train: DataSpec, validation: DataSpec | None
-) -> tuple[DataPass, DataPass | None]:
-    """The pass over the training data, and that over the validation data if there are any."""
-    limits = (options.steps_per_epoch, options.validation_steps)
-    if options.overfit_batches is None:
-        train_pass = make_data_pass(handler, train, training=True, limit=limits[0])
-        if validation is None:
-            return train_pass, None
-        return train_pass, make_data_pass(handler, validation, limit=limits[1])
-    require_rereadable(train, "overfit_batches")
-    # both train and validate on the first batches of the training data
-    passes = [make_data_pass(handler, train, in_order=True) for _ in limits]
-    overfit_limit = _num_overfit_batches(options.overfit_batches, passes[0].num_batches)
-    for data_pass, limit in zip(passes, limits, strict=True):
-        data_pass.limit = overfit_limit if limit is None else min(overfit_limit, limit)
-    return passes[0], None if validation is None else passes[1]
+def _make_schedule(handler: BaseHandler, validation: Mapping[str, DataPass]) -> Schedule:
+    parts = handler.parts
+    name = parts.scheduler_monitor or ("val_loss" if validation else "loss")
+    monitored, owner = MonitoredValue(name, strict=parts.scheduler_strict), "the scheduler"
+    params = _validation_params(handler, validation)
+    if isinstance(parts.scheduler, ReduceLROnPlateau):
+        monitored.check_possible(params, owner)
+    any_handler: Any = handler
+    return Schedule(
+        parts.scheduler,
+        interval=parts.scheduler_interval,
+        monitor=name,
+        read=lambda logs: monitored.read(logs, params, owner, any_handler),
+    )
 
 
-def _num_overfit_batches(overfit_batches: int | float, num_batches: int | None) -> int:
-    if isinstance(overfit_batches, int):
-        return overfit_batches
-    if num_batches is None:
-        raise ConfigurationError(
-            f"overfit_batches={overfit_batches} is a share of the batches, but the data does not "
-            f"say how many there are: pass their number as an int."
-        )
-    return max(round(overfit_batches * num_batches), 1)
+def _validation_params(handler: BaseHandler, validation: Mapping[str, DataPass]) -> dict[str, Any]:
+    """The part of ``params`` that says which values are logged."""
+    steps = {name: data_pass.num_batches for name, data_pass in validation.items()}
+    known = [number for number in steps.values() if number is not None]
+    return {
+        "validation": bool(steps),
+        "validation_sets": steps,
+        "validation_steps": sum(known) if known and len(known) == len(steps) else None,
+        "metrics": list(handler.parts.metrics),
+    }
 
 
 def _train_step(
@@ -227,10 +219,8 @@ def run_params(
         "first_epoch": first_epoch,
         "last_epoch": run.last_epoch,
         "steps": run.train.num_batches,
-        "validation": run.validation is not None,
-        "validation_steps": None if run.validation is None else run.validation.num_batches,
+        **_validation_params(handler, run.validation),
         "validate_every": run.validate_every,
-        "metrics": list(handler.parts.metrics),
         "precision": options.precision,
         "gradient_accumulation_steps": options.gradient_accumulation_steps,
         "gradient_clipping_norm": options.gradient_clipping_norm,

@@ -7,6 +7,8 @@ from typing import Any
 
 from fitkit.core.callback import Callback
 from fitkit.core.callback_list import CallbackList
+from fitkit.core.state import Phase
+from fitkit.core.validation_sets import log_prefix, named_values, require_distinct_names
 from fitkit.data.model_arguments import takes_one_list
 from fitkit.data.sample_count import SizeOf
 from fitkit.data.spec import DataSpec, may_list_samples
@@ -17,7 +19,7 @@ from fitkit.engine.join_outputs import BatchOutputs
 from fitkit.engine.model_loss import named_inputs
 from fitkit.engine.prediction import Prediction
 from fitkit.handler.base_handler import BaseHandler
-from fitkit.training.build_evaluation import build_evaluation, evaluation_pass
+from fitkit.training.build_evaluation import build_evaluation, evaluation_passes, prediction_pass
 
 
 def evaluate(
@@ -28,12 +30,21 @@ def evaluate(
     precision: str | None,
     callbacks: Iterable[Callback],
     num_samples: SizeOf | None = None,
+    *,
+    grad: bool = False,
 ) -> dict[str, float]:
     """Loss and metrics over ``data``; see ``NNHandler.evaluate``."""
     values: dict[str, float] = {}
-    run = build_evaluation(handler, _with_callbacks(handler, callbacks), precision)
-    data_pass = evaluation_pass(handler, data, batch_size, steps, num_samples, in_order=False)
-    evaluation.evaluate(run, data_pass, values.update)
+    run = build_evaluation(handler, _with_callbacks(handler, callbacks), precision, grad=grad)
+    passes = evaluation_passes(handler, data, batch_size, steps, num_samples)
+    require_distinct_names(passes, ("loss", *handler.parts.metrics))
+    for name, data_pass in passes.items():
+        run.state.enter(Phase.VALIDATE)
+        prefix = log_prefix(name).removeprefix("val_")
+        of_set: dict[str, float] = {}
+        with handler.state.evaluating(name):
+            evaluation.evaluate(run, data_pass, of_set.update)
+        values |= named_values(prefix, of_set, values)
     return values
 
 
@@ -46,6 +57,7 @@ def predict(
     callbacks: Iterable[Callback],
     num_samples: SizeOf | None = None,
     *,
+    grad: bool = False,
     tensors_only: bool = False,
     return_outputs: bool = True,
 ) -> Any:
@@ -58,6 +70,7 @@ def predict(
         precision,
         callbacks,
         num_samples,
+        grad=grad,
         tensors_only=tensors_only,
     )
 
@@ -81,6 +94,7 @@ def predict_batches(
     callbacks: Iterable[Callback],
     num_samples: SizeOf | None = None,
     *,
+    grad: bool = False,
     tensors_only: bool = False,
 ) -> Iterator[Any]:
     """The outputs batch by batch; see ``NNHandler.predict_batches``."""
@@ -92,6 +106,7 @@ def predict_batches(
         precision,
         callbacks,
         num_samples,
+        grad=grad,
         tensors_only=tensors_only,
     )
     # collectives, so they are not part of a pass that a rank may leave early
@@ -110,10 +125,11 @@ def _prediction(
     callbacks: Iterable[Callback],
     num_samples: SizeOf | None,
     *,
+    grad: bool = False,
     tensors_only: bool,
 ) -> Prediction:
-    run = build_evaluation(handler, _with_callbacks(handler, callbacks), precision)
-    data_pass = evaluation_pass(handler, data, batch_size, steps, num_samples, in_order=True)
+    run = build_evaluation(handler, _with_callbacks(handler, callbacks), precision, grad=grad)
+    data_pass = prediction_pass(handler, data, batch_size, steps, num_samples)
     compute = _compute_of(handler, run.forward, _split_of(handler, data))
     return Prediction(run, data_pass, compute, tensors_only)
 
@@ -138,7 +154,8 @@ def _compute_of(
 
 def _split_of(handler: BaseHandler, data: Any) -> Callable[[Any], Any]:
     """The function that takes the inputs out of a batch to predict."""
-    spec = handler.parts.validation_data if data is None else DataSpec(data)
+    sets = handler.parts.validation_data
+    spec = DataSpec(data) if data is not None else next(iter(sets.values()), None)
     if spec is None or not may_list_samples(spec) or not takes_one_list(handler.module):
         return split_inputs
     return lambda batch: batch if is_list_of_samples(batch) else split_inputs(batch)

@@ -118,7 +118,7 @@ def _fast_dev_run(handler: BaseHandler, options: FitOptions, specs: Specs) -> Hi
     others = tuple(callback for callback in options.callbacks if not callback.writes_files)
     options = replace(options, callbacks=others, fast_dev_run=False, resume=None)
     history = History()
-    with preserve_handler_state(handler, specs):
+    with preserve_handler_state(handler, [specs[0], *specs[1].values()]):
         for callback in file_writers:
             handler.callbacks.remove(callback)
         run_fit(handler, options)

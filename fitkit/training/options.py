@@ -40,6 +40,7 @@ class FitOptions:
     collate_fn: Callable[[Any], Any] | None = None
     steps_per_epoch: int | None = None
     validation_steps: int | None = None
+    grad: bool = False
     precision: str | None = None
     gradient_accumulation_steps: int = 1
     gradient_clipping_norm: float | None = None

@@ -74,6 +74,7 @@ def prepare_run(
         streams = _enter_streams(handler, is_resumed=is_resumed, is_reseeded=is_reseeded)
     handler.session.config = config
     _open_call(handler, options, run, resumed)
+    handler.weights.optimizer_mode.train()
     handler.module.train()
     return run, streams
 

@@ -62,7 +62,8 @@ def _position_text(run: FitRun) -> str:
         of_total = "" if total is None else f" of {total}"
         place += f", after batch {state.batch}{of_total}"
     elif state.phase is Phase.TEST and state.batch:
-        place += f", after validation batch {state.batch}"
+        of_set = f" of {state.evaluation_set!r}" if state.evaluation_set else ""
+        place += f", after validation batch {state.batch}{of_set}"
     elif state.phase not in (Phase.BEGIN, Phase.TRAIN):
         place += ", after its training batches"
     left = _epochs(max(run.last_epoch - state.epoch, 1))

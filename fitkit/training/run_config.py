@@ -12,10 +12,12 @@ from fitkit.checkpointing.format.component_config import loss_config
 from fitkit.core.component_spec import ComponentSpec, LossSpec
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.state import FitState
+from fitkit.core.validation_sets import UNNAMED
 from fitkit.data.in_memory import common_length, is_in_memory
 from fitkit.data.make_source import batch_size_of
 from fitkit.data.spec import DataSpec
 from fitkit.handler.base_handler import BaseHandler
+from fitkit.handler.group_options import differs
 from fitkit.handler.repr import spec_text
 from fitkit.training.options import FitOptions
 
@@ -37,7 +39,7 @@ _OPTIONS = (
 
 
 def run_config(
-    handler: BaseHandler, options: FitOptions, train: DataSpec, validation: DataSpec | None
+    handler: BaseHandler, options: FitOptions, train: DataSpec, sets: Mapping[str, DataSpec]
 ) -> dict[str, Any]:
     """The configuration as the script gives it, by its name in a message; plain values.
 
@@ -51,7 +53,7 @@ def run_config(
         "training step": _name(parts.train_step),
         SEED: handler.seed if options.seed is None else options.seed,
         TRAINING_DATA: _data_text(train),
-        "validation data": None if validation is None else _data_text(validation),
+        "validation data": _sets_text(sets),
         "batch size": None if batch_size is None else batch_size * ranks,  # over all ranks
         "ranks": ranks,
         EPOCHS: options.epochs,
@@ -65,7 +67,7 @@ def config_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list
         f"{name}: {_text(saved[name])} -> {_text(value)}"
         + (" (the run keeps the seed with which it began)" if name == SEED else "")
         for name, value in current.items()
-        if name in saved and saved[name] != value
+        if name in saved and differs(saved[name], value)
     ]
 
 
@@ -77,7 +79,7 @@ def require_same_run(saved: Mapping[str, Any], current: Mapping[str, Any], path:
     """
     for name in (SEED, TRAINING_DATA):
         old, new = saved.get(name), current[name]
-        if name in saved and new is not None and old != new:
+        if name in saved and new is not None and differs(old, new):
             raise ConfigurationError(
                 f"{str(path)!r} is of a run whose {name} is {_text(old)}; in this script it is "
                 f"{_text(new)}. To train anew, choose another folder or remove the checkpoints of "
@@ -100,11 +102,20 @@ def is_stop_obsolete(
         return False
     name = state.stop_reason.partition(":")[0]
     is_changed = any(line.startswith(name) for line in callback_changes)
-    return is_changed or current[EPOCHS] > saved.get(EPOCHS, current[EPOCHS])
+    before = saved.get(EPOCHS)
+    return is_changed or (type(before) is int and current[EPOCHS] > before)
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
+
+
+def _sets_text(sets: Mapping[str, DataSpec]) -> str | None:
+    """The size of the validation set, or the names and sizes of several."""
+    if UNNAMED in sets and len(sets) == 1:
+        return _data_text(sets[UNNAMED])
+    texts = {name or "without a name": _data_text(spec) for name, spec in sets.items()}
+    return ", ".join(f"{name}: {text or 'unknown'}" for name, text in texts.items()) or None
 
 
 def _data_text(spec: DataSpec) -> str | None:

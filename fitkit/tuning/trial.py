@@ -59,7 +59,7 @@ def trial(handler: BaseHandler, data: DataSpec, verb: str) -> Iterator[None]:
             if callback is not handler.history:
                 handler.callbacks.remove(callback)
         parts = handler.parts
-        parts.train_data, parts.validation_data = data, None
+        parts.train_data, parts.validation_data = data, {}
         parts.scheduler, parts.metrics = None, {}
         yield
 

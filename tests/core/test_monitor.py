@@ -1,11 +1,13 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fitkit import Callback, EarlyStopping, LambdaCallback, ReduceLROnPlateau
 from fitkit.core.errors import ConfigurationError, MonitorError
-from fitkit.core.monitor import Monitor, resolve_mode
+from fitkit.core.monitor import Monitor, MonitoredValue, resolve_mode
 
 
 @pytest.mark.parametrize("prefix", ["", "val_", "train_", "test_"])
@@ -121,3 +123,87 @@ def test_check_possible_fails_before_the_first_batch():
     Monitor("val_loss").check_possible({"validation": True}, "Me")
     Monitor("val_loss").check_possible({}, "Me")
     Monitor("loss").check_possible({"validation": False}, "Me")
+
+
+# ---- names that only some epochs log ------------------------------------------------------------
+
+
+class Watched:
+    """What a monitor asks of a handler."""
+
+    def __init__(self, *callbacks, logged=()):
+        self.callbacks = callbacks
+        self.history = SimpleNamespace(history=dict.fromkeys(logged))
+        self.lines = []
+        self.logger = SimpleNamespace(warning=lambda text, *args: self.lines.append(text % args))
+
+
+WITHOUT = {"validation": False}
+
+
+def test_without_strict_any_name_is_waited_for():
+    monitor = MonitoredValue("fid", strict=False)
+    assert monitor.read({"loss": 1.0}, WITHOUT, "Me", Watched()) is None
+    assert monitor.read({"loss": 1.0, "fid": 3.0}, WITHOUT, "Me", Watched()) == 3.0
+    MonitoredValue("val_loss", strict=False).check_possible(WITHOUT, "Me")
+
+
+def test_a_name_that_an_earlier_epoch_logged_is_waited_for():
+    handler = Watched(logged=["loss", "fid"])
+    assert MonitoredValue("fid").read({"loss": 1.0}, WITHOUT, "Me", handler) is None
+    assert not handler.lines
+    with pytest.raises(MonitorError, match=r"monitors 'other', which is not logged.*strict=False"):
+        MonitoredValue("other").read({"loss": 1.0}, WITHOUT, "Me", handler)
+
+
+def test_a_callback_of_the_user_may_still_log_the_name():
+    handler, monitor = Watched(EarlyStopping(), Callback()), MonitoredValue("fid")
+    for _ in range(2):
+        assert monitor.read({"loss": 1.0}, WITHOUT, "Me", handler) is None
+    assert handler.lines == [
+        "Me monitors 'fid', which no epoch has logged so far: it waits for a callback to log it "
+        "(strict=False: it waits without this line)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "callbacks"),
+    [
+        ("fid", [EarlyStopping(), ReduceLROnPlateau()]),  # none of fitkit's logs it
+        ("fid", []),
+        ("val_los", [Callback()]),  # misspelled
+        ("losss", [LambdaCallback()]),
+    ],
+)
+def test_a_name_that_nobody_can_log_is_an_error_after_the_first_epoch(name, callbacks):
+    logs = {"loss": 1.0, "val_loss": 1.0}
+    with pytest.raises(MonitorError, match=f"monitors '{name}', which is not logged"):
+        MonitoredValue(name).read(logs, {"validation": True}, "Me", Watched(*callbacks))
+
+
+def test_an_epoch_in_which_only_a_callback_logs_a_val_name_has_no_validation():
+    logs = {"loss": 1.0, "val_fid": 2.0}
+    assert Monitor("val_loss").read(logs, {"validation": True}, "Me", Watched()) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "is_possible"),
+    [
+        ("val_loss", False),
+        ("val_acc", False),
+        ("val_a_loss", True),
+        ("val_b_acc", True),
+        ("val_fid", True),
+        ("loss", True),
+    ],
+)
+def test_values_that_named_sets_do_not_have(name, is_possible):
+    params = {"validation": True, "validation_sets": {"a": 1, "b": 2}, "metrics": ["acc"]}
+    if is_possible:
+        MonitoredValue(name).check_possible(params, "Me")
+        return
+    names = "'val_a_acc', 'val_a_loss', 'val_b_acc', 'val_b_loss'"
+    with pytest.raises(MonitorError, match=f"Me monitors '{name}', .* monitor one of {names}"):
+        MonitoredValue(name).check_possible(params, "Me")
+    params["validation_sets"][""] = 3
+    MonitoredValue(name).check_possible(params, "Me")

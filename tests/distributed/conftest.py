@@ -304,6 +304,7 @@ TRAJECTORIES: dict[str, list[str]] = {
     "windows": ["--accumulation", "4", "--clip", "0.5", "--custom"],
     "windows_of_unknown_end": [*OF_UNKNOWN_END, "--accumulation", "3"],
     "sparse": ["--model", "sparse", "--accumulation", "3", "--clip", "0.3", *OF_UNKNOWN_END],
+    "validation_sets": ["--sets", "--train", "20", "--epochs", "2"],
     "float32": ["--dtype", "float32", "--clip", "0.3", "--accumulation", "2"],
 }
 # Ends inside the second window of each epoch of four batches.
@@ -312,6 +313,7 @@ SAVED_AT_EACH_STEP += ["--keep", "--ema", "0.9", "--save-by-hand", "validation"]
 SAVED: dict[str, list[str]] = {
     "plain": [*SAVED_AT_EACH_STEP, "--data", "dataset"],
     "exact": [*SAVED_AT_EACH_STEP, "--data", "dataset", "--dropout", "--norm", "--background"],
+    "sets": [*SAVED_AT_EACH_STEP, "--data", "dataset", "--sets"],
     "noisy": [*SAVED_AT_EACH_STEP, "--noise", "--dropout"],
 }
 ALONE = ("plain",)

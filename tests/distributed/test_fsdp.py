@@ -105,14 +105,13 @@ def test_after_an_evaluation_parameters_are_spread_again(parallel):
     model = Model()
     parallel.shard(model)
     x = torch.randn(5, 3)
-    with parallel.without_gradients():
+    with torch.no_grad():
         before = model(x)
     assert not before.requires_grad
     assert all(is_dtensor(parameter) for parameter in model.parameters())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    with parallel.without_gradients():
         assert not model(x).any()
     model(x).sum().backward()
 

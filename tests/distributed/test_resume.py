@@ -16,6 +16,8 @@ PLACES += ("005", "006", "007", "008", "008_0", "008_1", "008_2")
 SOME = ("002", "003", "004", "004_1", "004_2", "006")
 # Without -m slow: in a window, and in validation.
 FEW = ("002", "004_1")
+# In the first validation set, at its end, and in the second.
+IN_SETS = ("004_1", "004_2", "004_0few")
 # The statistics of batch normalisation are those of each process; the main one's count.
 OWN_STATISTICS = ("1.running_mean", "1.running_var")
 
@@ -58,6 +60,7 @@ def again(shared_launcher, tmp_path_factory, cases, one, two, places):
     of_one = resumes(cases, one / "plain", out / "of_one", "plain", places & set(SOME))
     wanted |= {f"of_one/{name}": how for name, how in of_one.items()}
     ended = two / "early" / "auto" / "auto.pth"
+    wanted |= resumes(cases, two / "sets", out, "sets", IN_SETS)
     wanted["after_an_early_stop"] = [*cases.early, "--resume-from", str(ended)]
     by_hand = two / "interrupted" / "after.pth"
     wanted["after_an_interrupt"] = [*cases.windows, "--resume-from", str(by_hand)]
@@ -107,6 +110,14 @@ def test_as_many_processes_end_bit_for_bit_as_uninterrupted(name, place, two, ag
     # what the hooks of the others draw is not part of the promise
     kit.assert_equal(found, expected, but=("drawn",))
     assert (folder / "log.csv").read_bytes() == (two / name / "log.csv").read_bytes()
+
+
+@pytest.mark.parametrize("place", IN_SETS)
+def test_a_validation_set_goes_on_where_it_was(place, two, again, kit):
+    for rank in (0, 1):
+        found = kit.result(again / f"sets_from_{place}", rank)
+        kit.assert_equal(found, kit.result(two / "sets", rank), but=("drawn",))
+    assert {"val_loss", "val_few_loss"} < found["logs"][-1].keys()
 
 
 def test_a_run_that_stopped_early_is_over(two, again, kit):

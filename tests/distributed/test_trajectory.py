@@ -19,6 +19,7 @@ CASES = (
     "windows",
     "windows_of_unknown_end",
     "sparse",
+    "validation_sets",
     "float32",
 )
 # Fewer processes than the others show the same; with -m slow.

@@ -393,7 +393,8 @@ def test_evaluation_and_prediction_keep_nothing_for_a_backward_pass(make_handler
 
     class Asking(nn.Linear):
         def forward(self, inputs):
-            modes.append(torch.is_inference_mode_enabled())
+            assert not torch.is_inference_mode_enabled()  # what is cached in it cannot be trained
+            modes.append(not torch.is_grad_enabled())
             return super().forward(inputs)
 
     handler = make_handler(Asking(3, 1, dtype=torch.float64))

@@ -188,6 +188,6 @@ def test_a_schedule_as_long_as_the_run_is_no_trouble(make_handler, make_data, ar
 
 
 def test_no_scheduler_is_no_trouble():
-    schedule = Schedule(None, interval="epoch", monitor=None, has_validation=False)
+    schedule = Schedule(None, interval="epoch")
     schedule.after_optimizer_step()
     schedule.after_epoch({})

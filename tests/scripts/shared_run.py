@@ -230,8 +230,9 @@ class SavesByHand(fitkit.Callback):
     def on_test_batch_end(self, batch: int, logs: fitkit.Logs) -> None:
         """In validation."""
         if self.where == "validation" and self.handler.session.run is not None:
-            step = self.handler.state.global_step
-            self.handler.save(self.out / "steps" / f"{step:03d}_{batch}.pth")
+            state = self.handler.state
+            name = f"{state.global_step:03d}_{batch}{state.evaluation_set}.pth"
+            self.handler.save(self.out / "steps" / name)
 
     def on_epoch_end(self, epoch: int, logs: fitkit.Logs) -> None:
         """Between epochs."""
@@ -394,6 +395,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cases", type=Path, help="names and arguments of several runs")
     parser.add_argument("--train", type=int, default=53)
     parser.add_argument("--val", type=int, default=21)
+    parser.add_argument("--sets", action="store_true", help="a second set to validate on")
     parser.add_argument("--batch", type=int, default=8, help="over all processes")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--dtype", default="float64")
@@ -451,6 +453,9 @@ def run(options: argparse.Namespace) -> None:
         sizes["num_workers"] = options.workers
     handler.set_train_loader(train, **sizes)
     handler.set_val_loader(val, **sizes)
+    if options.sets:
+        few = data_of(options, options.val // 2, 2, shuffle=False)
+        handler.set_val_loader(few, name="few", **sizes)
     if options.auto_save:
         handler.auto_save(1, out / "auto", "auto", overwrite=True)
     records = Records(out)

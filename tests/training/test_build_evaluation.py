@@ -19,7 +19,7 @@ from fitkit.training.build_evaluation import (
     HandlerContext,
     HandlerEvaluator,
     evaluation_forward,
-    evaluation_pass,
+    evaluation_passes,
     forward_of,
     make_data_pass,
 )
@@ -54,26 +54,26 @@ def test_the_validation_data_is_the_default_with_its_options(handler):
     with pytest.raises(
         ConfigurationError, match=r"no data to evaluate: pass it, or call .*set_val"
     ):
-        evaluation_pass(handler, None, None, None, in_order=False)
+        evaluation_passes(handler, None, None, None)[""]
     handler.set_val_loader(DATA, batch_size=4)
     for size, batches in ((None, [4, 4, 2]), (5, [5, 5])):
-        data_pass = evaluation_pass(handler, None, size, None, in_order=False)
+        data_pass = evaluation_passes(handler, None, size, None)[""]
         assert [len(batch) for batch in rows(data_pass)] == batches
         assert list(chain(*rows(data_pass))) == X[:, 0].tolist()
-    other = evaluation_pass(handler, (X[:3], X[:3]), None, None, in_order=False)
+    other = evaluation_passes(handler, (X[:3], X[:3]), None, None)[""]
     assert rows(other) == [[0.0, 2.0, 4.0]]
 
 
 @pytest.mark.parametrize(("steps", "batches"), [(None, 4), (1, 1), (4, 4), (9, 4)])
 def test_steps_limit_the_pass(handler, steps, batches):
-    data_pass = evaluation_pass(handler, DATA, 3, steps, in_order=False)
+    data_pass = evaluation_passes(handler, DATA, 3, steps)[""]
     assert (len(rows(data_pass)), data_pass.num_batches) == (batches, batches)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1.0, True, "2"])
 def test_steps_that_are_no_count(handler, steps):
     with pytest.raises(ConfigurationError, match=r"steps must be a whole number .* or None"):
-        evaluation_pass(handler, DATA, None, steps, in_order=False)
+        evaluation_passes(handler, DATA, None, steps)[""]
 
 
 def test_only_training_data_is_shuffled(handler):
@@ -88,7 +88,7 @@ def test_only_training_data_is_shuffled(handler):
 
 def evaluation_spec(handler):
     handler.set_val_loader((X.numpy(), np.zeros((10, 1))), batch_size=4)
-    return handler.parts.validation_data
+    return handler.parts.validation_data[""]
 
 
 def test_arrays_become_tensors_of_the_model_s_type(handler):

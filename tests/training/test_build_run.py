@@ -63,7 +63,7 @@ def test_the_data_that_was_set_with_the_options_of_fit(handler):
     train, validation = specs_of(handler, batch_size=5)
     assert (train.data, train.batch_size, train.shuffle) == (DATASET, 5, False)
     assert train.loader_kwargs == {"num_workers": 2}
-    assert validation.batch_size == 7
+    assert validation[""].batch_size == 7
     train, _ = specs_of(handler, shuffle=True)
     assert (train.batch_size, train.shuffle) == (4, True)
 
@@ -74,14 +74,14 @@ def test_data_of_fit_goes_before_what_was_set(handler):
     given, held_out = (X, Y), (X[:2], Y[:2])
     train, validation = specs_of(handler, train_data=given, validation_data=held_out, batch_size=6)
     assert (train.data, train.batch_size) == (given, 6)
-    assert (validation.data, validation.batch_size) == (held_out, 6)
-    assert specs_of(handler, train_data=given)[1].data is DATASET
+    assert (validation[""].data, validation[""].batch_size) == (held_out, 6)
+    assert specs_of(handler, train_data=given)[1][""].data is DATASET
 
 
 def test_a_split_goes_before_the_validation_data_that_was_set(handler):
     handler.set_val_loader((X, Y))
     train, validation = specs_of(handler, train_data=(X, Y), validation_split=0.2)
-    assert (len(train.data[0]), len(validation.data[0])) == (8, 2)
+    assert (len(train.data[0]), len(validation[""].data[0])) == (8, 2)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_split_goes_before_the_validation_data_that_was_set(handler):
 def test_who_makes_the_batches(handler, data, expected):
     assert is_batched_by_fitkit(data) is expected
     _, validation = specs_of(handler, train_data=(X, Y), validation_data=data, batch_size=5)
-    assert validation.batch_size == (5 if expected else None)
+    assert validation[""].batch_size == (5 if expected else None)
 
 
 @pytest.mark.parametrize("max_steps", [None, 7])
@@ -129,7 +129,7 @@ def test_batches_of_an_epoch(handler, options, train, validation):
     assert (params["steps"], params["validation_steps"]) == (train, validation)
     assert params["validation"] is (validation is not None)
     if validation is not None:
-        assert len(list(run.validation.batches())) == validation
+        assert len(list(run.validation[""].batches())) == validation
 
 
 def test_what_callbacks_are_told(handler):

@@ -48,7 +48,7 @@ def files(tmp_path_factory):
 
 def ask(handler, where, in_memory=None):
     options = FitOptions(resume=where)
-    config = run_config(handler, options, DataSpec(DATA), None)
+    config = run_config(handler, options, DataSpec(DATA), {})
     resumed = resume(handler, options, config, in_memory)
     return (resumed.continues, resumed.is_finished)
 

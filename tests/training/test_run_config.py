@@ -34,7 +34,7 @@ class Endless:
 def config_of(data=ROWS, handler=None, **options):
     if handler is None:
         handler = NNHandler(nn.Linear, "cpu", seed=0, in_features=2, out_features=1)
-    return run_config(handler, FitOptions(**options), DataSpec(data), None)
+    return run_config(handler, FitOptions(**options), DataSpec(data), {})
 
 
 @pytest.mark.parametrize(
@@ -131,3 +131,15 @@ def test_when_an_early_stop_no_longer_holds(reason, epochs, changes, obsolete):
     saved = config_of(epochs=3)
     assert is_stop_obsolete(state, saved, config_of(epochs=epochs), changes) is obsolete
     assert is_stop_obsolete(state, {}, config_of(epochs=epochs), []) is False
+
+
+@pytest.mark.parametrize("junk", [torch.ones(3), [torch.ones(2)], "no number", {"a": 1}])
+def test_a_damaged_configuration_is_a_difference(junk):
+    current = {"ema decay": 0.5, "epochs": 3, "seed": 1, "training data": "4 samples"}
+    lines = config_changes({"ema decay": junk, "epochs": 3}, current)
+    assert [line.partition(":")[0] for line in lines] == ["ema decay"]
+    state = FitState()
+    state.stop("EarlyStopping: no improvement")
+    assert not is_stop_obsolete(state, {"epochs": junk}, current, [])
+    with pytest.raises(ConfigurationError, match="is of a run whose seed is"):
+        require_same_run({"seed": junk}, current, "file.pth")

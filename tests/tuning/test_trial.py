@@ -81,7 +81,7 @@ def test_inside_there_is_only_what_a_step_needs(handler):
     with trial(handler, SPEC, "find"):
         parts = handler.parts
         assert list(handler.callbacks) == [handler.history]
-        assert (parts.train_data, parts.validation_data) == (SPEC, None)
+        assert (parts.train_data, parts.validation_data) == (SPEC, {})
         assert (parts.scheduler, parts.metrics) == (None, {})
     after = handler.parts.scheduler, handler.parts.validation_data, list(handler.callbacks)
     assert after == before

@@ -15,6 +15,7 @@ from fitkit.core.argument_checks import require_path
 from fitkit.core.callback import BuiltinCallback
 from fitkit.core.errors import ConfigurationError, listed
 from fitkit.core.logs import Logs
+from fitkit.core.validation_sets import logged_names, sets_of
 
 EpochRow = Mapping[str, Any]
 
@@ -167,8 +168,7 @@ class EpochFileLogger(BuiltinCallback):
         columns = self._existing_columns(existing)
         measured = ["loss", *self.params.get("metrics", ())]
         expected = ["epoch", *measured]
-        if self.params.get("validation"):
-            expected += [f"val_{name}" for name in measured]
+        expected += logged_names(sets_of(self.params), measured)
         if set(expected) - set(columns):
             raise ConfigurationError(
                 f"{self.name} cannot append to {str(self.path)!r}: it has the columns "

@@ -50,6 +50,9 @@ KEYS: Mapping[str, type | tuple[type, ...]] = {
 # Keys that files of earlier versions lack; also ``None`` is valid.
 OPTIONAL_KEYS: Mapping[str, type] = {
     "optimizer_groups": list,
+    "optimizer_is_evaluating": bool,
+    "evaluated_state_dict": dict,
+    "scheduler_strict": bool,
     "scheduler_initial_state": dict,
     "loss_state_dict": dict,
     "loss_ema_state_dict": dict,
@@ -59,7 +62,12 @@ OPTIONAL_KEYS: Mapping[str, type] = {
 
 # Their tensors are spread over the ranks that share a model, so a sharded checkpoint stores them
 # in its folder.
-SHARDED_KEYS = ("model_state_dict", "optimizer_state_dict", "ema_state_dict")
+SHARDED_KEYS = (
+    "model_state_dict",
+    "optimizer_state_dict",
+    "ema_state_dict",
+    "evaluated_state_dict",
+)
 # Whoever loads these copies the tensors into the model's own, so they may stay mapped to the file.
 COPIED_KEYS = ("model_state_dict", "ema_state_dict")
 _LISTENER: Mapping[str, type] = {"name": str, "identity": str}
@@ -171,4 +179,6 @@ def _is_valid(name: str, value: Any) -> bool:
         return False
     if isinstance(value, dict):
         return all(type(key) is str and type(item) in (int, float) for key, item in value.items())
+    if isinstance(value, list):
+        return all(type(item) is str for item in value)
     return not (type(value) is int and value < 0)

@@ -125,7 +125,7 @@ def convert(source: Path, target: Path, *, sharded: bool) -> None:
     from fitkit.checkpointing.storage import sharded_checkpoint  # a second of imports
 
     is_full = schema.is_full(content)
-    parts = [content[key] for key in schema.SHARDED_KEYS] if is_full else [content]
+    parts = [content.get(key) for key in schema.SHARDED_KEYS] if is_full else [content]
     large = {id(it) for it in iterate_tensors(parts) if it.ndim and it.layout is torch.strided}
     sharded_checkpoint.write(
         content, target, world=World(), is_sharded=lambda value: id(value) in large, record=record
