@@ -36,8 +36,9 @@ def evaluate(
             run.context.seed_batch()
             with run.context.without_gradients():
                 output, _ = run.forward(batch, data_pass.share_in)
-                values = {}
-                if output is not None:
+                if output is None:
+                    values = data_pass.meters.skip()
+                else:
                     values = data_pass.meters.update(output, output.num_samples or 0, output.weight)
                 del output  # else the device would hold it through the next forward pass
             state.batch = index + 1
