@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import math
 import warnings
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -731,3 +733,64 @@ def test_values_come_in_the_order_of_the_metrics():
     meters.update(output(*scores([6], 2), logs={"own": 1.0, "m_c": 2.0}), 6)
     expected = ["loss", "e_b", "e_a", "m_a", "m_0", "m_1", "m_c", "z", "own"]
     assert list(meters.compute()) == expected
+
+
+@dataclass
+class Result:
+    scores: torch.Tensor
+
+
+class KeepsInUpdate(Metric):
+    def __init__(self, seen):
+        self.seen = seen
+
+    def update(self, outputs, targets):
+        self.seen.append((outputs, targets))
+        return [1.0]
+
+    def compute(self, sums):
+        return sums[0]
+
+
+class KeepsAsObject:
+    seen: ClassVar[list] = []  # of the class, as the object is copied
+
+    def update(self, outputs, targets):
+        self.seen.append((outputs, targets))
+
+    def compute(self):
+        return 1.0
+
+    def reset(self):
+        self.seen.clear()
+
+
+def keep(seen):
+    return lambda outputs, targets: seen.append((outputs, targets)) or 1.0
+
+
+KEEPING = {
+    "object": lambda seen: type("Own", (KeepsAsObject,), {"seen": seen})(),
+    "function": keep,
+    "Metric": KeepsInUpdate,
+    "EpochMetric": lambda seen: EpochMetric(len, lambda o: seen.append([o]) or torch.ones(1)),
+}
+FORMS = {
+    "tensor": (lambda one: one, lambda kept: kept),
+    "nested": (lambda one: {"a": [1, (one,)]}, lambda kept: kept["a"][1][0]),
+    "dataclass": (Result, lambda kept: kept.scores),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KEEPING)
+def test_no_metric_gets_a_graph(kind, form):
+    make, read = FORMS[form]
+    seen = []
+    meters = Meters({"m": KEEPING[kind](seen)}, CPU)
+    one = torch.ones(3, requires_grad=True) * 2
+    targets = None if kind == "EpochMetric" else make(one + 1)
+    meters.update(StepOutput(one.sum(), make(one), targets), 3)
+    assert len(seen) == 1
+    for kept in seen[0]:
+        assert not read(kept).requires_grad
