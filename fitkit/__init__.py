@@ -52,6 +52,7 @@ from fitkit.core.state import FitState
 from fitkit.core.types import LoggingMode, ModelType, StepOutput
 from fitkit.distributed.on_rank import on_rank
 from fitkit.distributed.strategy import DDP, FSDP
+from fitkit.metrics.epoch_metric import EpochMetric
 from fitkit.metrics.metric import MeanMetric, Metric
 from fitkit.metrics.standard import (
     Accuracy,
@@ -81,6 +82,7 @@ __all__ = [
     "DamagedCheckpointError",
     "DataError",
     "EarlyStopping",
+    "EpochMetric",
     "Event",
     "FitState",
     "FitkitError",

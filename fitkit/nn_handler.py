@@ -232,9 +232,9 @@ class NNHandler(BaseHandler):
 
         Args:
             name: its name in the logs.
-            metric: a function ``(outputs, targets) -> mean over the batch``, a ``fitkit.Metric``,
-                or an object with ``update``, ``compute`` and ``reset`` such as a torchmetrics
-                ``Metric``; without ``state_dict`` its attributes are its state.
+            metric: a function ``(outputs, targets) -> mean over the batch``, a ``fitkit.Metric``
+                or ``EpochMetric``, or an object with ``update``, ``compute`` and ``reset`` such as
+                a torchmetrics ``Metric``; without ``state_dict`` its attributes are its state.
         """
         self.session.require_outside_fit("add_metric")
         require_metric(name, metric, taken=self.parts.metrics)

@@ -51,6 +51,16 @@ FOR_CLASSES = {
     "certainty": lambda outputs, targets: outputs.softmax(1).amax(1).mean(),
     "own": Certainty(),
 }
+
+
+class OfEachClass(fitkit.Metric):
+    def update(self, outputs, targets):
+        return outputs.softmax(1).sum(0)
+
+    def compute(self, sums):
+        return sums / sums.sum()
+
+
 FOR_VALUES = {
     "mse": fitkit.MeanSquaredError(),
     "mae": fitkit.MeanAbsoluteError(),
@@ -60,10 +70,21 @@ X = torch.randn(NUM_BATCHES * 2, 4)
 CLASSES, VALUES = torch.randint(3, (NUM_BATCHES * 2,)), torch.randn(NUM_BATCHES * 2, 3)
 
 
+KEEPING = {  # what more than sums is kept of, or logged for
+    "spread": fitkit.EpochMetric(lambda outputs, targets: outputs[targets == 1].std()),
+    "small": fitkit.EpochMetric(lambda o, t: (o == t).float().mean(), lambda o: o.argmax(1)),
+    "entries": lambda outputs, targets: {"mean": outputs.mean(), "first": outputs[0]},
+    "each class": OfEachClass(),
+    "unmasked": fitkit.Accuracy(ignore_index=None),
+}
+
+
 def test_every_built_in_metric_is_looked_at():
-    used = {type(metric) for metric in (*FOR_CLASSES.values(), *FOR_VALUES.values())}
+    metrics = (*FOR_CLASSES.values(), *FOR_VALUES.values(), *KEEPING.values())
+    used = {type(metric) for metric in metrics}
     exported = {getattr(fitkit, name) for name in fitkit.__all__}
-    metrics = {one for one in exported if isinstance(one, type) and issubclass(one, fitkit.Metric)}
+    kinds = (fitkit.Metric, fitkit.EpochMetric)
+    metrics = {one for one in exported if isinstance(one, type) and issubclass(one, kinds)}
     assert metrics - {fitkit.Metric, fitkit.MeanMetric} <= used
 
 
@@ -169,6 +190,21 @@ def test_batches_of_all_sizes_wait_for_nothing(train):
         on_epoch_begin=lambda epoch, logs: model_of(evaluating).eval()
     )
     assert train(CLASSES, batches, evaluating) == []
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels", "one-hot"])
+def test_metrics_that_keep_samples_wait_for_nothing(kind, make_handler, accelerator):
+    handler, watch = make_handler(CLASSES), Watch(accelerator)
+    one_hot = nn.functional.one_hot(CLASSES, 3).float()
+    targets = CLASSES if kind == "classes" else one_hot
+    for name, metric in (KEEPING if kind == "classes" else {}).items():
+        handler.add_metric(name, metric)
+    if kind != "classes":
+        handler.parts.metrics.clear()
+        multilabel = True if kind == "labels" else None
+        handler.add_metric("a", fitkit.Accuracy(multilabel=multilabel))
+    handler.fit((X, targets), batch_size=2, progress_bar=False, callbacks=[watch])
+    assert (watch.num_batches, watch.seen) == (NUM_BATCHES, [])
 
 
 def model_of(callback):

@@ -39,8 +39,9 @@ def evaluate(
             # not inference mode: what a model caches in it could not be used in training
             with torch.set_grad_enabled(run.grad):
                 output, _ = run.forward(batch, data_pass.share_in)
-                values = {}
-                if output is not None:
+                if output is None:
+                    values = data_pass.meters.skip()
+                else:
                     values = data_pass.meters.update(output, output.num_samples or 0, output.weight)
                 del output  # else the device would hold it through the next forward pass
             state.batch = index + 1

@@ -88,9 +88,10 @@ def train_pass(run: FitRun) -> None:
         state.mid_step = True
         is_last = index + 1 == num_batches
         output, num_samples = step(batch, is_last=is_last, count=run.train.share_in)
-        values = (
-            {} if output is None else meters.update(output, output.num_samples or 0, output.weight)
-        )
+        if output is None:
+            values = meters.skip()
+        else:
+            values = meters.update(output, output.num_samples or 0, output.weight)
         del output  # else its memory would be held through the next forward pass
         state.mid_step = False
         state.advance_batch(num_samples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,17 +11,21 @@ from torch import Tensor
 from fitkit.core.device_capabilities import accumulation_dtype
 from fitkit.core.errors import CheckpointError, DataError
 from fitkit.core.logs import Deferred
-from fitkit.metrics.metric import MeanMetric, Metric, as_statistics
+from fitkit.metrics.entries import entries
+from fitkit.metrics.metric import MeanMetric, Metric, as_statistics, counted_values
 from fitkit.metrics.running_sum import FOLD_AFTER, RunningSum, invalid_sums, is_real
 
 
 class MetricAccumulator:
     """The summed statistics of a ``Metric``, whose outputs will be on ``device``."""
 
+    STATE_KEYS: ClassVar = (frozenset({"sums"}),)
+
     def __init__(self, metric: Metric, device: torch.device) -> None:
         self.metric = metric
         self._device = device
         self._needs_device = False
+        self._has_one_value: bool | None = None
         is_plain = type(metric).add_up is Metric.add_up
         self._add_up = None if is_plain else lambda rows, _: metric.add_up(rows)
         self.reset()
@@ -79,11 +83,28 @@ class MetricAccumulator:
     def _add_up_rows(self, rows: Tensor) -> Tensor:
         return self.metric.add_up(rows.cpu().to(torch.float64))
 
-    def measure(self, name: str, outputs: Any, targets: Any) -> Deferred:
-        """Add one batch; return its own value, which is computed when it is read."""
+    def measure(self, name: str, outputs: Any, targets: Any) -> Deferred | None:
+        """Add one batch; return its own value, which is computed when it is read.
+
+        It is ``None`` for a metric with several values, whose names are not known before.
+        """
         row = self._statistics(name, outputs, targets)
+        if self._has_one_value is None:
+            self._has_one_value = self._computes_one_value(name, len(row))
         self._rows.add(row)
-        return Deferred(self._value_of, row)
+        return Deferred(self._value_of, row) if self._has_one_value else None
+
+    def _computes_one_value(self, name: str, num_statistics: int) -> bool:
+        """Whether the metric has one value; raises ``DataError`` if it cannot be logged.
+
+        Found out for statistics of ones, which are read without waiting for the device.
+        """
+        ones = torch.ones(1, num_statistics, dtype=torch.float64)
+        try:
+            value = self.metric.compute(self.metric.add_up(ones))
+        except (ArithmeticError, LookupError, RuntimeError, ValueError):
+            return True  # statistics of real samples are never so
+        return list(entries(name, value)) == [name]
 
     def _value_of(self, row: Tensor) -> Any:
         row = row.to(accumulation_dtype(row.device)).unsqueeze(0)
@@ -125,32 +146,39 @@ class MeanAccumulator(MetricAccumulator):
     def reset(self) -> None:
         """Discard everything added."""
         self._rows = RunningSum(at_once=True)
-        self._number = 0
-        self._counts: list[Tensor] = []
+        self._number: int | Tensor = 0
+        self._totals: list[Tensor] = []  # counts of batches that are not added yet
+        self._numbers: list[Tensor] = []  # of the values of batches of which only the device knows
 
     def measure(self, name: str, outputs: Any, targets: Any) -> Deferred:
         """Add one batch; return its own value, which is computed when it is read."""
-        values = self._call(self._values, outputs, targets).detach()
-        number = values.numel()
-        self._number += number
+        values, number = counted_values(self._call(self._values, outputs, targets))
+        values = values.detach()
+        if isinstance(number, Tensor):
+            self._numbers.append(number)
+        else:
+            self._number += number
         if values.dtype is torch.bool:
             total = values.count_nonzero()
-            self._counts.append(total)
-            if len(self._counts) >= FOLD_AFTER:
-                self._add_counts()
+            self._totals.append(total)
         else:
             self._add_counts()
             total = values.to(accumulation_dtype(values.device)).sum()
             self._rows.add(total)
+        if max(len(self._totals), len(self._numbers)) >= FOLD_AFTER:
+            self._add_counts()
         return Deferred(self._value_of_mean, total, number)
 
-    def _value_of_mean(self, total: Tensor, number: int) -> Any:
+    def _value_of_mean(self, total: Tensor, number: int | Tensor) -> Any:
         return self.metric.compute(_pair(total.to(accumulation_dtype(total.device)), number))
 
     def _add_counts(self) -> None:
-        if self._counts:
-            self._rows.add(torch.stack(self._counts).sum())
-            self._counts = []
+        if self._totals:
+            self._rows.add(torch.stack(self._totals).sum())
+            self._totals = []
+        if self._numbers:
+            self._number = torch.stack(self._numbers).sum() + self._number
+            self._numbers = []
 
     @property
     def sums(self) -> Tensor | None:
@@ -165,6 +193,8 @@ class MeanAccumulator(MetricAccumulator):
         total = self._rows.total()
         if total is None:
             return torch.zeros(0, dtype=torch.float64), []
+        if isinstance(self._number, Tensor):
+            return _pair(total, self._number), []
         return total.reshape(1), [self._number]
 
     def state_dict(self) -> dict[str, Any]:
@@ -200,7 +230,9 @@ def make_accumulator(metric: Metric, device: torch.device) -> MetricAccumulator:
     return MetricAccumulator(metric, device)
 
 
-def _pair(total: Tensor, number: int) -> Tensor:
+def _pair(total: Tensor, number: int | Tensor) -> Tensor:
+    if isinstance(number, Tensor):
+        return torch.stack([total, number.to(total.device).to(total.dtype)])
     return torch.stack([total, torch.full_like(total, number)])
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from fitkit.core.device_capabilities import accumulation_dtype
 from fitkit.core.errors import ConfigurationError, DataError, describe
 from fitkit.core.state_placement import is_on_host
+from fitkit.metrics.epoch_metric import EpochMetric
 from fitkit.metrics.metric_state import require_state
 from fitkit.metrics.stateful import accumulates
 
@@ -64,14 +65,21 @@ class MeanMetric(Metric):
     """A metric that is a mean; subclasses return one value per sample or per element."""
 
     @abstractmethod
-    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The values to average, of any shape."""
+    def values(self, outputs: Any, targets: Any) -> Tensor | tuple[Tensor, Tensor]:
+        """The values to average, of any shape.
+
+        Returns:
+            the values, or the values and a boolean tensor of their shape: those for which it is
+            ``False`` are left out, such as padding.
+        """
 
     def update(self, outputs: Any, targets: Any) -> Tensor:
         """The sum of the values and their number."""
-        values = self.values(outputs, targets)
+        values, number = counted_values(self.values(outputs, targets))
         total = values.to(accumulation_dtype(values.device)).sum()
-        return torch.stack([total, torch.full_like(total, values.numel())])
+        if isinstance(number, Tensor):
+            return torch.stack([total, number.to(total.dtype)])
+        return torch.stack([total, torch.full_like(total, number)])
 
     def compute(self, sums: Tensor) -> Tensor:
         """The mean; NaN over nothing."""
@@ -89,6 +97,20 @@ def as_scalar(name: str, value: Any) -> Any:
         f"metric {name!r} must return its mean over the batch, one number, received "
         f"{describe(value)}: reduce it, for instance with .mean()."
     )
+
+
+def counted_values(result: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, int | Tensor]:
+    """What ``MeanMetric.values`` returned, with zeros for what is left out, and the number."""
+    if not isinstance(result, tuple):
+        return result, result.numel()
+    values, counts = result
+    if values.shape != counts.shape or counts.dtype is not torch.bool:
+        raise DataError(
+            f"values of a MeanMetric must return a boolean tensor of the shape of the values "
+            f"beside them, {tuple(values.shape)}; received {describe(counts)}, {counts.dtype}."
+        )
+    kept = values & counts if values.dtype is torch.bool else values.masked_fill(~counts, 0)
+    return kept, counts.count_nonzero()
 
 
 def as_statistics(name: str, value: Any) -> Tensor:
@@ -146,10 +168,13 @@ def require_metric(name: Any, metric: Any, taken: Any) -> Any:
         raise ConfigurationError(
             f"metric {name!r} is the class {metric.__name__}: pass an instance of it."
         )
+    if isinstance(metric, EpochMetric):
+        return metric
     if not (isinstance(metric, Metric) or accumulates(metric) or callable(metric)):
         raise ConfigurationError(
             f"metric {name!r} must be a function (outputs, targets) -> mean over the batch, a "
-            f"fitkit.Metric or a torchmetrics Metric, received {type(metric).__name__}."
+            f"fitkit.Metric, a fitkit.EpochMetric or a torchmetrics Metric, received "
+            f"{type(metric).__name__}."
         )
     if accumulates(metric) and not isinstance(metric, Metric):
         require_state(name, metric)

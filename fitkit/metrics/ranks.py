@@ -19,9 +19,6 @@ class Ranks(Protocol):
     def gather_all(self, value: Any) -> list[Any]:
         """The values of all ranks, on every rank."""
 
-    def largest(self, values: list[int]) -> list[int]:
-        """The elementwise maximum over the ranks."""
-
 
 def sum_by_name(vectors: dict[str, Tensor], ranks: Ranks | None) -> dict[str, Tensor]:
     """The sums of float64 vectors over the ranks, by name, on every rank.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class WeightedMean:
     A weight is a number of at least 0 or a scalar tensor; one on a device is not read, so a
     negative one there makes the mean NaN. A value of weight 0 counts nothing, whatever it is.
     """
+
+    STATE_KEYS: ClassVar = frozenset({"total", "weight", "waiting", "weights"})
 
     def __init__(self) -> None:
         self.reset()

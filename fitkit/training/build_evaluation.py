@@ -161,7 +161,9 @@ def make_data_pass(
         ranks=RankSplit(handler.world.rank, handler.world.size),
         device=handler.device,
     )
-    meters = Meters(handler.parts.metrics, handler.device)
+    # a prediction, which is in order, computes no metrics
+    num_ranks = 1 if in_order else handler.world.size
+    meters = Meters(handler.parts.metrics, handler.device, num_ranks=num_ranks)
     return DataPass(source, meters, count.share_in, limit)
 
 

@@ -128,6 +128,8 @@ FOR_CLASSES = {
     "of two devices": MixedDevices,
     "a mean with a tensor": Weighted,
     "a function of tensors": lambda: lambda outputs, targets: outputs.softmax(1).amax(1).mean(),
+    "a function of several numbers": lambda: lambda outputs, targets: outputs.softmax(1).mean(0),
+    "EpochMetric": lambda: fitkit.EpochMetric(lambda o, t: o[t == 1].double().std().nan_to_num()),
     "a function of numbers": lambda: lambda outputs, targets: float(outputs.detach().mean()),
     "torchmetrics": lambda: torchmetrics.classification.MulticlassF1Score(3),
     "torchmetrics with lists": lambda: torchmetrics.CatMetric(),

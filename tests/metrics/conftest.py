@@ -28,9 +28,6 @@ class ThreadRanks:
     def sum(self, sums):
         return torch.stack(self.gather_all(sums)).sum(0)
 
-    def largest(self, values):
-        return torch.tensor(self.gather_all(values)).amax(0).tolist()
-
 
 @pytest.fixture
 def on_ranks():

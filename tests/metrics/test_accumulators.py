@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from fitkit import Accuracy, CheckpointError, DataError, MeanMetric, Metric
+from fitkit.core.tree import map_tensors
 from fitkit.metrics.accumulators import MeanAccumulator, MetricAccumulator, make_accumulator
 from fitkit.metrics.running_sum import FOLD_AFTER
 
@@ -128,3 +133,53 @@ def test_a_state_that_was_altered_is_refused(metric, sums):
 def test_a_mean_has_two_sums():
     with pytest.raises(CheckpointError, match="a mean has two sums, but 3"):
         make_accumulator(Errors(), CPU).load_state_dict({"sums": torch.ones(3)})
+
+
+def test_a_metric_that_cannot_compute_ones_has_one_value():
+    class Strict(Spread):
+        def compute(self, sums):
+            if sums[0] == 1.0:
+                raise ValueError("these are no sums of real samples")
+            return super().compute(sums)
+
+    accumulator = make_accumulator(Strict(), CPU)
+    (value,) = feed(accumulator, make_batches(1))
+    assert float(value()) > 0
+
+
+def test_values_that_do_not_count_are_left_out(accelerator):
+    """Padding is NaN; counts are read once, also of a state in between."""
+
+    class Masked(MeanMetric):
+        def values(self, outputs, targets):
+            return (outputs if self.is_float else outputs > 0), targets
+
+    batches = [(torch.tensor([n, math.nan, -1.0]), torch.tensor([True, False, n % 3 == 0]))
+               for n in range(FOLD_AFTER + 5)]  # fmt: skip
+    for is_float, place in itertools.product((True, False), ("cpu", "sim")):
+        metric, device = Masked(), torch.device(place)
+        metric.is_float = is_float
+        plain, before, after = (make_accumulator(metric, device) for _ in range(3))
+        moved = [(outputs.to(device), counts.to(device)) for outputs, counts in batches]
+        accelerator.waits.clear()
+        feed(plain, moved)
+        assert accelerator.waits == []
+        feed(before, moved[:7])
+        after.load_state_dict(map_tensors(Tensor.cpu, before.state_dict()))
+        feed(after, moved[7:])
+        kept = [one for outputs, counts in batches for one in outputs[counts].tolist()]
+        total = sum(kept) if is_float else sum(one > 0 for one in kept)
+        for one in (plain, after):
+            assert one.sums.tolist() == [total, len(kept)]
+            vector, numbers = one.packed()
+            assert [*vector.tolist(), *numbers] == [total, len(kept)]
+
+
+def test_what_counts_is_a_boolean_tensor_of_the_values_shape():
+    class Masked(MeanMetric):
+        def values(self, outputs, targets):
+            return outputs, targets
+
+    for counts in (torch.ones(2, dtype=torch.bool), torch.ones(3)):
+        with pytest.raises(DataError, match=r"boolean tensor of the shape of the values .*\(3,\)"):
+            feed(make_accumulator(Masked(), CPU), [(torch.ones(3), counts)])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitkit import Accuracy, CheckpointError, Metric, StepOutput
+from fitkit import Accuracy, CheckpointError, EpochMetric, Metric, StepOutput
 from fitkit.metrics.merge_for_resume import merge_meter_states, zero_meter_state
 from fitkit.metrics.meters import Meters
+
+torchmetrics = pytest.importorskip("torchmetrics")
 
 CPU = torch.device("cpu")
 
@@ -102,8 +106,118 @@ def test_a_single_state_stays_as_it_is():
     assert merge_meter_states([state]) is state
 
 
-def test_a_metric_that_accumulates_by_itself_cannot_be_merged():
-    own = {"updated": True, "state": {}}
-    states = [{**meters_of([]).state_dict(), "metrics": {"auroc": own}} for _ in range(3)]
-    with pytest.raises(CheckpointError, match=r"metric 'auroc' accumulates by itself.*on 3 ranks"):
-        merge_meter_states(states)
+class Largest:
+    """A metric with the interface of torcheval."""
+
+    def __init__(self):
+        self.reset()
+
+    def update(self, outputs, targets):
+        self.largest = max(self.largest, float(outputs.max()))
+
+    def merge_state(self, others):
+        self.largest = max([self.largest, *(other.largest for other in others)])
+
+    def compute(self):
+        return self.largest
+
+    def reset(self):
+        self.largest = -math.inf
+
+
+def accumulating():
+    classification = torchmetrics.classification
+    return {
+        "auroc": classification.MulticlassAUROC(3),
+        "f1": torchmetrics.MetricCollection([classification.MulticlassF1Score(3)]),
+        "largest": Largest(),
+        "epoch": EpochMetric(lambda outputs, targets: outputs[targets == 1].std()),
+    }
+
+
+def test_what_accumulates_by_itself_is_merged(on_ranks):
+    """From three ranks, one of which has no batch, to one and to two that go on."""
+    seeds = [[1, 2, 5], [3], []]
+    saved = [fed(Meters(accumulating(), CPU), *some).state_dict() for some in seeds]
+    merged = merge_meter_states(saved)
+    expected = fed(Meters(accumulating(), CPU), 1, 3, 2, 5, 8, 9).compute()
+    one = Meters(accumulating(), CPU)
+    one.load_state_dict(merged)
+    assert fed(one, 8, 9).compute() == pytest.approx(expected, rel=1e-6)
+
+    def go_on(place, ranks):
+        state, seed = place
+        meters = Meters(accumulating(), CPU, num_ranks=2)
+        meters.load_state_dict(state)
+        return fed(meters, seed).compute(ranks)
+
+    first, second = on_ranks(go_on, [(merged, 8), (zero_meter_state(merged), 9)])
+    assert first == second == pytest.approx(expected, rel=1e-6)
+
+
+def test_from_one_rank_to_two(on_ranks):
+    state = fed(Meters(accumulating(), CPU), 1, 2).state_dict()
+    expected = fed(Meters(accumulating(), CPU), 1, 2).compute()
+
+    def go_on(own, ranks):
+        meters = Meters(accumulating(), CPU, num_ranks=2)
+        meters.load_state_dict(own)
+        return meters.compute(ranks)
+
+    both = on_ranks(go_on, [merge_meter_states([state]), zero_meter_state(state)])
+    assert both == [pytest.approx(expected, rel=1e-6)] * 2
+
+
+def fed(meters, *seeds):
+    for seed in seeds:
+        one = output(seed)
+        meters.update(one, len(one.outputs))
+    return meters
+
+
+class Plain:
+    """A metric of which nothing says how to merge it."""
+
+    def __init__(self):
+        self.sum = 0.0
+
+    def update(self, outputs, targets):
+        self.sum += float(outputs.sum())
+
+    def compute(self):
+        return self.sum
+
+    def reset(self):
+        self.sum = 0.0
+
+
+class Mean(torchmetrics.Metric):
+    """A mean of means cannot be merged twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("mean", torch.zeros(()), dist_reduce_fx="mean")
+
+    def update(self, outputs, targets):
+        self.mean = outputs.mean()
+
+    def compute(self):
+        return self.mean
+
+
+@pytest.mark.parametrize("metric", [Mean(), Plain()])
+def test_what_cannot_be_merged_is_refused_when_it_is_loaded(metric):
+    states = [fed(Meters({"m": metric}, CPU), seed).state_dict() for seed in (1, 2, 3)]
+    with pytest.raises(CheckpointError, match=r"metric 'm' accumulates by itself.*on 3 ranks"):
+        Meters({"m": metric}, CPU).load_state_dict(merge_meter_states(states))
+
+
+def test_entries_of_functions_are_merged():
+    def function(outputs, targets):
+        return {"mean": outputs.mean(), "four": 4.0}
+
+    states = [fed(Meters({"m": function}, CPU), *seeds).state_dict() for seeds in ([], [1, 2], [3])]
+    meters = Meters({"m": function}, CPU)
+    meters.load_state_dict(merge_meter_states(states))
+    expected = fed(Meters({"m": function}, CPU), 1, 2, 3).compute()
+    assert meters.compute() == pytest.approx(expected, rel=1e-12)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,17 +16,21 @@ from hypothesis import strategies as st
 
 from fitkit import (
     Accuracy,
+    Callback,
     CheckpointError,
     ConfigurationError,
     DataError,
+    EpochMetric,
     MeanAbsoluteError,
     MeanMetric,
     MeanSquaredError,
     Metric,
+    NNHandler,
     R2Score,
     StepOutput,
     TopKAccuracy,
 )
+from fitkit.core.tree import iterate_tensors
 from fitkit.distributed.world import World
 from fitkit.metrics.meters import Meters
 from fitkit.metrics.running_sum import FOLD_AFTER
@@ -76,9 +84,9 @@ def test_any_split_has_the_values_of_the_whole(sizes, seed):
     split, whole = Meters(classes(), CPU), Meters(classes(), CPU)
     feed(split, outputs, targets, sizes)
     feed(whole, outputs, targets, [len(outputs)])
-    assert split.compute() == pytest.approx(whole.compute(), rel=1e-6)
     right = (outputs.argmax(1) == targets).double().mean().item()
     values = split.compute()
+    assert values == pytest.approx(whole.compute(), rel=1e-6)
     for name in ("function", "accuracy", "torchmetrics"):
         assert values[name] == pytest.approx(right, rel=1e-6)
     assert list(values) == [
@@ -165,11 +173,12 @@ def test_training_and_validation_do_not_share_a_torchmetrics_object():
     metric = torchmetrics.classification.MulticlassAccuracy(4)
     train, validation = Meters({"a": metric}, CPU), Meters({"a": metric}, CPU)
     outputs, targets = scores([6], 2)
-    feed(train, outputs, targets, [6])
-    before = train.compute()
+    alone = Meters({"a": metric}, CPU)
+    for meters in (train, alone):
+        feed(meters, outputs, targets, [6])
     feed(validation, outputs, (targets + 1) % 4, [6])
     validation.reset()
-    assert train.compute() == before
+    assert train.compute() == alone.compute()
     assert metric.update_called is False
 
 
@@ -186,7 +195,7 @@ def test_the_batch_s_values_are_its_own_and_read_late():
 
     meters = Meters({"sum": Counted()}, CPU)
     batch = meters.update(StepOutput(torch.tensor(1.0), torch.ones(3), None), 3)
-    assert reads == []
+    assert [sums.tolist() for sums in reads] == [[1.0, 1.0]]  # what shows that it has one value
     assert float(batch["sum"]()) == 3.0
 
 
@@ -257,16 +266,81 @@ def test_ranks_log_by_name(on_ranks):
 @pytest.mark.parametrize(
     ("value", "received"),
     [
-        (torch.zeros(3), r"a tensor of shape \(3,\)"),
-        (None, "a NoneType"),
-        ("0.5", "a str"),
-        ({"a": 1}, "a mapping with the keys .a."),
+        (None, "a NoneType: reduce"),
+        ("0.5", "a str: reduce"),
+        ({"a": {"b": "c"}}, "a str as 'mine_a_b': reduce"),
+        (torch.zeros(1001), "1001 numbers"),
+        (torch.ones(1, dtype=torch.complex64), r"a tensor of shape \(1,\): reduce"),
+        (torch.eye(3).to_sparse(), r"a tensor of shape \(3, 3\): reduce"),
+        (np.array(["a"]), "a ndarray: reduce"),
     ],
 )
-def test_a_metric_function_must_return_one_number(value, received):
+def test_what_a_metric_function_must_return(value, received):
     meters = Meters({"mine": lambda outputs, targets: value}, CPU)
-    with pytest.raises(DataError, match=f"'mine' must return its mean.*received {received}"):
+    with pytest.raises(DataError, match=f"metric 'mine' .*{received}"):
         meters.update(StepOutput(torch.tensor(0.0), torch.zeros(2)), 2)
+
+
+def test_a_function_may_return_several_numbers():
+    """Each is averaged by itself, also where a batch lacks one; saved in between."""
+
+    def function(outputs, targets):
+        values = {"low": outputs.min(), "each": outputs[:2], 3: 4}
+        return values if len(outputs) == 2 else {**values, "rare": 7.0}
+
+    plain, before, after = (Meters({"m": function}, CPU) for _ in range(3))
+    outputs = [torch.tensor([1.0, 3.0]), torch.tensor([4.0, 0.0, 1.0, 1.0])]
+    for batch in outputs:
+        values = plain.update(StepOutput(torch.tensor(0.0), batch), len(batch))
+    assert float(values["m_each_1"]) == 0.0
+    before.update(StepOutput(torch.tensor(0.0), outputs[0]), 2)
+    after.load_state_dict(before.state_dict())
+    after.update(StepOutput(torch.tensor(0.0), outputs[1]), 4)
+    expected = {"m_low": 2 / 6, "m_each_0": 3.0, "m_each_1": 1.0, "m_3": 4.0, "m_rare": 7.0}
+    assert plain.compute() == after.compute() == {"loss": 0.0, **expected}
+
+
+def test_numbers_of_a_function_have_names_of_their_own():
+    metrics = {"m_a": Accuracy(), "m": lambda outputs, targets: {"a": 1.0}}
+    with pytest.raises(ConfigurationError, match="metric 'm' computes 'm_a', which another") as why:
+        feed(Meters(metrics, CPU), *scores([6], 2), [6])
+    assert why.value.__notes__ == ["raised by metric 'm'"]
+    meters = Meters({"m": lambda outputs, targets: {"a": 1.0}}, CPU)
+    with pytest.raises(DataError, match="the training step logs 'm_a'"):
+        meters.update(output(*scores([6], 2), logs={"m_a": 1.0}), 6)
+
+
+def test_a_metric_may_compute_several_values():
+    class PerClass(Metric):
+        def update(self, outputs, targets):
+            right = outputs.argmax(1) == targets
+            return torch.cat([targets[right].bincount(minlength=4), targets.bincount(minlength=4)])
+
+        def compute(self, sums):
+            return sums[:4] / sums[4:]
+
+    meters = Meters({"m": PerClass()}, CPU)
+    targets = torch.tensor([0, 0, 1, 2, 3, 3, 3, 3])
+    outputs = torch.nn.functional.one_hot(torch.tensor([0, 1, 1, 2, 3, 0, 0, 0]), 4).float()
+    batch = meters.update(output(outputs[:5], targets[:5]), 5)
+    assert set(batch) == {"loss"}  # how many values there are is known when they are computed
+    meters.update(output(outputs[5:], targets[5:]), 3)
+    expected = {"m_0": 0.5, "m_1": 1.0, "m_2": 1.0, "m_3": 0.25}
+    values = meters.compute()
+    assert {name: values[name] for name in expected} == expected
+
+
+def test_a_metric_that_computes_no_numbers_is_refused_with_the_first_batch():
+    class Text(Metric):
+        def update(self, outputs, targets):
+            return [1.0]
+
+        def compute(self, sums):
+            return "good"
+
+    meters = Meters({"m": Text()}, CPU)
+    with pytest.raises(DataError, match=r"metric .m. must return one number.*received a str"):
+        meters.update(output(*scores([6], 2)), 6)
 
 
 @pytest.mark.parametrize("value", [0.5, 1, torch.tensor([[0.5]]), torch.tensor(1), True])
@@ -325,21 +399,45 @@ def test_state_of_other_metrics_is_refused():
         Meters({"r2": R2Score()}, CPU).load_state_dict(first.state_dict())
 
 
-def test_a_torchmetrics_value_that_is_no_number_is_named():
-    metric = torchmetrics.classification.MulticlassAccuracy(4, average=None)
-    meters = Meters({"each": metric}, CPU)
+def test_torchmetrics_with_several_values():
+    classification = torchmetrics.classification
+    metrics = {
+        "each": classification.MulticlassAccuracy(4, average=None),
+        "matrix": classification.MulticlassConfusionMatrix(4),
+    }
+    meters = Meters(metrics, CPU)
+    outputs, targets = scores([6, 3], 2)
+    feed(meters, outputs, targets, [6, 3])
+    values, found = meters.compute(), outputs.argmax(1)
+    for row in range(4):
+        is_row = targets == row
+        mean = (found == row)[is_row].float().mean().item() if is_row.any() else 0.0
+        assert values[f"each_{row}"] == pytest.approx(mean)
+        for column in range(4):
+            assert values[f"matrix_{row}_{column}"] == (is_row & (found == column)).sum()
+
+
+def test_a_value_that_cannot_be_logged_does_not_end_the_epoch():
+    class Text(Plain):
+        def compute(self):
+            return "good"
+
+    metric = Text()
+    metric.reset()
+    meters = Meters({"m": metric}, CPU)
     feed(meters, *scores([6], 2), [6])
-    with pytest.raises(ConfigurationError, match="'each' must be one number"):
-        meters.compute()
+    with pytest.warns(UserWarning, match="metric 'm' must return .*received a str.* not logged"):
+        assert set(meters.compute()) == {"loss"}
 
 
 def test_values_of_a_collection_may_not_hide_another_metric():
     inner = torchmetrics.classification.MulticlassAccuracy(4)
     metrics = {"m_a": Accuracy(), "m": torchmetrics.MetricCollection({"a": inner})}
-    meters = Meters(metrics, CPU)
-    feed(meters, *scores([6], 2), [6])
-    with pytest.raises(ConfigurationError, match="metric 'm' computes 'm_a', which another"):
-        meters.compute()
+    meters, alone = Meters(metrics, CPU), Meters({"m_a": Accuracy()}, CPU)
+    for one in (meters, alone):
+        feed(one, *scores([6], 2), [6])
+    with pytest.warns(UserWarning, match="metric 'm' computes 'm_a', which another.*not logged"):
+        assert meters.compute() == alone.compute()
 
 
 class Plain:
@@ -362,10 +460,11 @@ def test_any_object_that_accumulates_is_a_metric():
     meters.reset()
     meters.update(StepOutput(torch.tensor(0.0), torch.ones(2)), 2)
     meters.update(StepOutput(torch.tensor(0.0), torch.ones(3)), 3)
-    assert meters.compute()["plain"] == 5.0
     other = Meters({"plain": metric}, CPU)
     other.load_state_dict(meters.state_dict())
     assert other.compute()["plain"] == 5.0
+    assert meters.compute()["plain"] == 5.0
+    assert "plain" not in meters.compute()  # an epoch that is over keeps no samples
 
 
 def test_what_a_metric_keeps_does_not_keep_the_graph():
@@ -557,3 +656,141 @@ def test_as_many_statistics_for_each_batch():
     meters.update(StepOutput(torch.tensor(0.0), torch.zeros(2)), 2)
     with pytest.raises(DataError, match=r"'m' must return as many statistics .* 3 after 2"):
         meters.update(StepOutput(torch.tensor(0.0), torch.zeros(3)), 3)
+
+
+class Samples(Plain):
+    """Keeps all outputs, as for a function of scikit-learn."""
+
+    def __init__(self):
+        self.seen = []
+
+    def update(self, outputs, targets):
+        self.seen.append((outputs, targets))
+
+    def compute(self):
+        return float(torch.cat([outputs for outputs, _ in self.seen]).max())
+
+
+class Looking(Callback):
+    """What of the samples is in memory and in checkpoints, at some events."""
+
+    def __init__(self):
+        self.found = {}
+
+    def look(self, event):
+        held = [one for one in gc.get_objects() if isinstance(one, torch.Tensor)]
+        saved = iterate_tensors(self.handler.get_state_dict())
+        self.found[event] = [
+            sum(one.numel() for one in some if one.shape[1:] == (NUM_OUTPUTS,))
+            for some in (held, saved)
+        ]
+
+    def on_train_batch_end(self, batch, logs):
+        self.look(f"batch {batch}")
+
+    def on_test_begin(self, logs):
+        self.look("training is over")
+
+    def on_epoch_end(self, epoch, logs):
+        self.look("epoch is over")
+
+
+NUM_OUTPUTS = 7
+
+
+def test_an_epoch_that_is_over_keeps_no_samples():
+    handler = NNHandler(torch.nn.Linear(2, NUM_OUTPUTS), device="cpu", seed=0)
+    handler.set_optimizer(torch.optim.SGD, lr=0.0)
+    handler.set_loss_fn(torch.nn.CrossEntropyLoss())
+    handler.add_metric("plain", Samples())
+    handler.add_metric("whole", EpochMetric(lambda outputs, targets: outputs.max()))
+    area = torchmetrics.classification.MulticlassAUROC(NUM_OUTPUTS)
+    handler.add_metric("area", torchmetrics.MetricCollection([area]))
+    data, looking = (torch.rand(60, 2), torch.arange(60) % NUM_OUTPUTS), Looking()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        handler.fit(
+            data, batch_size=20, validation_data=data, progress_bar=False, callbacks=[looking]
+        )
+    per_batch = 20 * NUM_OUTPUTS * 3  # of each of the metrics
+    held, saved = looking.found["batch 1"]
+    assert held >= 2 * per_batch
+    assert saved == 2 * per_batch  # for a resume
+    for over in ("training is over", "epoch is over"):
+        held, saved = looking.found[over]
+        assert held < per_batch / 3
+        assert saved == 0
+
+
+def test_values_come_in_the_order_of_the_metrics():
+    metrics = {
+        "e": EpochMetric(lambda outputs, targets: {"b": 1, "a": 2}),
+        "m_a": Accuracy(),
+        "m": lambda outputs, targets: [1.0, 2.0],
+        "z": Accuracy(),
+    }
+    meters = Meters(metrics, CPU)
+    meters.update(output(*scores([6], 2), logs={"own": 1.0, "m_c": 2.0}), 6)
+    expected = ["loss", "e_b", "e_a", "m_a", "m_0", "m_1", "m_c", "z", "own"]
+    assert list(meters.compute()) == expected
+
+
+@dataclass
+class Result:
+    scores: torch.Tensor
+
+
+class KeepsInUpdate(Metric):
+    def __init__(self, seen):
+        self.seen = seen
+
+    def update(self, outputs, targets):
+        self.seen.append((outputs, targets))
+        return [1.0]
+
+    def compute(self, sums):
+        return sums[0]
+
+
+class KeepsAsObject:
+    seen: ClassVar[list] = []  # of the class, as the object is copied
+
+    def update(self, outputs, targets):
+        self.seen.append((outputs, targets))
+
+    def compute(self):
+        return 1.0
+
+    def reset(self):
+        self.seen.clear()
+
+
+def keep(seen):
+    return lambda outputs, targets: seen.append((outputs, targets)) or 1.0
+
+
+KEEPING = {
+    "object": lambda seen: type("Own", (KeepsAsObject,), {"seen": seen})(),
+    "function": keep,
+    "Metric": KeepsInUpdate,
+    "EpochMetric": lambda seen: EpochMetric(len, lambda o: seen.append([o]) or torch.ones(1)),
+}
+FORMS = {
+    "tensor": (lambda one: one, lambda kept: kept),
+    "nested": (lambda one: {"a": [1, (one,)]}, lambda kept: kept["a"][1][0]),
+    "dataclass": (Result, lambda kept: kept.scores),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KEEPING)
+def test_no_metric_gets_a_graph(kind, form):
+    make, read = FORMS[form]
+    seen = []
+    meters = Meters({"m": KEEPING[kind](seen)}, CPU)
+    one = torch.ones(3, requires_grad=True) * 2
+    targets = None if kind == "EpochMetric" else make(one + 1)
+    meters.update(StepOutput(one.sum(), make(one), targets), 3)
+    assert len(seen) == 1
+    for kept in seen[0]:
+        assert not read(kept).requires_grad
