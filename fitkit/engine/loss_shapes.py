@@ -13,36 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fitkit.core.errors import DataError
+from fitkit.engine.loss_weight import ELEMENT_FUNCTIONS, ELEMENT_LOSSES
 
 # Losses that compare each output with the target at the same place. They broadcast, some of them
 # with a warning.
-_CLASSES = (
-    nn.BCELoss,
-    nn.BCEWithLogitsLoss,
-    nn.HingeEmbeddingLoss,
-    nn.HuberLoss,
-    nn.KLDivLoss,
-    nn.L1Loss,
-    nn.MSELoss,
-    nn.MultiLabelSoftMarginLoss,
-    nn.PoissonNLLLoss,
-    nn.SmoothL1Loss,
-    nn.SoftMarginLoss,
-)
-_FUNCTIONS = {
-    functional.binary_cross_entropy,
-    functional.binary_cross_entropy_with_logits,
-    functional.hinge_embedding_loss,
-    functional.huber_loss,
-    functional.kl_div,
-    functional.l1_loss,
-    functional.mse_loss,
-    functional.multilabel_soft_margin_loss,
-    functional.poisson_nll_loss,
-    functional.smooth_l1_loss,
-    functional.soft_margin_loss,
-}
-_FORWARDS = {loss.forward for loss in _CLASSES}
+_FORWARDS = {loss.forward for loss in (*ELEMENT_LOSSES, nn.MultiLabelSoftMarginLoss)}
+_FUNCTIONS = {*ELEMENT_FUNCTIONS, functional.multilabel_soft_margin_loss}
 _WARNING = "Using a target size"  # of torch, for targets that are broadcast
 
 

@@ -23,7 +23,7 @@ _CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _CLASS_FUNCTIONS = (functional.cross_entropy, functional.nll_loss)
 
 # those whose mean is over all elements
-_ELEMENT_LOSSES = (
+ELEMENT_LOSSES = (
     nn.MSELoss,
     nn.L1Loss,
     nn.SmoothL1Loss,
@@ -35,7 +35,7 @@ _ELEMENT_LOSSES = (
     nn.SoftMarginLoss,
     nn.HingeEmbeddingLoss,
 )
-_ELEMENT_FUNCTIONS = (
+ELEMENT_FUNCTIONS = (
     functional.mse_loss,
     functional.l1_loss,
     functional.smooth_l1_loss,
@@ -94,11 +94,11 @@ def loss_weight(spec: LossSpec) -> LossWeight | None:
 
 def _options(loss: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The arguments of a loss that is one of torch's, else ``None``."""
-    for base in (*_CLASS_LOSSES, *_ELEMENT_LOSSES):
+    for base in (*_CLASS_LOSSES, *ELEMENT_LOSSES):
         if isinstance(loss, base) and type(loss).forward is base.forward:
             return {**vars(loss), "weight": getattr(loss, "weight", None)}
     is_function = inspect.isfunction(loss) or inspect.isbuiltin(loss)
-    return kwargs if is_function and loss in (*_CLASS_FUNCTIONS, *_ELEMENT_FUNCTIONS) else None
+    return kwargs if is_function and loss in (*_CLASS_FUNCTIONS, *ELEMENT_FUNCTIONS) else None
 
 
 def _name(loss: Any) -> str:
