@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from fitkit.core.argument_checks import require_count, require_number
 from fitkit.core.device_capabilities import accumulation_dtype, has_float64
@@ -15,6 +17,13 @@ from fitkit.core.errors import ConfigurationError, DataError, describe
 from fitkit.core.state_placement import is_on_host
 from fitkit.metrics.metric import MeanMetric, Metric
 from fitkit.metrics.outputs import main_output
+
+_LABEL_LOSSES = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
+_LABEL_FUNCTIONS = (
+    functional.binary_cross_entropy,
+    functional.binary_cross_entropy_with_logits,
+    functional.multilabel_soft_margin_loss,
+)
 
 _SUM_TOLERANCE = 0.02  # probabilities in bfloat16 have a sum of 1 to about 1 %
 _NOT_ONE_HOT = (
@@ -33,10 +42,12 @@ class Accuracy(MeanMetric):
     Args:
         threshold: binary scores above it mean class 1: 0.0 for logits, 0.5 for probabilities.
         multilabel: with ``True``, targets of the outputs' shape ``(batch, labels, ...)`` are binary
-            and each label counts. With ``False`` the highest target is the class. By default it is
-            the class too, and targets must be one-hot or probabilities, with a sum of 1 over the
-            classes: others raise an error; on an accelerator, which is not waited for, the accuracy
-            is NaN, with a warning.
+            and each label counts. With ``False`` the highest target is the class. By default the
+            loss decides: each label counts with torch's binary cross-entropies and
+            ``MultiLabelSoftMarginLoss``. With other losses the highest target is the class, and
+            targets must be one-hot or probabilities, with a sum of 1 over the classes: others raise
+            an error; on an accelerator, which is not waited for, the accuracy is NaN, with a
+            warning.
         ignore_index: targets of this value are left out, such as padding; by default those that
             ``CrossEntropyLoss`` leaves out. ``None``: none.
 
@@ -102,6 +113,17 @@ class Accuracy(MeanMetric):
         if may_warn and sums[1] and mean.isnan():
             warnings.warn(_NOT_ONE_HOT.format("(batch, classes, ...)"), stacklevel=2)
         return mean
+
+
+def metrics_for(metrics: Mapping[str, Any], loss: Any) -> dict[str, Any]:
+    """The metrics as they fit the loss: by default ``Accuracy`` counts labels as the loss does."""
+    is_loss = isinstance(loss, _LABEL_LOSSES) or loss in _LABEL_FUNCTIONS
+    return {
+        name: Accuracy(metric.threshold, multilabel=True, ignore_index=metric.ignore_index)
+        if is_loss and type(metric) is Accuracy and metric.multilabel is None
+        else metric
+        for name, metric in metrics.items()
+    }
 
 
 class TopKAccuracy(MeanMetric):
