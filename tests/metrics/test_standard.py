@@ -249,9 +249,9 @@ def test_each_label_counts_as_the_loss_counts_it(loss, size):
 
 def test_what_was_told_stays_and_other_losses_decide_nothing():
     told, silent = Accuracy(multilabel=False), Accuracy(0.5, ignore_index=None)
-    fitted = metrics_for({"told": told, "silent": silent, "own": max}, nn.BCELoss())
-    assert fitted["told"] is told
-    assert fitted["own"] is max
-    assert vars(fitted["silent"]) == {"threshold": 0.5, "multilabel": True, "ignore_index": None}
+    resolved = metrics_for({"told": told, "silent": silent, "own": max}, nn.BCELoss())
+    assert resolved["told"] is told
+    assert resolved["own"] is max
+    assert vars(resolved["silent"]) == {"threshold": 0.5, "multilabel": True, "ignore_index": None}
     assert metrics_for({"silent": silent}, nn.CrossEntropyLoss()) == {"silent": silent}
     assert metrics_for({"silent": silent}, None) == {"silent": silent}
