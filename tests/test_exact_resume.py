@@ -204,6 +204,9 @@ def test_each_kind_of_data_resumes_exactly(make_data, every):
     )
 
 
+KINDS_ON_DEVICE = ("on device", "class weights")
+
+
 def padded_classes():
     targets = torch.arange(22) % 2
     targets[torch.tensor([0, 3, 4, 5, 6, 7, 9, 13, 20, 21])] = -100  # the second batch has no other
@@ -221,7 +224,9 @@ def skip_padding(handler, batch):
 
 @pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.slow)])
 @on_each_device
-@pytest.mark.parametrize("kind", ["on host", "on device", "class weights", "step"])
+@pytest.mark.parametrize(
+    "kind", ["on host", "step", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS_ON_DEVICE)]
+)
 def test_weights_of_losses_resume_exactly(kind, every, device):
     """Batches without weight and windows of unequal weights, inside an epoch and between."""
     where = device if kind == "on device" else "cpu"

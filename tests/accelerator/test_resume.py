@@ -161,6 +161,7 @@ def test_with_each_metric(name, accelerator, every):
     assert_resumes_exactly(handler, epochs=1, every=every)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "count", [64, *(pytest.param(n, marks=pytest.mark.slow) for n in (63, 65, 129))]
 )

@@ -31,6 +31,7 @@ def hidden(folder):
     return [path.name for path in folder.rglob(".*")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("epoch", "before"), [("0", False), pytest.param("1", True, marks=pytest.mark.slow)]
 )

@@ -818,6 +818,7 @@ print(kills)
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_goes_on_exactly(tmp_path):
     """Real kills, of real processes that save behind training all the time."""
     found = subprocess.run(

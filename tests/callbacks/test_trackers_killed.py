@@ -20,6 +20,7 @@ def folder(tmp_path, mlflow_store, monkeypatch):
     Path("mlflow.db").write_bytes(database.read_bytes())  # making its tables takes seconds
 
 
+@pytest.mark.slow
 def test_killed_twice_the_runs_hold_every_step_once(folder, readers):
     starts = [sys.executable, SCRIPT, "7,all", "14", "0"]  # checkpoints are at 4, 8, 12
     ended = subprocess.run(starts, capture_output=True, text=True)

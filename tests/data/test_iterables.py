@@ -251,6 +251,7 @@ def torchdata_loader(kind):
     return StatefulDataLoader(batch_size=3, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "cuts"),
     [

@@ -237,6 +237,7 @@ def test_there_is_a_file_at_each_step(spread):
     assert not list((spread / "plain_ddp").rglob(f"*{SHARDS_SUFFIX}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", marked(PLACES))
 def test_as_many_processes_end_bit_for_bit_as_uninterrupted(place, spread, again, kit):
     folder = again / f"exact_from_{place}"

@@ -40,12 +40,12 @@ def plans(shared_launcher, tmp_path_factory, kit):
     return found
 
 
-SLOW = ("program", "fitkit")  # each plan takes two processes of its own
+SLOW = ("no-host", "program", "fitkit")  # each plan takes two processes of its own
 BOTH = pytest.mark.parametrize("rank", [0, 1])
 
 
 @pytest.mark.parametrize(
-    "plan", ["device", "no-host", *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)]
+    "plan", ["device", *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)]
 )
 def test_every_program_ends_as_it_should(plan, plans):
     ended = plans.ended(plan)

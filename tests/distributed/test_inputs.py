@@ -24,6 +24,7 @@ def results(tmp_path_factory, kit):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_follow_one(results, name):

@@ -55,6 +55,7 @@ def again(shared_launcher, tmp_path_factory, spread):
     return shared_launcher.run_cases(out, wanted, processes=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(named(TRAJECTORIES)))
 def test_two_processes_follow_one(name, whole, spread, kit):
     expected = kit.result(whole / name.removesuffix("_fsdp"))

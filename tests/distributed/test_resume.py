@@ -99,6 +99,7 @@ def test_there_is_a_file_at_each_place(two):
         assert [path.stem for path in positions(two / name)] == list(PLACES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", marked(PLACES))
 @pytest.mark.parametrize("name", ["exact", "noisy"])
 def test_as_many_processes_end_bit_for_bit_as_uninterrupted(name, place, two, again, kit):

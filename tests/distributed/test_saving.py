@@ -109,6 +109,7 @@ def _step_of(path):
     return latest.read_full(path)["progress"]["state"]["global_step"]
 
 
+@pytest.mark.slow
 def test_torchrun_brings_it_back_by_itself(launcher, tmp_path, whole, cases, kit):
     """A worker kills itself once; the launcher starts all of them again."""
     out = tmp_path / "out"
@@ -120,6 +121,7 @@ def test_torchrun_brings_it_back_by_itself(launcher, tmp_path, whole, cases, kit
     assert_ended_as(out, whole, kit)
 
 
+@pytest.mark.slow
 def test_where_another_process_trains_no_rank_begins(launcher, tmp_path, kit):
     """The main process finds the lock of a living process; the others learn of it at once."""
     out = tmp_path / "out"

@@ -206,10 +206,10 @@ def test_arguments_of_the_loader_given_to_fit(handler):
         handler, train_data=DATASET, validation_data=DATASET, batch_size=4, **given
     )
     assert train.loader_kwargs == given
-    assert validation.loader_kwargs == {"collate_fn": collate}
-    assert validation.batch_size == 4
+    assert validation[""].loader_kwargs == {"collate_fn": collate}
+    assert validation[""].batch_size == 4
     assert (
-        specs_of(handler, train_data=DATASET, validation_data=(X, Y), **given)[1].loader_kwargs
+        specs_of(handler, train_data=DATASET, validation_data=(X, Y), **given)[1][""].loader_kwargs
         == {}
     )
     handler.set_train_loader(DATASET, batch_size=4, drop_last=False, num_workers=1)
@@ -220,7 +220,7 @@ def test_arguments_of_the_loader_given_to_fit(handler):
         handler, train_data=DATASET, validation_split=0.2, batch_size=4, **given
     )
     assert train.loader_kwargs == given
-    assert validation.loader_kwargs == {"collate_fn": collate}
+    assert validation[""].loader_kwargs == {"collate_fn": collate}
 
 
 def test_fit_leaves_out_a_last_batch_that_is_not_full(handler):

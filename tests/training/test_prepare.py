@@ -71,7 +71,12 @@ def run(folder, moment):
 
 
 @pytest.mark.parametrize(
-    ("moment", "code"), [("lookup", 143), ("on_train_end", 143), ("cleanup", -signal.SIGTERM)]
+    ("moment", "code"),
+    [
+        ("lookup", 143),
+        pytest.param("on_train_end", 143, marks=pytest.mark.slow),
+        ("cleanup", -signal.SIGTERM),
+    ],
 )
 def test_a_signal_is_not_lost(finished, moment, code):
     """While a finished call is looked up, in the last hook, and after the last check."""

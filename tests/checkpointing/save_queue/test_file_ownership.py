@@ -279,6 +279,7 @@ def finish(process):
     return process.returncode, out, err
 
 
+@pytest.mark.slow
 def test_preempted_at_a_file_of_the_same_place_leaves_nothing(tmp_path):
     assert finish(start(tmp_path, "TERM"))[0] == 143
     assert names(tmp_path) == ["last.pth", "preempted.pth"]
@@ -314,6 +315,7 @@ def test_two_runs_in_one_folder_have_a_preempted_file_each(tmp_path):
     assert {run_id(path) for path in files} == expected
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_and_a_killed_one_is_succeeded(tmp_path):
     first = start(tmp_path, "wait")
     assert first.stdout.readline() == "there\n"
@@ -331,6 +333,7 @@ def test_a_second_process_is_refused_and_a_killed_one_is_succeeded(tmp_path):
     assert not [name for name in names(tmp_path) if "lock" in name]
 
 
+@pytest.mark.slow
 def test_a_start_that_was_killed_before_its_first_whole_file_ends_as_if_it_had_not_been(tmp_path):
     arguments = ("{epoch}-{batch}-x.pth", "weights")
     assert finish(start(tmp_path / "whole", "go", *arguments))[0] == 0
