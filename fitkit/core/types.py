@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from torch import Tensor
-
 from fitkit.core.errors import ConfigurationError, did_you_mean, listed
 
 
@@ -59,7 +57,8 @@ class StepOutput:
     """The result of one training or evaluation step.
 
     Attributes:
-        loss: the batch's mean loss, a scalar tensor.
+        loss: the batch's mean loss, a scalar tensor; ``None`` in an evaluation step of a model that
+            has none there, such as a detector.
         outputs: the model's outputs, for metrics; ``None``: metrics are not updated.
         targets: the targets of the outputs.
         num_samples: samples in the batch, the weight of its metrics and logs; ``None``: as the data
@@ -72,7 +71,7 @@ class StepOutput:
             stepped its own optimizers.
     """
 
-    loss: Tensor
+    loss: Any
     outputs: Any = None
     targets: Any = None
     num_samples: int | None = None

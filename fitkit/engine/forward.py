@@ -33,6 +33,7 @@ class Forward:
         compiled: model and loss in one: ``(inputs, targets) -> (loss, outputs)``.
         weight: what the mean of ``loss`` is over; ``None``: samples.
         may_skip: whether ``custom`` may return ``None``, also on some ranks only.
+        needs_loss: whether ``custom`` must return a loss, as in training.
         loss_calls_model: whether the loss gets the model and the inputs, as for score-based models.
         shape_check: refuses targets that the loss would broadcast; ``None``: nothing is checked.
         model_loss: ``(model, batch, to_device) -> output`` where the model computes the loss.
@@ -48,6 +49,7 @@ class Forward:
     compiled: Callable[[Any, Any], tuple[Tensor, Any]] | None = None
     weight: LossWeight | None = None
     may_skip: bool = True
+    needs_loss: bool = True
     loss_calls_model: bool = False
     shape_check: ShapeCheck | None = None
     model_loss: Callable[[nn.Module, Any, Callable[[Any], Any]], StepOutput] | None = None
@@ -79,7 +81,8 @@ class Forward:
                     "weight=0) instead."
                 )
             return None, Share(0, None)
-        _require_scalar(output.loss)
+        if output.loss is not None or self.needs_loss:
+            _require_scalar(output.loss)
         share = count(batch, output.num_samples)
         output.num_samples = share.local
         if output.weight is None or not share.local:

@@ -86,12 +86,13 @@ class Meters:
         Returns:
             the values of the batch by name, as tensors or ``Deferred``, for the batch logs.
         """
-        loss = output.loss.detach()
+        loss = output.loss
+        batch: dict[str, Any] = {} if loss is None else {"loss": loss.detach()}
         self.skip()
         if not num_samples:
-            return {"loss": loss}
-        self._loss.add(loss, num_samples if weight is None else weight)
-        batch: dict[str, Any] = {"loss": loss}
+            return batch
+        if loss is not None:
+            self._loss.add(batch["loss"], num_samples if weight is None else weight)
         if self._meters and output.outputs is not None:
             self._update_metrics(output, num_samples, batch)
         for name, value in output.logs.items():

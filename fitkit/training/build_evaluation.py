@@ -139,7 +139,9 @@ def evaluation_forward(handler: BaseHandler, precision: Precision) -> Forward:
     custom = parts.evaluation_step
     if custom is None and parts.loss is None:
         custom = parts.train_step
-    return forward_of(handler, precision, custom)
+    forward = forward_of(handler, precision, custom)
+    forward.needs_loss = False
+    return forward
 
 
 def make_data_pass(

@@ -18,7 +18,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from fitkit import Callback, ConfigurationError, DataError, Event, NNHandler
+from fitkit import Callback, ConfigurationError, DataError, Event, NNHandler, StepOutput
 from fitkit.callbacks.lambda_callback import LambdaCallback
 
 
@@ -403,3 +403,19 @@ def test_evaluation_and_prediction_keep_nothing_for_a_backward_pass(make_handler
     handler.evaluate(make_data(2))
     handler.predict(make_data(2)[0])
     assert modes[3:] == [True, True]
+
+
+def test_an_evaluation_without_a_loss_logs_none(make_handler, make_data):
+    handler = make_handler()
+    handler.add_metric("mean", lambda outputs, targets: outputs.mean())
+
+    def step(handler, batch):
+        return StepOutput(handler.model(batch[0]).square().mean())
+
+    def evaluation_step(handler, batch):
+        return StepOutput(None, torch.ones(len(batch[0])), batch[1], logs={"size": 3.0})
+
+    handler.set_train_step(step, evaluation_step)
+    history = handler.fit(make_data(5), validation_data=make_data(5), progress_bar=False).history
+    assert set(history) == {"loss", "lr", "val_mean", "val_size"}
+    assert handler.evaluate(make_data(5)) == {"mean": 1.0, "size": 3.0}

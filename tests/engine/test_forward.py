@@ -144,6 +144,13 @@ def test_a_weight_of_outputs_and_targets():
     assert forward(weight=weight)((X, Y), three)[0].weight == 6
 
 
+def test_an_evaluation_step_needs_no_loss():
+    output, _ = forward(custom=lambda batch: StepOutput(None, batch), needs_loss=False)(X, three)
+    assert (output.loss, output.num_samples) == (None, 3)
+    with pytest.raises(DataError, match="must be a scalar tensor, received a NoneType"):
+        forward(custom=lambda batch: StepOutput(None, batch))(X, three)
+
+
 def test_a_step_of_a_sharded_model_may_not_skip():
     with pytest.raises(DataError, match=r"return StepOutput\(loss, weight=0\) instead"):
         forward(custom=lambda batch: None, may_skip=False)(X, three)
