@@ -42,6 +42,8 @@ class TerminateOnNaN(BuiltinCallback):
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Check the loss."""
+        if "loss" not in logs:  # the batch was skipped, or had no weight
+            return
         loss: Any = logs.raw("loss")
         if not isinstance(loss, Tensor) or is_on_host(loss):
             value = float(loss)

@@ -148,7 +148,10 @@ class MapStyleSource:
         self._stride = Stride(self._sampler.step)
         self.share: Share | None = None
         self._generators = UserGenerators(loader)
-        self._loader = _inner_loader(self._sampler, loader)
+        # each rank takes its part of the same batch
+        in_order = ranks.size > 1 or getattr(loader, "in_order", True)
+        self._loader = _inner_loader(self._sampler, loader, in_order=in_order)
+        self._is_in_order = in_order
 
     @property
     def num_batches(self) -> int | None:
@@ -167,11 +170,10 @@ class MapStyleSource:
         with IsolatedStreams(derive_seed(self._seed, "workers", epoch)):
             iterator = start_iterator(self._loader)
         # batches of several workers may arrive in another order than they were requested in
-        is_in_order = self._ranks.size > 1 or getattr(self._user_loader, "in_order", True)
         has_fields = collates_fields(self._user_loader)
         for batch in iterator:
             share = self._sampler.shares.popleft()
-            self.share = share if is_in_order else None
+            self.share = share if self._is_in_order else None
             yield as_fields(batch) if has_fields else batch
         self._generators.close()
 
@@ -214,7 +216,9 @@ class _DirectLoader:
         return map(self._fetch.__getitem__, self._sampler)
 
 
-def _inner_loader(sampler: RequestSampler, loader: DataLoader[Any]) -> Iterable[Any]:
+def _inner_loader(
+    sampler: RequestSampler, loader: DataLoader[Any], *, in_order: bool
+) -> Iterable[Any]:
     fetch = SeededFetch(loader.dataset, loader.collate_fn, batched=_is_batched(loader))
     if not loader.num_workers and not loader.pin_memory:
         return _DirectLoader(sampler, fetch, loader.generator)
@@ -225,7 +229,7 @@ def _inner_loader(sampler: RequestSampler, loader: DataLoader[Any]) -> Iterable[
             "persistent_workers": loader.persistent_workers,
             "multiprocessing_context": loader.multiprocessing_context,
             "timeout": loader.timeout,
-            "in_order": getattr(loader, "in_order", True),
+            **({} if in_order else {"in_order": False}),
         }
     return DataLoader(
         fetch,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_origin
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fitkit.core.errors import DataError, add_note, describe
@@ -74,8 +75,8 @@ def model_arguments(model: Any, inputs: Any) -> tuple[tuple[Any, ...], Mapping[s
     ``PackedSequence``, a graph or a dataclass.
 
     Raises:
-        DataError: the inputs are a list, and ``forward`` says neither that it takes one list nor
-            that it takes several arguments.
+        DataError: the inputs are a list of tensors with different numbers of rows, and ``forward``
+            says neither that it takes one list nor that it takes several arguments.
     """
     if is_sequence(inputs):
         return ((inputs,) if _is_one(signature_of(model), inputs) else tuple(inputs)), {}
@@ -88,12 +89,10 @@ def model_arguments(model: Any, inputs: Any) -> tuple[tuple[Any, ...], Mapping[s
     return (inputs,), {}
 
 
-def takes_one_list(model: Any) -> bool:
-    """Whether the model's ``forward`` takes a list as its only argument."""
+def declares_one_list(model: Any) -> bool:
+    """Whether the first parameter of the model's ``forward`` is annotated as a list."""
     signature = signature_of(model)
-    if _SEQUENCE.match(signature.first):
-        return signature.may_take_one
-    return signature.largest == 1 and "Tensor" not in signature.first
+    return signature.may_take_one and _SEQUENCE.match(signature.first) is not None
 
 
 def _is_one(signature: Signature, inputs: Any) -> bool:
@@ -103,11 +102,19 @@ def _is_one(signature: Signature, inputs: Any) -> bool:
         return False
     if signature.largest == 1 or isinstance(inputs, tuple):
         return signature.largest == 1
+    if signature.largest == ANY_NUMBER or _is_collated(inputs):
+        return False
     raise DataError(
         f"the inputs are {describe(inputs)}, which may be one argument or several, because forward "
         f"takes one positional argument or more: for several make the inputs a tuple; for one "
         f"annotate the first parameter of forward as a list, or pass a tuple that holds the list."
     )
+
+
+def _is_collated(inputs: list[Any]) -> bool:
+    """Whether a list has a tensor for each argument, with the same samples in all of them."""
+    rows = {part.shape[:1] if isinstance(part, Tensor) else None for part in inputs}
+    return len(rows) == 1 and rows.isdisjoint({None, torch.Size([])})
 
 
 def _is_declared(signature: Signature, inputs: Any, kind: re.Pattern[str]) -> bool:

@@ -83,6 +83,8 @@ class SampleCount:
     def _of_any_batch(self, batch: Any, indices: int | None) -> int:
         given = None if self.function is None else self._call(self.function, batch)
         said, is_certain = declared_size(batch)
+        if indices in _lengths(batch):
+            said, is_certain = indices, True
         counts = {
             "the loader's indices": indices,
             "the batch itself": said,
@@ -167,20 +169,35 @@ def _length_of_lists(batch: Any) -> tuple[int | None, bool]:
         isinstance(part, tuple) and type(part) is not Fields for part in parts
     ):
         return len(parts), True
+    lists = [part for part in parts if type(part) in (list, tuple)]
+    of_objects = [len(part) for part in lists if _holds_objects(part)]
+    has_one_length = len(lists) > 1 and len(set(map(len, lists))) == 1
+    if of_objects and has_one_length:  # images and their targets
+        return of_objects[0], True
     if _is_uniform(batch) and (len(parts) > 1 or type(batch) is not list):
         return None, False
-    if type(batch) is list and not any(isinstance(part, (Tensor, list)) for part in parts):
+    if type(batch) is list and _holds_objects(batch):
         return len(parts), True
-    for part in parts:
-        is_of_tensors = isinstance(part, (tuple, list)) and isinstance(next(iter(part), 0), Tensor)
-        if type(part) is list or (type(part) is tuple and not is_of_tensors):
-            return len(part), not is_of_tensors
+    if of_objects:
+        return of_objects[0], True
+    if has_one_length or any(type(part) is list for part in lists):
+        return len(lists[0]), False
     return None, False
+
+
+def _holds_objects(part: Any) -> bool:
+    return not any(isinstance(one, (Tensor, list)) for one in part)
 
 
 def _is_uniform(batch: Any) -> bool:
     sizes = {leaf.shape[:1] if isinstance(leaf, Tensor) else () for leaf in _leaves(batch)}
     return len(sizes) == 1 and () not in sizes
+
+
+def _lengths(batch: Any) -> set[int]:
+    """The lengths of the lists and tuples in a batch, each of which may have its samples."""
+    own = [batch] if type(batch) is list else []
+    return {len(one) for one in (*own, *_parts(batch)) if isinstance(one, (tuple, list))}
 
 
 def _parts(batch: Any) -> list[Any]:

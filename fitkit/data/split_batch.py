@@ -114,9 +114,9 @@ def split_inputs(batch: Any) -> Any:
 def is_list_of_samples(batch: Any) -> bool:
     """Whether a batch may be a list with one entry per sample, and not inputs with targets.
 
-    Its entries are of one kind; tensors of as many dimensions and of the same type.
+    Its entries are of one kind and no lists; tensors have one type and number of dimensions.
     """
-    if type(batch) is not list or not batch:
+    if type(batch) is not list or not batch or isinstance(batch[0], list):
         return False
     kinds = {
         (type(part), part.ndim, part.dtype) if isinstance(part, Tensor) else type(part)

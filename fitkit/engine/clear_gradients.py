@@ -37,7 +37,7 @@ class OptimizedParameters:
         self._others: list[nn.Parameter] = []
 
     def parameters(self) -> list[nn.Parameter]:
-        """Parameters of model and loss that the optimizer has."""
+        """The parameters that the optimizer has, those of model and loss first."""
         self._update()
         return self._own
 
@@ -61,4 +61,6 @@ class OptimizedParameters:
         others: list[nn.Parameter] = []
         for parameter in self._modules.parameters():
             (own if id(parameter) in optimized else others).append(parameter)
+        known = set(map(id, own))  # the optimizer may have some of neither model nor loss
+        own += [p for group in groups for p in group["params"] if id(p) not in known]
         self._size, self._own, self._others = size, own, others

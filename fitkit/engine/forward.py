@@ -12,7 +12,7 @@ from fitkit.core.errors import ConfigurationError, DataError, add_note, listed
 from fitkit.core.tree import is_sequence, shapes_of
 from fitkit.core.types import Share, StepOutput
 from fitkit.engine.loss_shapes import ShapeCheck
-from fitkit.engine.loss_weight import LossWeight, as_weight
+from fitkit.engine.loss_weight import LossWeight, as_count, as_weight
 from fitkit.runtime.precision import Precision
 
 Count = Callable[[Any, int | None], Share]
@@ -83,11 +83,11 @@ class Forward:
             return None, Share(0, None)
         if output.loss is not None or self.needs_loss:
             _require_scalar(output.loss)
-        share = count(batch, output.num_samples)
+        share = count(batch, as_count(output.num_samples))
         output.num_samples = share.local
         if output.weight is None or not share.local:
             output.weight = share.local
-        elif type(output.weight) is not int or output.weight < 0:
+        elif self.custom is not None or self.weight is None:
             output.weight = as_weight(output.weight)
         return output, share
 
@@ -123,7 +123,7 @@ class Forward:
             outputs = self.call(self.model, inputs)
             loss = self._loss_of(outputs, targets)
         if self.weight is not None and self.weight.needs_outputs:
-            weight = self.weight.function(outputs, targets)
+            weight = as_weight(self.weight.function(outputs, targets))
         return StepOutput(loss, outputs, targets, weight=weight)
 
     def _loss_of(self, outputs: Any, targets: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fitkit.core.errors import DataError, raise_first
 from fitkit.core.event import Event
 from fitkit.core.logs import EMPTY_LOGS, Logs
@@ -109,7 +111,8 @@ def train_pass(run: FitRun) -> None:
             "not drop all of it, and that a generator is not used up by an earlier epoch."
         )
     step.finish()
-    state.epoch_logs = meters.compute(run.context.ranks)
+    # NaN if the step skipped every batch
+    state.epoch_logs = {"loss": math.nan} | meters.compute(run.context.ranks)
     state.enter(Phase.VALIDATE)
 
 

@@ -6,6 +6,8 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -73,10 +75,9 @@ def loss_weight(spec: LossSpec) -> LossWeight | None:
     Raises:
         ConfigurationError: the loss is a sum, or the user's weight is no function.
     """
-    loss, options = spec.function, _options(spec.function, spec.kwargs)
+    loss, kwargs = unwrap_partial(spec.function, spec.kwargs)
     own = None if spec.weight is None else _user_weight(spec.weight)
-    if options is None:
-        return own
+    options = _options(loss, kwargs)
     reduction = options.get("reduction", "mean")
     if reduction == "sum":
         raise ConfigurationError(
@@ -86,19 +87,37 @@ def loss_weight(spec: LossSpec) -> LossWeight | None:
         )
     if own is not None or reduction != "mean":  # KLDivLoss has a mean over samples too
         return own
-    if isinstance(loss, _CLASS_LOSSES) or loss in _CLASS_FUNCTIONS:
+    if _is_one_of(loss, _CLASS_LOSSES, _CLASS_FUNCTIONS):
         ignore_index = options.get("ignore_index", -100)
         return LossWeight(_ClassWeights(ignore_index, options.get("weight")))
-    return LossWeight(_num_elements)
+    if _is_one_of(loss, ELEMENT_LOSSES, ELEMENT_FUNCTIONS):
+        return LossWeight(_num_elements)
+    return None
 
 
-def _options(loss: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The arguments of a loss that is one of torch's, else ``None``."""
-    for base in (*_CLASS_LOSSES, *ELEMENT_LOSSES):
-        if isinstance(loss, base) and type(loss).forward is base.forward:
-            return {**vars(loss), "weight": getattr(loss, "weight", None)}
-    is_function = inspect.isfunction(loss) or inspect.isbuiltin(loss)
-    return kwargs if is_function and loss in (*_CLASS_FUNCTIONS, *ELEMENT_FUNCTIONS) else None
+def _is_one_of(loss: Any, losses: tuple[type[nn.Module], ...], functions: tuple[Any, ...]) -> bool:
+    """Whether a loss is one of these functions, or a module whose ``forward`` is one of theirs."""
+    if isinstance(loss, nn.Module):
+        return any(type(loss).forward is one.forward for one in losses)
+    return inspect.isfunction(loss) and loss in functions
+
+
+def unwrap_partial(loss: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """The function in a ``functools.partial``, with all arguments that are passed by name."""
+    while isinstance(loss, partial) and not loss.args:
+        loss, kwargs = loss.func, {**loss.keywords, **kwargs}
+    return loss, kwargs
+
+
+def _options(loss: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a loss of torch; empty for another."""
+    if isinstance(loss, nn.Module) and _is_of_torch(type(loss).forward):
+        return {**vars(loss), "weight": getattr(loss, "weight", None)}
+    return kwargs if inspect.isfunction(loss) and _is_of_torch(loss) else {}
+
+
+def _is_of_torch(function: Any) -> bool:
+    return getattr(function, "__module__", None) in (nn.modules.loss.__name__, functional.__name__)
 
 
 def _name(loss: Any) -> str:
@@ -117,7 +136,7 @@ class _ClassWeights:
         self._weights = weights
         self._copies: dict[tuple[torch.device, int], Tensor] = {}
 
-    def __call__(self, outputs: Any, targets: Any) -> int | Tensor | None:
+    def __call__(self, outputs: Any, targets: Any) -> float | Tensor | None:
         if not isinstance(targets, Tensor):
             return None
         if targets.is_floating_point():  # probabilities of shape (batch, classes, ...)
@@ -125,10 +144,10 @@ class _ClassWeights:
         if self._weights is None:
             if is_on_host(targets):  # NumPy takes half the time for a small batch
                 return int(np.count_nonzero(targets.numpy() != self._ignore_index))
-            return torch.count_nonzero(targets != self._ignore_index)
+            return _unread(torch.count_nonzero(targets != self._ignore_index))
         is_ignored = targets == self._ignore_index
-        weights = self._weights_on(targets.device)[targets.masked_fill(is_ignored, 0)]
-        return weights.masked_fill(is_ignored, 0).sum()
+        weights = self._weights_on(targets.device)[targets.long().masked_fill(is_ignored, 0)]
+        return _unread(weights.masked_fill(is_ignored, 0).sum())
 
     def _weights_on(self, device: torch.device) -> Tensor:
         """A copy, which is made again when the program has changed them."""
@@ -137,6 +156,13 @@ class _ClassWeights:
         if key not in self._copies:
             self._copies = {key: weights.detach().to(device).to(accumulation_dtype(device))}
         return self._copies[key]
+
+
+def _unread(weight: Tensor) -> float | Tensor:
+    """A weight on the host as a number; targets on a device are counted without waiting for it."""
+    if is_on_host(weight):
+        return float(weight)
+    return weight.to(accumulation_dtype(weight.device))
 
 
 def _user_weight(weight: Any) -> LossWeight:
@@ -152,19 +178,31 @@ def _user_weight(weight: Any) -> LossWeight:
     return LossWeight(weight, needs_outputs=True)
 
 
-def as_weight(value: Any) -> int | float | Tensor:
-    """A weight as a number, or as a scalar tensor if it is on a device, which is not read.
+def as_weight(value: Any) -> int | float:
+    """A weight as a number; one on a device is read, as a batch of weight 0 must have no effect.
 
     Raises:
         DataError: it is not one number of at least 0.
     """
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
-        if not is_on_host(value):
-            return value.detach().reshape(()).to(accumulation_dtype(value.device))
         value = value.item()
-    if isinstance(value, (int, float)) and math.isfinite(value) and value >= 0:
-        return value
+    if isinstance(value, Real) and 0 <= float(value) < math.inf:
+        return int(value) if isinstance(value, Integral) else float(value)
     raise DataError(
         f"the weight of a loss must be what its mean is over, one number of at least 0, received "
         f"{value if isinstance(value, (int, float)) else describe(value)}."
+    )
+
+
+def as_count(value: Any) -> int | None:
+    """The number of samples that a step returned, or ``DataError`` if it is no whole number."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if value is None:
+        return None
+    if isinstance(value, Integral) and int(value) >= 0:
+        return int(value)
+    raise DataError(
+        f"StepOutput(num_samples=...) must be the number of samples in the batch, a whole number "
+        f"of at least 0, received {value!r}."
     )

@@ -213,7 +213,7 @@ class TrainStep:
             clip_value(self._optimized.parameters(), self._clip_value)
 
     def _scale_gradients(self, factor: Any) -> None:
-        for parameter in self._modules.parameters():
+        for parameter in self._optimized.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 

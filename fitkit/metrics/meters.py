@@ -87,12 +87,17 @@ class Meters:
             the values of the batch by name, as tensors or ``Deferred``, for the batch logs.
         """
         loss = output.loss
-        batch: dict[str, Any] = {} if loss is None else {"loss": loss.detach()}
+        weight = num_samples if weight is None else weight
         self.skip()
+        batch: dict[str, Any] = {}
+        if loss is not None:
+            loss = loss.detach()
+            if isinstance(weight, Tensor) or weight:  # without weight it may be NaN
+                batch["loss"] = loss
         if not num_samples:
             return batch
         if loss is not None:
-            self._loss.add(batch["loss"], num_samples if weight is None else weight)
+            self._loss.add(loss, weight)
         if self._meters and output.outputs is not None:
             self._update_metrics(output, num_samples, batch)
         for name, value in output.logs.items():

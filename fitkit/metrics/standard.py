@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +41,8 @@ class Accuracy(MeanMetric):
     scores. A ``ModelOutput`` of transformers stands for its logits.
 
     Args:
-        threshold: binary scores above it mean class 1: 0.0 for logits, 0.5 for probabilities.
+        threshold: binary scores above it mean class 1: 0.0 for logits; for probabilities 0.5, which
+            is the default with ``BCELoss``.
         multilabel: with ``True``, targets of the outputs' shape ``(batch, labels, ...)`` are binary
             and each label counts. With ``False`` the highest target is the class. By default the
             loss decides: each label counts with torch's binary cross-entropies and
@@ -48,8 +50,8 @@ class Accuracy(MeanMetric):
             targets must be one-hot or probabilities, with a sum of 1 over the classes: others raise
             an error; on an accelerator, which is not waited for, the accuracy is NaN, with a
             warning.
-        ignore_index: targets of this value are left out, such as padding; by default those that
-            ``CrossEntropyLoss`` leaves out. ``None``: none.
+        ignore_index: targets of this value are left out, such as padding; by default those that the
+            loss leaves out. ``None``: none.
 
     >>> float(Accuracy().compute(Accuracy().update(torch.eye(3), torch.tensor([0, 1, 1]))))
     0.6666666666666666
@@ -116,11 +118,23 @@ class Accuracy(MeanMetric):
 
 
 def metrics_for(metrics: Mapping[str, Any], loss: Any) -> dict[str, Any]:
-    """The metrics as they fit the loss: by default ``Accuracy`` counts labels as the loss does."""
-    is_loss = isinstance(loss, _LABEL_LOSSES) or loss in _LABEL_FUNCTIONS
+    """The metrics, with ``Accuracy`` counting as the loss does where it was not told otherwise."""
+    options: dict[str, Any] = {}
+    while isinstance(loss, partial):
+        loss, options = loss.func, {**loss.keywords, **options}
+    if isinstance(loss, nn.Module):
+        options = vars(loss)
+    of_labels = isinstance(loss, _LABEL_LOSSES) or loss in _LABEL_FUNCTIONS
+    is_probability = isinstance(loss, nn.BCELoss) or loss is functional.binary_cross_entropy
     return {
-        name: Accuracy(metric.threshold, multilabel=True, ignore_index=metric.ignore_index)
-        if is_loss and type(metric) is Accuracy and metric.multilabel is None
+        name: Accuracy(
+            0.5 if is_probability and metric.threshold == 0.0 else metric.threshold,
+            multilabel=True if of_labels and metric.multilabel is None else metric.multilabel,
+            ignore_index=options.get("ignore_index", -100)
+            if metric.ignore_index == -100
+            else metric.ignore_index,
+        )
+        if type(metric) is Accuracy
         else metric
         for name, metric in metrics.items()
     }

@@ -73,13 +73,22 @@ class Float16(BFloat16):
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self.scaler = torch.amp.GradScaler(device.type)
+        self._has_scaled = False
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of the scaled loss."""
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def _scale(self, loss: Tensor) -> Tensor:
+        self._has_scaled = True
+        scaled: Tensor = self.scaler.scale(loss)
+        return scaled
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the scale, and detect overflow."""
+        if not self._has_scaled:
+            # a resumed window may end without a backward pass, in the first of which torch makes it
+            self._scale(torch.zeros((), device=self.device))
         self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: Optimizer) -> bool:

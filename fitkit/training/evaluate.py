@@ -9,7 +9,7 @@ from fitkit.core.callback import Callback
 from fitkit.core.callback_list import CallbackList
 from fitkit.core.state import Phase
 from fitkit.core.validation_sets import log_prefix, named_values, require_distinct_names
-from fitkit.data.model_arguments import takes_one_list
+from fitkit.data.model_arguments import declares_one_list
 from fitkit.data.sample_count import SizeOf
 from fitkit.data.spec import DataSpec, may_list_samples
 from fitkit.data.split_batch import is_list_of_samples, split_inputs
@@ -156,7 +156,7 @@ def _split_of(handler: BaseHandler, data: Any) -> Callable[[Any], Any]:
     """The function that takes the inputs out of a batch to predict."""
     sets = handler.parts.validation_data
     spec = DataSpec(data) if data is not None else next(iter(sets.values()), None)
-    if spec is None or not may_list_samples(spec) or not takes_one_list(handler.module):
+    if spec is None or not may_list_samples(spec) or not declares_one_list(handler.module):
         return split_inputs
     return lambda batch: batch if is_list_of_samples(batch) else split_inputs(batch)
 

@@ -98,6 +98,8 @@ class _Sweep(BuiltinCallback):
             group["lr"] = lr * relative
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        if "loss" not in logs:  # the batch was skipped, or had no weight
+            return
         loss = float(logs["loss"])
         self.losses.append(loss)
         self._mean = self._smoothing * self._mean + (1.0 - self._smoothing) * loss

@@ -15,9 +15,9 @@ from fitkit.core.errors import DataError
 from fitkit.data.model_arguments import (
     Signature,
     call_model,
+    declares_one_list,
     model_arguments,
     signature_of,
-    takes_one_list,
 )
 
 X, Y = torch.zeros(2, 3), torch.ones(2)
@@ -200,7 +200,7 @@ def test_code_without_a_signature_gets_several_arguments():
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        (model_of(one), True),
+        (model_of(one), False),
         (model_of(images), True),
         (model_of(sequence), True),
         (model_of(optional), False),
@@ -208,11 +208,11 @@ def test_code_without_a_signature_gets_several_arguments():
         (model_of(anything), False),
         (nn.Linear(2, 1), False),
         (nn.Sequential(nn.Linear(2, 1)), False),
-        (nn.Sequential(model_of(one)), True),
+        (nn.Sequential(model_of(images)), True),
     ],
 )
-def test_models_that_may_take_a_list_only(model, expected):
-    assert takes_one_list(model) is expected
+def test_models_that_declare_a_list(model, expected):
+    assert declares_one_list(model) is expected
 
 
 class Unannotated(nn.Linear):

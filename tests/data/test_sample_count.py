@@ -63,6 +63,14 @@ SILENT = {
         (tuple(ONES(3, n, 8) for n in (8, 9)), ({"boxes": ONES(1, 4)}, {"boxes": ONES(5, 4)})),
         2,
     ),
+    "one image and its three boxes": (
+        ((ONES(3, 8, 8),), ({"boxes": ONES(3, 4), "labels": ONES(3)},)),
+        1,
+    ),
+    "lists of images and of boxes": (
+        ([ONES(3, 8, 8), ONES(3, 9, 8)], [{"boxes": ONES(3, 4)}, {"boxes": ONES(1, 4)}]),
+        2,
+    ),
     "list of pairs": ([(ONES(3), ONES(())), (ONES(3), ONES(()))], 2),
     "list of mappings": ([{"x": ONES(5)}, {"x": ONES(7)}, {"x": ONES(5)}], 3),
     "texts": ((["a", "bc"], ONES(2)), 2),
@@ -101,6 +109,14 @@ def test_the_indices_of_a_loader_come_first_and_a_difference_is_said():
         assert count.of(ONES(7, 8, 1), 8) == 8
     assert count.of(ONES(7, 8, 1), 8) == 8
     assert SampleCount().of((ONES(7, 8, 1), ONES(8)), 8) == 8  # the targets confirm it
+
+
+def test_a_list_as_long_as_the_indices_confirms_them():
+    for size in (1, 2, 3, 5):
+        images = [ONES(3, 8, 8)] * size
+        assert SampleCount().of(images, size) == size
+        assert SampleCount().of((tuple(images), tuple([ONES(7)] * size)), size) == size
+        assert SampleCount().of((tuple(images), tuple([ONES(1)] * size)), size) == size
 
 
 @pytest.mark.parametrize("indices", [None, 8])

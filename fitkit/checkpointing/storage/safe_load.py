@@ -29,6 +29,7 @@ from fitkit.core.tree import MAX_DEPTH, map_tensors
 Record = zipfile.ZipInfo
 
 _MAX_ENCODED_DEPTH = 2 * MAX_DEPTH + 10  # a tagged value takes two levels in a file
+_IS_FOLDER = 0x10  # torch reads nothing of such a record, and its tensor would be zeros
 _CHUNK_BYTES = 1 << 20
 _BYTES_WORTH_THREADS = 16 << 20
 _MAX_THREADS = 4
@@ -97,6 +98,8 @@ def _list_records(archive: zipfile.ZipFile, size: int) -> list[Record]:
         raise zipfile.BadZipFile("a record is compressed")
     if any(record.file_size != record.compress_size for record in records):
         raise zipfile.BadZipFile("a record has two sizes")
+    if any(record.external_attr & _IS_FOLDER for record in records):
+        raise zipfile.BadZipFile("a record is marked as a folder")
     if _num_bytes(records) > size:
         raise zipfile.BadZipFile("its records are larger than the file")
     return records

@@ -144,6 +144,23 @@ def test_damage_to_the_directory_of_the_file_ends_in_our_errors(whole, scratch):
         ends_well(scratch, original)
 
 
+def test_no_bit_of_the_directory_changes_what_is_read(tmp_path):
+    """A record that is marked as a folder, for instance, would be a tensor of zeros for torch."""
+    state = {"a": torch.arange(5.0), "b": [1, 2.5]}
+    path = tmp_path / "a.pth"
+    atomic_write.write(state, path)
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        begin = archive.start_dir
+    for position in range(begin, len(data)):
+        for bit in range(8):
+            spoiled = bytearray(data)
+            spoiled[position] ^= 1 << bit
+            path.write_bytes(spoiled)
+            with contextlib.suppress(CheckpointError):
+                assert same(safe_load.read(path), state), (position - begin, bit)
+
+
 @settings(max_examples=150, deadline=None, database=None)
 @given(data=st.binary(max_size=300))
 def test_noise_is_no_checkpoint(scratch, data):
