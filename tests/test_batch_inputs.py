@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fitkit import DataError, NNHandler
 
@@ -183,7 +183,9 @@ def test_a_model_of_one_list(model, container):
         outputs = torch.cat([plain(images) for images in IMAGES])
     assert outputs.shape == (6, 1)
     assert torch.equal(handler.predict(batches), outputs)
-    assert torch.equal(handler.predict(IMAGES), outputs), "batches that are lists of inputs"
+    assert torch.equal(handler.predict([(images,) for images in IMAGES]), outputs)
+    if model is DeclaredDetector:
+        assert torch.equal(handler.predict(IMAGES), outputs), "batches that are lists of inputs"
     right = float((outputs - 0.5).square().mean())
     assert handler.evaluate(batches, **options)["loss"] == pytest.approx(right)
 
@@ -232,12 +234,14 @@ def test_collated_pairs_of_inputs_are_two_arguments(model, workers):
         assert torch.allclose(handler.predict([(inputs,) for inputs, _ in batches]), outputs)
 
 
-def test_a_list_that_may_be_one_argument_or_two_is_refused():
+def test_a_list_that_may_be_one_argument_or_two():
     data = PairsOfInputs()
-    batches = [([data.a, data.b], data.y)]
+    batches = [([data.a, data.b], data.y)]  # as default_collate makes them
+    for model in (MayBeTwo, Two):
+        make(model).fit(batches, progress_bar=False)
+    images = [([numbers(3, 4, 4), numbers(1, 5, 5)], numbers(2, 1))]
     with pytest.raises(DataError, match="may be one argument or several"):
-        make(MayBeTwo).fit(batches, progress_bar=False)
-    make(Two).fit(batches, progress_bar=False)
+        make(MayBeTwo).fit(images, progress_bar=False)
 
 
 class Unannotated(nn.Linear):
@@ -249,15 +253,13 @@ def test_collated_pairs_are_inputs_with_targets_also_for_a_model_that_may_take_a
     data = torch.utils.data.TensorDataset(numbers(4, 2), numbers(4, 1, seed=1))
     handler = make(Unannotated, in_features=2, out_features=1)
     expected = handler.module(data.tensors[0]).detach()
-    for given in (DataLoader(data, 2), DataLoader(data, 2, num_workers=1), data, data.tensors):
+    lists = list(DataLoader(data, 2))
+    own = DataLoader(data, 2, collate_fn=lambda samples: default_collate(samples))
+    loaders = (DataLoader(data, 2), DataLoader(data, 2, num_workers=1), own)
+    for given in (*loaders, lists, [[x] for x, _ in lists], data, data.tensors):
         assert torch.allclose(handler.predict(given), expected)
     handler.set_val_loader(data)
     assert torch.allclose(handler.predict(None), expected)
-    with pytest.raises(TypeError) as caught:  # two inputs, or inputs with targets
-        handler.predict([list(data.tensors)])
-    assert "a batch of inputs and targets is a pair (inputs, targets)" in str(
-        caught.value.__notes__
-    )
 
 
 # ---- graphs, named tuples and dataclasses -------------------------------------------------------

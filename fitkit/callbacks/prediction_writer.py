@@ -76,7 +76,9 @@ class PredictionWriter(BuiltinCallback):
         self._batches.append(batch)
 
     def on_predict_end(self, logs: Logs) -> None:
-        """List the files of this rank: its part of the prediction is complete."""
+        """List the files of this rank, unless its caller ended ``predict_batches`` early."""
+        if "ended_early" in logs:
+            return
         world = self.handler.world
         index = {"batches": self._batches, "ranks": world.size}
         atomic_write.write(index, _index_file(self.folder, world.rank))

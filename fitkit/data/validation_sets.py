@@ -12,15 +12,15 @@ from fitkit.core.validation_sets import UNNAMED
 from fitkit.data.in_memory import is_in_memory
 from fitkit.data.seeded_fetch import is_map_style
 from fitkit.data.spec import DataSpec
-from fitkit.data.split_batch import TARGET_KEYS
+from fitkit.data.split_batch import INPUT_KEYS, TARGET_KEYS
 
 
 def as_validation_sets(data: Any) -> dict[str, Any]:
     """The validation sets in ``data`` by their names; the name of a single one is empty.
 
-    A mapping with an array among its values, or with a key for targets (``y``, ``labels``, ...), is
-    one set in memory. Any other mapping is a set per entry: datasets, loaders, ``(x, y)`` pairs,
-    lists of batches, or mappings of arrays.
+    A mapping with an array among its values, or with keys for inputs and targets (``x`` and ``y``,
+    ...), is one set in memory. Any other mapping is a set per entry: datasets, loaders, ``(x, y)``
+    pairs, lists of batches, or mappings of arrays.
 
     Raises:
         ConfigurationError: several sets have no names, or a mapping mixes arrays and datasets.
@@ -42,7 +42,8 @@ def as_validation_sets(data: Any) -> dict[str, Any]:
             f"received arrays for {listed(map(str, arrays))} beside datasets or loaders: for a set "
             f"of inputs only, pass a tuple of one array."
         )
-    if not has_sets and (arrays or any(key in TARGET_KEYS for key in data)):
+    has_both = not data.keys().isdisjoint(INPUT_KEYS) and not data.keys().isdisjoint(TARGET_KEYS)
+    if not has_sets and (arrays or has_both):
         return {UNNAMED: data}
     for name in data:
         require_set_name(name)

@@ -81,7 +81,7 @@ class Forward:
                     "weight=0) instead."
                 )
             return None, Share(0, None)
-        if output.loss is not None or self.needs_loss:
+        if output.loss is not None or self.needs_loss or self.custom is None:
             _require_scalar(output.loss)
         share = count(batch, as_count(output.num_samples))
         output.num_samples = share.local

@@ -108,10 +108,12 @@ def _select(output: Any, num_samples: int | None) -> Any:
     if isinstance(output, Tensor):
         return output
     parts = parts_of(output)
-    if parts is None or not any(True for _ in _tensors(output)):
-        return _LEFT_OUT
+    has_tensors = any(True for _ in _tensors(output))
     if isinstance(output, list) and _may_be_samples(output, num_samples):
-        return output
+        # a batch in which nothing was detected has none
+        return output if has_tensors or all(parts_of(one) == {} for one in output) else _LEFT_OUT
+    if parts is None or not has_tensors:
+        return _LEFT_OUT
     kept = {key: _select(part, num_samples) for key, part in parts.items()}
     if isinstance(output, Mapping):
         return rebuild(output, {key: part for key, part in kept.items() if part is not _LEFT_OUT})

@@ -11,7 +11,7 @@ import torch
 
 from fitkit.core.errors import DataError
 from fitkit.core.event import Event
-from fitkit.core.logs import EMPTY_LOGS
+from fitkit.core.logs import EMPTY_LOGS, Logs
 from fitkit.engine.evaluation import evaluation_mode, explain_missing_gradients
 from fitkit.engine.join_outputs import (
     BatchOutputs,
@@ -70,7 +70,8 @@ class Prediction:
         """Yield the outputs of this rank's batches, one by one.
 
         Modes and weights of the model are put back before each ``yield``, so the caller may train
-        in between, stop, or never come back.
+        in between, stop, or never come back. To train on several ranks all of them must yield
+        equally many batches.
         """
         with closing(self._batches(lambda: evaluation_mode(self.run))) as batches:
             for batch in batches:
@@ -92,7 +93,7 @@ class Prediction:
                 yield outputs
         except GeneratorExit:  # the caller wants no more
             with mode():
-                callbacks.fire(Event.PREDICT_END, EMPTY_LOGS)
+                callbacks.fire(Event.PREDICT_END, Logs({"ended_early": 1.0}))
             raise
         if index < 0:
             raise DataError("the data to predict yields no batch: check that it is not empty.")

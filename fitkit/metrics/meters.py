@@ -86,18 +86,15 @@ class Meters:
         Returns:
             the values of the batch by name, as tensors or ``Deferred``, for the batch logs.
         """
-        loss = output.loss
-        weight = num_samples if weight is None else weight
         self.skip()
+        if not num_samples:
+            return {}
         batch: dict[str, Any] = {}
-        if loss is not None:
-            loss = loss.detach()
+        if output.loss is not None:
+            loss, weight = output.loss.detach(), num_samples if weight is None else weight
+            self._loss.add(loss, weight)
             if isinstance(weight, Tensor) or weight:  # without weight it may be NaN
                 batch["loss"] = loss
-        if not num_samples:
-            return batch
-        if loss is not None:
-            self._loss.add(loss, weight)
         if self._meters and output.outputs is not None:
             self._update_metrics(output, num_samples, batch)
         for name, value in output.logs.items():

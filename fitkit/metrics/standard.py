@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from fitkit.core.argument_checks import require_count, require_number
 from fitkit.core.device_capabilities import accumulation_dtype, has_float64
@@ -18,13 +15,6 @@ from fitkit.core.errors import ConfigurationError, DataError, describe
 from fitkit.core.state_placement import is_on_host
 from fitkit.metrics.metric import MeanMetric, Metric
 from fitkit.metrics.outputs import main_output
-
-_LABEL_LOSSES = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
-_LABEL_FUNCTIONS = (
-    functional.binary_cross_entropy,
-    functional.binary_cross_entropy_with_logits,
-    functional.multilabel_soft_margin_loss,
-)
 
 _SUM_TOLERANCE = 0.02  # probabilities in bfloat16 have a sum of 1 to about 1 %
 _NOT_ONE_HOT = (
@@ -115,29 +105,6 @@ class Accuracy(MeanMetric):
         if may_warn and sums[1] and mean.isnan():
             warnings.warn(_NOT_ONE_HOT.format("(batch, classes, ...)"), stacklevel=2)
         return mean
-
-
-def metrics_for(metrics: Mapping[str, Any], loss: Any) -> dict[str, Any]:
-    """The metrics, with ``Accuracy`` counting as the loss does where it was not told otherwise."""
-    options: dict[str, Any] = {}
-    while isinstance(loss, partial):
-        loss, options = loss.func, {**loss.keywords, **options}
-    if isinstance(loss, nn.Module):
-        options = vars(loss)
-    of_labels = isinstance(loss, _LABEL_LOSSES) or loss in _LABEL_FUNCTIONS
-    is_probability = isinstance(loss, nn.BCELoss) or loss is functional.binary_cross_entropy
-    return {
-        name: Accuracy(
-            0.5 if is_probability and metric.threshold == 0.0 else metric.threshold,
-            multilabel=True if of_labels and metric.multilabel is None else metric.multilabel,
-            ignore_index=options.get("ignore_index", -100)
-            if metric.ignore_index == -100
-            else metric.ignore_index,
-        )
-        if type(metric) is Accuracy
-        else metric
-        for name, metric in metrics.items()
-    }
 
 
 class TopKAccuracy(MeanMetric):

@@ -55,7 +55,7 @@ def buffer_watches(handler: BaseHandler) -> list[Callback]:
 
 def require_batches(train: DataPass, validation: Mapping[str, DataPass]) -> None:
     """Raise ``DataError`` if training or validation data is known to have no batch."""
-    sets = {f"validation {name}".rstrip(): data_pass for name, data_pass in validation.items()}
+    sets = {f"validation{name and f' {name!r}'}": one for name, one in validation.items()}
     for name, data_pass in {"training": train, **sets}.items():
         if data_pass.num_batches == 0:
             raise DataError(

@@ -29,9 +29,9 @@ from fitkit.engine.loss_weight import loss_weight
 from fitkit.engine.model_loss import ModelLoss
 from fitkit.engine.run import DataPass, EvaluationRun, RankSync
 from fitkit.handler.base_handler import BaseHandler
+from fitkit.metrics.fit_to_loss import metrics_for
 from fitkit.metrics.meters import Meters
 from fitkit.metrics.ranks import Ranks
-from fitkit.metrics.standard import metrics_for
 from fitkit.runtime.device import floating_dtype, make_current, to_device
 from fitkit.runtime.precision import Precision, make_precision
 from fitkit.runtime.rng import derive_seed, seed_streams
@@ -167,7 +167,8 @@ def make_data_pass(
     # a prediction, which is in order, computes no metrics
     num_ranks = 1 if in_order else handler.world.size
     loss = handler.parts.loss_in_use
-    metrics = metrics_for(handler.parts.metrics, None if loss is None else loss.function)
+    arguments = () if loss is None else (loss.function, loss.kwargs)
+    metrics = metrics_for(handler.parts.metrics, *arguments)
     meters = Meters(metrics, handler.device, num_ranks=num_ranks)
     return DataPass(source, meters, count.share_in, limit)
 

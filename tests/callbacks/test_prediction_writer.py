@@ -101,9 +101,11 @@ def test_it_hears_predict_batches_too(handler, tmp_path):
     assert torch.equal(torch.cat(list(read(tmp_path))), handler.predict(X))
 
 
-def test_a_caller_that_stops_early_has_what_was_predicted(handler, tmp_path):
+def test_a_prediction_that_the_caller_ended_early_is_not_read(handler, tmp_path):
     next(handler.predict_batches(X, batch_size=3, callbacks=[PredictionWriter(tmp_path)]))
-    assert torch.equal(torch.cat(list(read(tmp_path))), handler.predict(X)[:3])
+    assert (tmp_path / "batch_000000_rank_000.pt").exists()
+    with pytest.raises(CheckpointError, match="holds no complete prediction"):
+        list(read(tmp_path))
 
 
 class BoomError(Exception):

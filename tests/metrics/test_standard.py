@@ -7,7 +7,6 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from torch import nn
 
 from fitkit import (
     Accuracy,
@@ -15,11 +14,9 @@ from fitkit import (
     DataError,
     MeanAbsoluteError,
     MeanSquaredError,
-    NNHandler,
     R2Score,
     TopKAccuracy,
 )
-from fitkit.metrics.standard import metrics_for
 
 functional = pytest.importorskip("torchmetrics.functional")
 
@@ -228,30 +225,3 @@ def test_a_model_output_stands_for_its_logits():
 def test_as_many_elements_in_another_order_are_refused(metric):
     with pytest.raises(DataError, match=r"received \(2, 1, 3\) and \(3, 2\)"):
         metric.update(torch.ones(2, 1, 3), torch.ones(3, 2))
-
-
-MULTI_HOT = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-LABEL_SCORES = torch.tensor([[-3.0, 1.0, 2.0], [-3.0, -2.0, -1.0], [3.0, 1.0, -1.0]])
-
-
-@pytest.mark.parametrize("size", [1, 2, 3])
-@pytest.mark.parametrize(
-    "loss", [nn.BCEWithLogitsLoss(), nn.functional.binary_cross_entropy_with_logits]
-)
-def test_each_label_counts_as_the_loss_counts_it(loss, size):
-    """Also in a batch whose rows happen to be one-hot."""
-    handler = NNHandler(nn.Identity(), "cpu")
-    handler.set_loss_fn(loss)
-    handler.add_metric("accuracy", Accuracy())
-    found = handler.evaluate((LABEL_SCORES, MULTI_HOT), batch_size=size)["accuracy"]
-    assert found == pytest.approx(8 / 9)
-
-
-def test_what_was_told_stays_and_other_losses_decide_nothing():
-    told, silent = Accuracy(multilabel=False), Accuracy(0.5, ignore_index=None)
-    resolved = metrics_for({"told": told, "silent": silent, "own": max}, nn.BCELoss())
-    assert resolved["told"] is told
-    assert resolved["own"] is max
-    assert vars(resolved["silent"]) == {"threshold": 0.5, "multilabel": True, "ignore_index": None}
-    assert metrics_for({"silent": silent}, nn.CrossEntropyLoss()) == {"silent": silent}
-    assert metrics_for({"silent": silent}, None) == {"silent": silent}
