@@ -181,7 +181,9 @@ def _length_of_lists(batch: Any) -> tuple[int | None, bool]:
     if of_objects:
         return of_objects[0], True
     if has_one_length or any(type(part) is list for part in lists):
-        return len(lists[0]), False
+        # tensors without dimensions can only be those of single samples
+        has_scalars = any(isinstance(leaf, Tensor) and not leaf.ndim for leaf in _leaves(batch))
+        return len(lists[0]), has_one_length and has_scalars
     return None, False
 
 

@@ -21,7 +21,7 @@ from fitkit.data.rank_split import RankSplit
 from fitkit.data.sample_count import SampleCount, SizeOf
 from fitkit.data.spec import DataSpec, is_batched_by_fitkit
 from fitkit.data.split_batch import make_split
-from fitkit.data.validation_sets import as_validation_sets
+from fitkit.data.validation_sets import as_validation_sets, in_order_of_rank_0
 from fitkit.engine.evaluation import evaluation_mode
 from fitkit.engine.forward import Forward
 from fitkit.engine.loss_shapes import ShapeCheck
@@ -203,6 +203,7 @@ def evaluation_passes(
         }
     if not specs:
         raise _no_data()
+    specs = in_order_of_rank_0(specs, handler.world)
     return {name: make_data_pass(handler, spec, limit=steps) for name, spec in specs.items()}
 
 

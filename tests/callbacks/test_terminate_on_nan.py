@@ -2,7 +2,9 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
+from fitkit import NNHandler
 from fitkit.callbacks.terminate_on_nan import TerminateOnNaN
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.logs import Logs
@@ -112,3 +114,21 @@ def test_reading_nothing_but_the_raw_loss(drive):
 def test_bad_arguments(number):
     with pytest.raises(ConfigurationError, match="received"):
         TerminateOnNaN(number)
+
+
+@pytest.mark.parametrize("bad", ["skipped", "without weight"])
+def test_a_batch_that_does_not_count_ends_nothing(bad):
+    handler = NNHandler(nn.Linear, "cpu", in_features=2, out_features=2, seed=0)
+    handler.set_optimizer(torch.optim.SGD, lr=0.1)
+    handler.set_loss_fn(nn.CrossEntropyLoss())
+    if bad == "skipped":
+        handler.set_train_step(
+            lambda h, b: (
+                None if b[1].lt(0).all() else nn.functional.cross_entropy(h.model(b[0]), b[1])
+            )
+        )
+    padding, classes = torch.full((3,), -100), torch.zeros(3).long()
+    batches = [(torch.ones(3, 2), padding), (torch.ones(3, 2), classes)]
+    handler.fit(batches, callbacks=[TerminateOnNaN()], progress_bar=False)
+    assert handler.state.stop_reason is None
+    assert handler.state.optimizer_steps == 1

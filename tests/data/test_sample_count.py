@@ -71,6 +71,10 @@ SILENT = {
         ([ONES(3, 8, 8), ONES(3, 9, 8)], [{"boxes": ONES(3, 4)}, {"boxes": ONES(1, 4)}]),
         2,
     ),
+    "samples and scalar labels": (
+        (tuple(ONES(3) for _ in range(4)), tuple(torch.tensor(1.0) for _ in range(4))),
+        4,
+    ),
     "list of pairs": ([(ONES(3), ONES(())), (ONES(3), ONES(()))], 2),
     "list of mappings": ([{"x": ONES(5)}, {"x": ONES(7)}, {"x": ONES(5)}], 3),
     "texts": ((["a", "bc"], ONES(2)), 2),

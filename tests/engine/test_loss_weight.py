@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -52,6 +55,13 @@ LOSSES = {
     "mse": (nn.MSELoss(), {}, VALUES),
     "bce with logits": (nn.BCEWithLogitsLoss(pos_weight=CLASS_WEIGHTS), {}, VALUES),
     "kl": (nn.KLDivLoss(reduction="batchmean"), {}, PROBABILITIES),
+    "partial": (partial(functional.cross_entropy, ignore_index=2), {}, CLASSES),
+    "partial with arguments": (
+        partial(functional.cross_entropy, weight=CLASS_WEIGHTS),
+        {"ignore_index": 0},
+        CLASSES,
+    ),
+    "bytes": (nn.CrossEntropyLoss(CLASS_WEIGHTS), {}, CLASSES.byte()),
     "user's": (masked_mean, {"weight": own_weight}, PADDED),
 }
 
@@ -173,6 +183,9 @@ def test_which_losses_are_understood():
         (nn.MSELoss(reduction="sum"), {}),
         (nn.CrossEntropyLoss, {"reduction": "sum"}),
         (functional.cross_entropy, {"reduction": "sum"}),
+        (partial(functional.mse_loss, reduction="sum"), {}),
+        (nn.MultiMarginLoss(reduction="sum"), {}),
+        (functional.multi_margin_loss, {"reduction": "sum"}),
         (nn.BCELoss(reduction="sum"), {"weight": lambda outputs, targets: 1}),
     ],
 )
@@ -201,6 +214,8 @@ def test_values_of_weights():
     assert as_weight(3) == 3
     assert as_weight(torch.tensor([2.5])) == 2.5
     assert as_weight(torch.tensor(True)) == 1
+    assert as_weight(np.int64(3)) == 3
+    assert as_weight(np.float32(0.5)) == 0.5
     with pytest.raises(DataError, match=r"at least 0, received a tensor of shape \(2,\)"):
         as_weight(torch.ones(2))
     with pytest.raises(DataError, match="at least 0, received -1"):
@@ -231,3 +246,93 @@ def test_a_step_gives_the_weight_of_its_loss():
     assert history["loss"] == [(1 * 20 + 3 * 60) / 80]
     assert history["tokens"] == [(4 * 5 + 2 * 30) / 6], "logs are means over samples"
     assert handler.state.samples_seen == 6
+
+
+def per_element(outputs, targets):
+    mask = targets != -100
+    return ((outputs - targets).square() * mask).sum() / mask.sum()
+
+
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("way", ["function", "step"])
+@pytest.mark.usefixtures("accelerator")
+def test_a_batch_without_weight_changes_nothing_on_an_accelerator(way, window):
+    """Its loss is 0 / 0, and so would be its gradients."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(12, 3, generator=generator), torch.randn(12, 3, generator=generator)
+    y[4:8] = -100
+    weights = []
+    for device in ("sim:0", "cpu"):
+        handler = NNHandler(nn.Linear, device, in_features=3, out_features=3, seed=0)
+        handler.set_optimizer(torch.optim.SGD, lr=0.1, momentum=0.9)
+
+        def step(handler, batch):
+            return StepOutput(
+                per_element(handler.model(batch[0]), batch[1]), weight=own_weight(None, batch[1])
+            )
+
+        if way == "step":
+            handler.set_train_step(step)
+        else:
+            handler.set_loss_fn(per_element, weight=own_weight)
+        batches = [(x[i : i + 4], y[i : i + 4]) for i in (0, 4, 8)]
+        handler.fit(batches, epochs=2, gradient_accumulation_steps=window, progress_bar=False)
+        assert handler.state.optimizer_steps == (4 if window == 1 else 2)
+        weights.append(handler.module.weight.detach().cpu())
+    assert weights[0].isfinite().all()
+    torch.testing.assert_close(*weights)
+
+
+@pytest.mark.parametrize("samples", [3, torch.tensor(3), torch.tensor([3]), np.int64(3)])
+def test_the_samples_that_a_step_returns_are_a_plain_number(samples, tmp_path):
+    handler = make_handler()
+    handler.set_train_step(lambda h, b: StepOutput(h.model(b).mean(), num_samples=samples))
+    handler.fit([X[:5]], progress_bar=False)
+    assert handler.state.samples_seen == 3
+    handler.save(tmp_path / "a.pth")
+    assert NNHandler.load(tmp_path / "a.pth").state.samples_seen == 3
+
+
+@pytest.mark.parametrize("samples", [2.5, -1, "3", torch.tensor(2.5), torch.ones(2)])
+def test_samples_that_are_no_number_are_refused(samples):
+    handler = make_handler()
+    handler.set_train_step(lambda h, b: StepOutput(h.model(b).mean(), num_samples=samples))
+    with pytest.raises(DataError, match="must be the number of samples in the batch"):
+        handler.fit([X[:5]], progress_bar=False)
+
+
+def test_no_samples_are_no_weight():
+    handler = make_handler()
+    handler.set_train_step(
+        lambda h, b: StepOutput(h.model(b).mean() * math.nan, num_samples=torch.tensor(0))
+    )
+    handler.fit([X[:5]], progress_bar=False)
+    assert handler.module.weight.isfinite().all()
+    assert (handler.state.optimizer_steps, handler.state.samples_seen) == (0, 0)
+
+
+def test_a_parameter_of_no_module_is_scaled_and_clipped_with_the_others():
+    temperature = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def temperature_after(size, window):
+        handler = make_handler()
+        temperature.data.fill_(1.0)
+        handler.set_optimizer(
+            torch.optim.SGD, lr=0.1, params=lambda m: [*m.parameters(), temperature]
+        )
+        handler.set_loss_fn(lambda o, t: masked_mean(o * temperature, t), weight=own_weight)
+        with pytest.warns(UserWarning, match="belong neither to the model nor to a loss module"):
+            handler.fit(
+                (X, PADDED),
+                batch_size=size,
+                shuffle=False,
+                gradient_accumulation_steps=window,
+                gradient_clipping_norm=0.01,
+                progress_bar=False,
+            )
+        return temperature.item()
+
+    expected = temperature_after(12, 1)
+    assert expected != 1.0
+    for size, window in ((2, 6), (5, 3)):
+        assert temperature_after(size, window) == pytest.approx(expected, abs=1e-9)
