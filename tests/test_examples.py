@@ -96,7 +96,8 @@ def test_prints_what_it_wrote(short_run):
     assert len((where / FOLDER / "log.csv").read_text().splitlines()) == 6
 
 
-@pytest.mark.parametrize("lines_in_log", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lines_in_log", [2, 4])
 def test_killed_and_resumed_ends_bit_for_bit_as_uninterrupted(short_run, tmp_path, lines_in_log):
     uninterrupted, expected = short_run
     killed = tmp_path / "run"

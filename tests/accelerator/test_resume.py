@@ -216,7 +216,10 @@ OPTIMIZERS = ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adagrad", "Adadelta", "
 
 
 @by_accelerator
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in ("Adam", "SGD") else pytest.mark.slow) for n in OPTIMIZERS],
+)
 def test_with_each_optimizer(name, accelerator, every):
     kind = getattr(torch.optim, name)
     assert_resumes_exactly(lambda: make_handler(optimizer=kind), epochs=1, every=every)

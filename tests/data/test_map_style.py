@@ -15,6 +15,7 @@ from torch.utils.data import (
 
 from fitkit.data.epoch_sampler import EpochSampler
 from fitkit.data.map_style import MapStyleSource
+from fitkit.data.rank_split import RankSplit
 from fitkit.runtime.rng import get_host_state
 
 SIZE = 10
@@ -305,3 +306,10 @@ def test_an_error_in_the_data_set_propagates_and_restores_the_streams(kit):
     with pytest.raises(ValueError, match="bad sample"):
         next(source.iterate(0))
     assert streams() == before
+
+
+def test_ranks_take_their_parts_of_batches_in_order():
+    data = TensorDataset(torch.arange(8.0))
+    loader = DataLoader(data, batch_size=2, num_workers=2, in_order=False)
+    for size, expected in ((1, False), (2, True)):
+        assert MapStyleSource(loader, 0, RankSplit(0, size))._loader.in_order is expected

@@ -121,8 +121,8 @@ def options_of(handler):
     ]
 
 
-@pytest.mark.parametrize("params", [None, groups])
-@pytest.mark.parametrize("cls", [SGD, AdamW])
+@pytest.mark.parametrize("params", [groups, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cls", [AdamW, pytest.param(SGD, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_an_unchanged_schedule_goes_on_exactly(tmp_path, name, cls, params):
     schedule, how = SCHEDULES[name], {"cls": cls, "params": params}
@@ -162,7 +162,7 @@ CHANGED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("params", [None, groups])
+@pytest.mark.parametrize("params", [groups, pytest.param(None, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", CHANGED)
 def test_a_changed_schedule_is_brought_to_where_the_run_stands(tmp_path, case, params):
     before, after, sentence = CHANGED[case]

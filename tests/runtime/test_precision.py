@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from fitkit import NNHandler
 from fitkit.core.errors import ConfigurationError, FitkitError
 from fitkit.runtime.precision import make_precision
+from fitkit.testing import assert_resumes_exactly
 
 CPU = torch.device("cpu")
 
@@ -97,3 +99,19 @@ def test_others_have_no_state_and_take_a_scalers(name):
     assert precision.state_dict() == {}
     precision.load_state_dict(make_precision("fp16", CPU).state_dict())
     assert precision.state_dict() == {}
+
+
+def test_a_resumed_window_that_gets_no_further_batch_takes_its_step():
+    def make_handler():
+        handler = NNHandler(nn.Linear, "cpu", in_features=2, out_features=1, seed=0)
+        handler.set_optimizer(torch.optim.SGD, lr=0.1)
+        handler.set_train_step(step)
+        samples = torch.ones(6, 2)
+        samples[2:] = 0.0  # to be skipped
+        handler.set_train_loader(samples, batch_size=2, shuffle=False)
+        return handler
+
+    def step(handler, batch):
+        return handler.model(batch).square().mean() if batch.any() else None
+
+    assert_resumes_exactly(make_handler, epochs=2, gradient_accumulation_steps=2, precision="fp16")

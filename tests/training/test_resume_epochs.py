@@ -273,7 +273,9 @@ def test_two_fits_of_one_script(tmp_path, killed_in):
         assert differences(handler.get_state_dict(), run(7).get_state_dict()) == []
 
 
-@pytest.mark.parametrize("number", range(1, 20))
+@pytest.mark.parametrize(
+    "number", [pytest.param(n, marks=() if n % 4 == 1 else pytest.mark.slow) for n in range(1, 20)]
+)
 def test_two_fits_of_one_script_cut_at_any_batch(tmp_path, number, two_fits):
     expected, folder = two_fits
     assert len(list(folder.glob("step_*.pth"))) == 19
