@@ -190,6 +190,19 @@ def test_a_model_of_one_list(model, container):
     assert handler.evaluate(batches, **options)["loss"] == pytest.approx(right)
 
 
+class PerImage(DeclaredDetector):
+    def forward(self, images: list[Tensor], targets=None):
+        return [{"mean": image.mean()} for image in images]
+
+
+def test_lists_of_images_give_an_object_for_each():
+    """Also where as many images as channels could be taken for a batch of rows."""
+    for images in (IMAGES, [[numbers(3, 4, 4)] * 2, [numbers(3, 4, 4)]]):
+        found = make(PerImage).predict(images)
+        expected = [float(image.mean()) for batch in images for image in batch]
+        assert [float(one["mean"]) for one in found] == pytest.approx(expected)
+
+
 class Two(nn.Module):
     def __init__(self):
         super().__init__()

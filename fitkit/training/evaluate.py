@@ -10,7 +10,7 @@ from fitkit.core.callback_list import CallbackList
 from fitkit.core.state import Phase
 from fitkit.core.validation_sets import log_prefix, named_values, require_distinct_names
 from fitkit.data.model_arguments import declares_one_list
-from fitkit.data.sample_count import SizeOf
+from fitkit.data.sample_count import SampleCount, SizeOf
 from fitkit.data.spec import DataSpec, may_list_samples
 from fitkit.data.split_batch import is_list_of_samples, split_inputs
 from fitkit.engine import evaluation
@@ -129,9 +129,16 @@ def _prediction(
     tensors_only: bool,
 ) -> Prediction:
     run = build_evaluation(handler, _with_callbacks(handler, callbacks), precision, grad=grad)
+    split = _split_of(handler, data)
+    if num_samples is None and split is not split_inputs:
+        num_samples = _count_list
     data_pass = prediction_pass(handler, data, batch_size, steps, num_samples)
-    compute = _compute_of(handler, run.forward, _split_of(handler, data))
+    compute = _compute_of(handler, run.forward, split)
     return Prediction(run, data_pass, compute, tensors_only)
+
+
+def _count_list(batch: Any) -> int:
+    return len(batch) if is_list_of_samples(batch) else SampleCount().of(batch)
 
 
 def _compute_of(
