@@ -232,7 +232,11 @@ FLAGS = {"plain": {}, "fused": {"fused": True}, "capturable": {"capturable": Tru
 @pytest.mark.parametrize("flags", FLAGS)
 @pytest.mark.parametrize(
     "options",
-    [{"gradient_accumulation_steps": 4}, {"precision": "fp16"}, {"ema_decay": 0.9}],
+    [
+        {"gradient_accumulation_steps": 4},
+        pytest.param({"precision": "fp16"}, marks=pytest.mark.slow),
+        pytest.param({"ema_decay": 0.9}, marks=pytest.mark.slow),
+    ],
     ids=lambda options: next(iter(options)),
 )
 def test_with_windows_scaler_and_average(flags, options, accelerator, every):

@@ -80,7 +80,7 @@ def uninterrupted(tmp_path_factory):
 
 
 KINDS = [
-    ("map", "fork"),
+    pytest.param("map", "fork", marks=pytest.mark.slow),
     pytest.param("map", "spawn", marks=pytest.mark.slow),
     pytest.param("map", "forkserver", marks=pytest.mark.slow),
     pytest.param("persistent", "fork", marks=pytest.mark.slow),

@@ -10,7 +10,7 @@ import torch
 
 from fitkit import NNHandler, PredictionWriter
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
 SCRIPT = Path(__file__).with_name("predict_run.py")
 specification = importlib.util.spec_from_file_location("predict_run", SCRIPT)

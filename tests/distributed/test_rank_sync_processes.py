@@ -119,7 +119,8 @@ def test_what_callbacks_contribute_is_the_same_on_all(runs, kit):
 # ---- failures -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("failing", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
 def test_an_error_of_one_process_ends_all_and_is_told(failing, launcher, tmp_path, kit):
     out = tmp_path / "out"
     ended = launcher.run(out, *LONG, "--strike", "raise", failing, 5)

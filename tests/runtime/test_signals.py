@@ -275,7 +275,10 @@ if __name__ == "__main__":
 
 
 @needs_senders
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    "method",
+    ["fork", *(pytest.param(one, marks=pytest.mark.slow) for one in ("spawn", "forkserver"))],
+)
 def test_a_worker_heeds_its_parent_only(tmp_path, method):
     script = tmp_path / "script.py"
     script.write_text(WORKER)

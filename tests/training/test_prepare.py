@@ -73,7 +73,7 @@ def run(folder, moment):
 @pytest.mark.parametrize(
     ("moment", "code"),
     [
-        ("lookup", 143),
+        pytest.param("lookup", 143, marks=pytest.mark.slow),
         pytest.param("on_train_end", 143, marks=pytest.mark.slow),
         ("cleanup", -signal.SIGTERM),
     ],
