@@ -196,6 +196,7 @@ class SavesInHook(fitkit.Callback):
         self.handler.save(f"mine_{epoch}.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [0, 70])
 @pytest.mark.parametrize(
     "hook", ["on_epoch_begin", "on_train_batch_begin", "on_train_batch_end", "on_epoch_end"]

@@ -120,6 +120,7 @@ def test_every_exported_callback_is_tried():
     assert set(MAKE) >= CHANGE_TRAINING
 
 
+@pytest.mark.slow
 def test_resumed_it_equals_itself_uninterrupted(kind):
     """Every saved field matters here; test_exact_resume_callbacks.py tries every boundary."""
     tried = assert_resumes_exactly(

@@ -327,7 +327,7 @@ class Began(fitkit.Callback):
         self.began = True
 
 
-@pytest.fixture(scope="module", params=SHARES)
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.slow) for n in (0, 1)])
 def resumed(request, original, tmp_path_factory):
     """What came of 150 spoiled files: sentences about what went wrong, by when it did."""
     rng, paths = random.Random(20 + request.param), list(paths_of(original))

@@ -662,6 +662,7 @@ def paths_of(value, path=()):
             yield from paths_of(value[number], (*path, number))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_hostile_structures_end_in_our_errors_and_change_nothing(
     trained, other, tmp_path, data, seed
@@ -687,6 +688,7 @@ def test_hostile_structures_end_in_our_errors_and_change_nothing(
             before = bits(other.get_state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_hostile_structures_in_a_file_to_load(trained, tmp_path, seed):
     rng = random.Random(seed)

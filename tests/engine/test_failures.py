@@ -258,6 +258,7 @@ def strike(script, number, *arguments):
     return process.returncode, printed, errors
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_program_returns_the_history():
     code, printed, errors = strike(SCRIPT, signal.SIGINT)
     assert (code, errors) == (0, "interrupted after 4 training batches\n")

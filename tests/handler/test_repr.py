@@ -151,6 +151,7 @@ def shown(cell):
     return [one for one in cell.outputs if one.output_type == "execute_result"][-1].data
 
 
+@pytest.mark.slow
 def test_in_a_notebook(executed):
     _, distribute_like, handler, summary, sweep, metadata = executed
     errors = [one.text for cell in executed for one in cell.outputs if one.get("name") == "stderr"]

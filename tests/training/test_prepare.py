@@ -83,6 +83,7 @@ def test_a_signal_is_not_lost(finished, moment, code):
     assert run(finished, moment)[:2] == (code, "")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_call_of_fit_alone_and_sigterm_after_it_the_program(tmp_path):
     code, out, err = run(tmp_path / "a", "Ctrl-C twice")
     assert (code, out) == (0, "end"), err

@@ -268,6 +268,7 @@ def test_resumed_at_every_boundary_the_run_holds_what_an_uninterrupted_one_does(
     assert len(tried) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cut", "later"), [(0, 2), (1, 0), (4, 1), (4, 3), (6, 3)])
 def test_what_was_written_after_the_checkpoint_is_not_there_twice(tracker, drive, cut, later):
     """The state is that of step ``cut``, the tracker's run goes ``later`` steps further."""

@@ -373,6 +373,7 @@ def run_together(in_a_process, function, size, folder):
         assert process.exitcode == 0
 
 
+@pytest.mark.slow
 def test_written_by_three_read_by_two_and_by_one(tmp_path, in_a_process):
     run_together(in_a_process, write_together, 3, tmp_path)
     for rows in (7, 1, 3):
