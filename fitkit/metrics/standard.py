@@ -230,6 +230,9 @@ def _counted(
 ) -> Tensor | tuple[Tensor, Tensor]:
     if ignore_index is None or targets.dtype is torch.bool:
         return is_right
+    is_whole = not targets.dtype.is_floating_point
+    if is_whole and is_on_host(targets) and not (targets.numpy() == ignore_index).any():
+        return is_right  # which takes a third of the time to add up
     return is_right, targets != ignore_index
 
 
