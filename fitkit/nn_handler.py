@@ -46,7 +46,7 @@ from fitkit.runtime.rng import seeded_streams
 from fitkit.summary.model_summary import ModelSummary
 from fitkit.summary.summarize import summarize
 from fitkit.training.build_evaluation import HandlerEvaluator
-from fitkit.training.evaluate import evaluate, predict, predict_batches
+from fitkit.training.evaluate import PassOptions, evaluate, predict, predict_batches
 from fitkit.training.fit import run_fit
 from fitkit.training.options import FitOptions
 from fitkit.tuning.batch_size_finder import find_batch_size
@@ -470,8 +470,8 @@ class NNHandler(BaseHandler):
             the values by name; those of a named set have its name before theirs, as in
             ``clean_loss``.
         """
-        data = with_targets(data, y)
-        return evaluate(self, data, batch_size, steps, precision, callbacks, num_samples, grad=grad)
+        options = PassOptions(batch_size, num_samples, steps, precision, grad, callbacks)
+        return evaluate(self, with_targets(data, y), options)
 
     def predict(
         self,
@@ -514,17 +514,9 @@ class NNHandler(BaseHandler):
         Raises:
             DataError: outputs cannot be joined; after the first batch where that can be seen in it.
         """
+        options = PassOptions(batch_size, num_samples, steps, precision, grad, callbacks)
         return predict(
-            self,
-            data,
-            batch_size,
-            steps,
-            precision,
-            callbacks,
-            num_samples,
-            grad=grad,
-            tensors_only=tensors_only,
-            return_outputs=return_outputs,
+            self, data, options, tensors_only=tensors_only, return_outputs=return_outputs
         )
 
     def predict_batches(
@@ -558,17 +550,8 @@ class NNHandler(BaseHandler):
             tensors_only: as in ``predict``; by default outputs that are no tensors are yielded too,
                 as the model returned them.
         """
-        return predict_batches(
-            self,
-            data,
-            batch_size,
-            steps,
-            precision,
-            callbacks,
-            num_samples,
-            grad=grad,
-            tensors_only=tensors_only,
-        )
+        options = PassOptions(batch_size, num_samples, steps, precision, grad, callbacks)
+        return predict_batches(self, data, options, tensors_only=tensors_only)
 
     # ---- summary and tuning ---------------------------------------------------------------------
 

@@ -203,6 +203,13 @@ def test_lists_of_images_give_an_object_for_each():
         assert [float(one["mean"]) for one in found] == pytest.approx(expected)
 
 
+def test_a_count_that_is_not_certain_is_said_once_for_all_batches():
+    images = (numbers(3, 4, 4), numbers(3, 5, 5))
+    with pytest.warns(UserWarning, match="are counted") as caught:
+        make(PerImage).predict([(images, numbers(2, 1))] * 3, tensors_only=True)
+    assert len(caught) == 1
+
+
 class Two(nn.Module):
     def __init__(self):
         super().__init__()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from numbers import Integral
 from typing import Any
+
+from torch import Tensor
 
 from fitkit.core.errors import ConfigurationError
 
@@ -29,6 +32,13 @@ def require_count(name: str, value: Any, *, minimum: int = 1, optional: bool = F
             f"{name} must be a whole number of at least {minimum}"
             f"{' or None' if optional else ''}, received {value!r}."
         )
+
+
+def as_whole_number(value: Any) -> int | None:
+    """``value``, or that of a tensor of one element, as an int of at least 0, or else ``None``."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    return int(value) if isinstance(value, Integral) and int(value) >= 0 else None
 
 
 def require_on_error(value: Any) -> None:

@@ -61,3 +61,13 @@ class LossSpec:
         if self.pass_epoch:
             return lambda *args: self.function(*args, epoch=epoch(), **self.kwargs)
         return partial(self.function, **self.kwargs) if self.kwargs else self.function
+
+
+def unwrap_partial(function: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """The function in a ``functools.partial``, with all arguments that are passed by name.
+
+    Arguments by position come before outputs and targets, so such a partial is another function.
+    """
+    while isinstance(function, partial) and not function.args:
+        function, kwargs = function.func, {**function.keywords, **kwargs}
+    return function, kwargs

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from fitkit.core.argument_checks import as_whole_number
 from fitkit.core.errors import ConfigurationError, DataError, describe
 from fitkit.core.tree import iterate_leaves, shapes_of
 from fitkit.core.types import Share
@@ -107,15 +107,15 @@ class SampleCount:
         return count
 
     def _call(self, function: SizeOf, batch: Any) -> int:
-        count: Any = function(batch)
-        if isinstance(count, Tensor) and count.numel() == 1:
-            count = count.item()
-        if isinstance(count, bool) or not isinstance(count, Integral) or count < 0:
+        given: Any = function(batch)
+        is_flag = isinstance(given, bool) or getattr(given, "dtype", None) is torch.bool
+        count = None if is_flag else as_whole_number(given)
+        if count is None:
             raise DataError(
                 f"num_samples must return the number of samples in the batch, a whole number of at "
-                f"least 0, received {count!r}."
+                f"least 0, received {given!r}."
             )
-        return int(count)
+        return count
 
     def _warn(self, finding: str) -> None:
         if self._has_warned:

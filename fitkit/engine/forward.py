@@ -71,6 +71,7 @@ class Forward:
             with self.precision.forward():
                 output = self._compute(batch)
         except Exception as error:
+            add_remedy(error)
             add_note(error, f"raised by the step on a batch of {shapes_of(batch)}")
             raise
         if output is None:
@@ -92,13 +93,6 @@ class Forward:
         return output, share
 
     def _compute(self, batch: Any) -> StepOutput | None:
-        try:
-            return self._step(batch)
-        except Exception as error:
-            add_remedy(error)
-            raise
-
-    def _step(self, batch: Any) -> StepOutput | None:
         if self.custom is not None:
             return as_step_output(self.custom(self.to_device(batch)))
         if self.loss is None:

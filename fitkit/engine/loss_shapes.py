@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Hashable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fitkit.core.component_spec import unwrap_partial
 from fitkit.core.errors import DataError
 from fitkit.engine.loss_weight import ELEMENT_FUNCTIONS, ELEMENT_LOSSES
 
@@ -34,8 +34,7 @@ class ShapeCheck:
     """
 
     def __init__(self, function: Any) -> None:
-        while isinstance(function, partial):
-            function = function.func
+        function, _ = unwrap_partial(function, {})
         is_module = isinstance(function, nn.Module)
         is_function = isinstance(function, Hashable) and function in _FUNCTIONS
         self._is_elementwise = type(function).forward in _FORWARDS if is_module else is_function

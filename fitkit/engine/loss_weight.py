@@ -6,7 +6,6 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fitkit.core.component_spec import LossSpec
+from fitkit.core.argument_checks import as_whole_number
+from fitkit.core.component_spec import LossSpec, unwrap_partial
 from fitkit.core.device_capabilities import accumulation_dtype
 from fitkit.core.errors import ConfigurationError, DataError, describe
 from fitkit.core.state_placement import is_on_host
@@ -100,13 +100,6 @@ def _is_one_of(loss: Any, losses: tuple[type[nn.Module], ...], functions: tuple[
     if isinstance(loss, nn.Module):
         return any(type(loss).forward is one.forward for one in losses)
     return inspect.isfunction(loss) and loss in functions
-
-
-def unwrap_partial(loss: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
-    """The function in a ``functools.partial``, with all arguments that are passed by name."""
-    while isinstance(loss, partial) and not loss.args:
-        loss, kwargs = loss.func, {**loss.keywords, **kwargs}
-    return loss, kwargs
 
 
 def _options(loss: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -196,13 +189,10 @@ def as_weight(value: Any) -> int | float:
 
 def as_count(value: Any) -> int | None:
     """The number of samples that a step returned, or ``DataError`` if it is no whole number."""
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if value is None:
-        return None
-    if isinstance(value, Integral) and int(value) >= 0:
-        return int(value)
-    raise DataError(
-        f"StepOutput(num_samples=...) must be the number of samples in the batch, a whole number "
-        f"of at least 0, received {value!r}."
-    )
+    count = as_whole_number(value)
+    if count is None and value is not None:
+        raise DataError(
+            f"StepOutput(num_samples=...) must be the number of samples in the batch, a whole "
+            f"number of at least 0, received {value!r}."
+        )
+    return count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from fitkit.core.callback import Callback
@@ -18,25 +19,30 @@ from fitkit.engine.forward import Forward
 from fitkit.engine.join_outputs import BatchOutputs
 from fitkit.engine.model_loss import named_inputs
 from fitkit.engine.prediction import Prediction
+from fitkit.engine.run import EvaluationRun
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.training.build_evaluation import build_evaluation, evaluation_passes, prediction_pass
 
 
-def evaluate(
-    handler: BaseHandler,
-    data: Any,
-    batch_size: int | None,
-    steps: int | None,
-    precision: str | None,
-    callbacks: Iterable[Callback],
-    num_samples: SizeOf | None = None,
-    *,
-    grad: bool = False,
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class PassOptions:
+    """The arguments that ``evaluate`` and ``predict`` share; ``NNHandler`` describes them."""
+
+    batch_size: int | None = None
+    num_samples: SizeOf | None = None
+    steps: int | None = None
+    precision: str | None = None
+    grad: bool = False
+    callbacks: Iterable[Callback] = ()
+
+
+def evaluate(handler: BaseHandler, data: Any, options: PassOptions) -> dict[str, float]:
     """Loss and metrics over ``data``; see ``NNHandler.evaluate``."""
     values: dict[str, float] = {}
-    run = build_evaluation(handler, _with_callbacks(handler, callbacks), precision, grad=grad)
-    passes = evaluation_passes(handler, data, batch_size, steps, num_samples)
+    run = _build_run(handler, options)
+    passes = evaluation_passes(
+        handler, data, options.batch_size, options.steps, options.num_samples
+    )
     require_distinct_names(passes, ("loss", *handler.parts.metrics))
     for name, data_pass in passes.items():
         run.state.enter(Phase.VALIDATE)
@@ -51,28 +57,13 @@ def evaluate(
 def predict(
     handler: BaseHandler,
     data: Any,
-    batch_size: int | None,
-    steps: int | None,
-    precision: str | None,
-    callbacks: Iterable[Callback],
-    num_samples: SizeOf | None = None,
+    options: PassOptions,
     *,
-    grad: bool = False,
     tensors_only: bool = False,
     return_outputs: bool = True,
 ) -> Any:
     """The model's outputs on ``data``; see ``NNHandler.predict``."""
-    prediction = _prediction(
-        handler,
-        data,
-        batch_size,
-        steps,
-        precision,
-        callbacks,
-        num_samples,
-        grad=grad,
-        tensors_only=tensors_only,
-    )
+    prediction = _prediction(handler, data, options, tensors_only=tensors_only)
 
     def interleave(outputs: list[BatchOutputs | None]) -> list[BatchOutputs]:
         """The outputs of all ranks, which took turns in the order of the data."""
@@ -86,29 +77,10 @@ def predict(
 
 
 def predict_batches(
-    handler: BaseHandler,
-    data: Any,
-    batch_size: int | None,
-    steps: int | None,
-    precision: str | None,
-    callbacks: Iterable[Callback],
-    num_samples: SizeOf | None = None,
-    *,
-    grad: bool = False,
-    tensors_only: bool = False,
+    handler: BaseHandler, data: Any, options: PassOptions, *, tensors_only: bool = False
 ) -> Iterator[Any]:
     """The outputs batch by batch; see ``NNHandler.predict_batches``."""
-    prediction = _prediction(
-        handler,
-        data,
-        batch_size,
-        steps,
-        precision,
-        callbacks,
-        num_samples,
-        grad=grad,
-        tensors_only=tensors_only,
-    )
+    prediction = _prediction(handler, data, options, tensors_only=tensors_only)
     # collectives, so they are not part of a pass that a rank may leave early
     prediction.run.context.sync_buffers()
     if handler.ema is not None:
@@ -117,28 +89,23 @@ def predict_batches(
 
 
 def _prediction(
-    handler: BaseHandler,
-    data: Any,
-    batch_size: int | None,
-    steps: int | None,
-    precision: str | None,
-    callbacks: Iterable[Callback],
-    num_samples: SizeOf | None,
-    *,
-    grad: bool = False,
-    tensors_only: bool,
+    handler: BaseHandler, data: Any, options: PassOptions, *, tensors_only: bool
 ) -> Prediction:
-    run = build_evaluation(handler, _with_callbacks(handler, callbacks), precision, grad=grad)
-    split = _split_of(handler, data)
+    run = _build_run(handler, options)
+    split, num_samples = _split_of(handler, data), options.num_samples
     if num_samples is None and split is not split_inputs:
-        num_samples = _count_list
-    data_pass = prediction_pass(handler, data, batch_size, steps, num_samples)
+        of_others = SampleCount()
+        num_samples = lambda batch: (  # noqa: E731
+            len(batch) if is_list_of_samples(batch) else of_others.of(batch)
+        )
+    data_pass = prediction_pass(handler, data, options.batch_size, options.steps, num_samples)
     compute = _compute_of(handler, run.forward, split)
     return Prediction(run, data_pass, compute, tensors_only)
 
 
-def _count_list(batch: Any) -> int:
-    return len(batch) if is_list_of_samples(batch) else SampleCount().of(batch)
+def _build_run(handler: BaseHandler, options: PassOptions) -> EvaluationRun:
+    callbacks = _with_callbacks(handler, options.callbacks)
+    return build_evaluation(handler, callbacks, options.precision, grad=options.grad)
 
 
 def _compute_of(

@@ -1,9 +1,12 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from fitkit.core.argument_checks import (
+    as_whole_number,
     require_count,
     require_number,
     require_on_error,
@@ -64,3 +67,24 @@ def test_what_a_failed_write_means(value):
     require_on_error("warn")
     with pytest.raises(ConfigurationError, match="must be 'raise' or 'warn', received"):
         require_on_error(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (3, 3),
+        (0, 0),
+        (torch.tensor([3]), 3),
+        (np.int64(3), 3),
+        (-1, None),
+        (2.0, None),
+        (torch.tensor(2.5), None),
+        (torch.ones(2), None),
+        ("3", None),
+        (None, None),
+    ],
+)
+def test_whole_numbers(value, number):
+    found = as_whole_number(value)
+    assert found == number
+    assert type(found) in (int, type(None))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from fitkit import ConfigurationError
-from fitkit.core.component_spec import ComponentSpec, LossSpec
+from fitkit.core.component_spec import ComponentSpec, LossSpec, unwrap_partial
 
 
 def test_building():
@@ -103,3 +104,11 @@ def test_the_epoch_is_read_at_each_call():
     epochs = iter(range(3))
     bound = LossSpec(loss, pass_epoch=True).bound(lambda: next(epochs))
     assert [bound(0, 0)[3] for _ in range(3)] == [0, 1, 2]
+
+
+def test_arguments_of_partials_are_those_of_the_outermost():
+    inner = partial(max, key=1, default=2)
+    assert unwrap_partial(partial(inner, key=3), {"default": 4}) == (max, {"key": 3, "default": 4})
+    assert unwrap_partial(max, {"key": 1}) == (max, {"key": 1})
+    by_position = partial(max, 1)
+    assert unwrap_partial(by_position, {}) == (by_position, {})

@@ -258,6 +258,15 @@ def assert_close(
         assert found == expected, path
 
 
+def results_of(script: Path, out: Path) -> dict[str, Any]:
+    """What a script writes on one process (``one``) and on two (``rank0`` and ``rank1``)."""
+    for command in ([sys.executable], torchrun(2)):
+        subprocess.run([*command, str(script), str(out)], check=True, timeout=120)
+    return {
+        rank: json.loads((out / f"{rank}.json").read_text()) for rank in ("one", "rank0", "rank1")
+    }
+
+
 @pytest.fixture(scope="session")
 def kit() -> SimpleNamespace:
     """How these tests look at what was left."""
@@ -269,6 +278,7 @@ def kit() -> SimpleNamespace:
         assert_equal=assert_equal,
         assert_close=assert_close,
         torchrun=torchrun,
+        results_of=results_of,
     )
 
 

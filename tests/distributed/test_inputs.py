@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,12 +13,7 @@ NAMES = ("packed", "packed with another input", "list", "collated pair", "graph"
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, kit):
     """What one process and two have, by the name of the case."""
-    out = tmp_path_factory.mktemp("inputs")
-    for command in ([sys.executable], kit.torchrun(2)):
-        subprocess.run([*command, str(SCRIPT), str(out)], check=True, timeout=120)
-    return {
-        rank: json.loads((out / f"{rank}.json").read_text()) for rank in ("one", "rank0", "rank1")
-    }
+    return kit.results_of(SCRIPT, tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.mark.slow

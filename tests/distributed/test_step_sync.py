@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,12 +32,7 @@ def test_a_finite_loss_keeps_its_graph():
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, kit):
     """What one process and two have, by the name of the case."""
-    out = tmp_path_factory.mktemp("weighted")
-    for command in ([sys.executable], kit.torchrun(2)):
-        subprocess.run([*command, str(SCRIPT), str(out)], check=True, timeout=120)
-    return {
-        rank: json.loads((out / f"{rank}.json").read_text()) for rank in ("one", "rank0", "rank1")
-    }
+    return kit.results_of(SCRIPT, tmp_path_factory.mktemp("weighted"))
 
 
 NAMES = (

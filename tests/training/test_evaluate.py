@@ -8,7 +8,7 @@ from torch import nn
 
 from fitkit import Callback, DataError, NNHandler
 from fitkit.distributed.world import World
-from fitkit.training.evaluate import evaluate, predict
+from fitkit.training.evaluate import PassOptions, evaluate, predict
 
 X = torch.arange(10.0).reshape(5, 2)
 DATA = (X, torch.zeros(5, 1))
@@ -34,7 +34,7 @@ def handler():
 
 
 def run(function, handler, data=DATA, size=2, steps=None, callbacks=()):
-    return function(handler, data, size, steps, None, callbacks)
+    return function(handler, data, PassOptions(size, steps=steps, callbacks=callbacks))
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 9])
