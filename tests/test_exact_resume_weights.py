@@ -441,16 +441,6 @@ def test_a_run_that_ended_saves_its_best_weights():
     assert not list(differences(dict(saved), dict(best.best_weights)))
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.5])
-def test_undoing_the_restore_gives_the_trained_weights_back(ema):
-    handler, _ = fit_to_the_best("SIGINT", ("train", 14), ema=ema)
-    state = handler.get_state_dict()
-    handler.weights.undo_restore()
-    assert handler.weights.trained_before_restore is None
-    assert not list(differences(handler.get_state_dict(), state))
-    assert not list(differences(dict(handler.module.state_dict()), dict(state["model_state_dict"])))
-
-
 def test_a_new_fit_begins_with_the_best_weights():
     handler, best = fit_to_the_best("SIGINT", ("train", 14))
     seen = []

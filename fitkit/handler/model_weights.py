@@ -85,15 +85,6 @@ class ModelWeights(WeightAverages):
             self.ema.load_weights(dict(weights))
         self.trained_before_restore = trained if keep_trained else None
 
-    def undo_restore(self) -> None:
-        """Undo ``restore(keep_trained=True)``, to go on with training."""
-        if self.trained_before_restore is not None:
-            weights, average = self.trained_before_restore
-            self.optimizer_mode.train()
-            self.load(weights)
-            if self.ema is not None and average is not None:
-                self.ema.load_state_dict(average)
-
     # ---- the loss -------------------------------------------------------------------------------
 
     def loss_state(self) -> dict[str, Any] | None:

@@ -162,5 +162,4 @@ def test_the_average_of_a_loss_is_that_of_the_loss_that_is_set():
 def test_without_a_loss_module_there_is_nothing_to_load():
     _, weights = make()
     weights.load_loss({"scale": torch.ones(())})
-    weights.undo_restore()
     assert weights.loss_state() is None
