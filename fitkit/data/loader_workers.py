@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -10,6 +12,12 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from fitkit.runtime.signals import leave_to_parent, signals_blocked, watched_signals
+
+if sys.version_info < (3, 12) and hasattr(os, "register_at_fork"):
+    # A worker waits for ever if at its fork another thread, such as one of gloo that has just ended
+    # a collective, holds the lock of Python's list of threads (python/cpython#112275, also in early
+    # patch releases of 3.10 and 3.11). Reading the list waits until the lock is free.
+    os.register_at_fork(before=sys._current_frames)  # noqa: SLF001  no public form
 
 
 def start_iterator(batches: Iterable[Any]) -> Iterator[Any]:

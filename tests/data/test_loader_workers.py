@@ -212,3 +212,21 @@ def test_the_masks_of_this_process_stay_as_they_were():
 
 def test_it_can_be_sent_to_a_process_that_is_spawned():
     pickle.loads(pickle.dumps(WorkerStart([signal.SIGTERM], own_function)))
+
+
+def test_a_fork_waits_for_the_lock_of_the_list_of_threads():
+    # which thread holds it at a fork is chance; that the list is read before shows as audit events;
+    # Python 3.12 needs none of it
+    code = """if True:
+        import os, sys
+        import fitkit.data.loader_workers
+        events = []
+        sys.addaudithook(lambda event, _: events.append(event))
+        if not os.fork():
+            os._exit(0)
+        os.wait()
+        print([event for event in events if event in ("sys._current_frames", "os.fork")])
+    """
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    reads = ["sys._current_frames"] if sys.version_info < (3, 12) else []
+    assert found.stdout == f"{['os.fork', *reads]}\n"

@@ -78,6 +78,13 @@ class Launch:
                 continue
         return found
 
+    def print_stacks(self) -> None:
+        """Let the processes of the script print where they are."""
+        for pid in self.members():
+            if str(SCRIPT).encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[2:3]:
+                os.kill(pid, signal.SIGUSR1)
+        time.sleep(1)
+
     def kill(self) -> None:
         """SIGKILL to every process of this launch, until there is none."""
         while members := self.members():
@@ -177,6 +184,7 @@ class Launcher:
             if done != seen:
                 seen, since = done, time.monotonic()
             if time.monotonic() - since > STALLED_SECONDS:
+                launch.print_stacks()
                 launch.kill()
             time.sleep(0.05)
 

@@ -11,6 +11,7 @@ to arguments, and each case has the folder ``OUT/<name>``.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import random
@@ -579,6 +580,7 @@ def run_one(options: argparse.Namespace) -> None:
 def main() -> None:
     """Run what is asked for."""
     torch.set_num_threads(1)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # for those who wait for its end
     options = parsed()
     if options.cases is None:
         run_one(options)
