@@ -5,7 +5,7 @@ The import takes a second, so it happens only for sharded models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard, empty
+from torch.optim import Optimizer
 
+from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.tree import TensorMap
 from fitkit.distributed.dtensor import from_local, is_dtensor, local_tensor
-from fitkit.distributed.parallel import Parallel, average_over_ranks
+from fitkit.distributed.fsdp_step_sync import FSDPStepSync
+from fitkit.distributed.parallel import Parallel
+from fitkit.distributed.step_sync import StepSync
 from fitkit.distributed.world import World
 
 
@@ -55,14 +59,9 @@ class FSDPParallel(Parallel):
             # else parameters stay gathered after an evaluation and hide averaged weights
             fully_shard(part, **options, reshard_after_forward=True)
 
-    def zero_loss(self, model: nn.Module, loss: Tensor | None, *, has_called_model: bool) -> Tensor:
-        """The batch's own loss without gradients, as all ranks must call the model's blocks."""
-        zero: Any = loss  # not None: steps of sharded models may not skip batches
-        return zero.nan_to_num() * 0.0  # type: ignore[no-any-return]
-
-    def sync_loss(self, parameters: Iterable[Tensor], *, is_full: bool) -> None:
-        """Average after each pass, as FSDP does: the mean so far is the same on all ranks."""
-        average_over_ranks(self._world, parameters)
+    def step_sync(self, modules: TrainedModules, optimizer: Optimizer | None) -> StepSync | None:
+        """What a training step does together with the other ranks."""
+        return FSDPStepSync(modules, optimizer, self._world)
 
     def on_local_tensors(self, tensor_map: TensorMap) -> TensorMap:
         """``tensor_map`` applied to the local part of each tensor."""

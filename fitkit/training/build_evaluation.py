@@ -105,17 +105,14 @@ def build_evaluation(
 
 
 def forward_of(
-    handler: BaseHandler,
-    precision: Precision,
-    custom: Callable[..., Any] | None,
-    model: nn.Module | None = None,
+    handler: BaseHandler, precision: Precision, custom: Callable[..., Any] | None
 ) -> Forward:
     """The ``Forward`` of a handler; ``custom`` is the user's step, ``(handler, batch)``."""
     parts, state = handler.parts, handler.state
     loss, module = parts.loss_in_use, parts.module
     compiled = parts.compiled_loss if handler.world.size == 1 else None
     return Forward(
-        model=parts.model if model is None else model,
+        model=parts.model,
         to_device=partial(to_device, device=parts.device),
         split=make_split(parts.model_type),
         call=partial(call_model, described_by=module),

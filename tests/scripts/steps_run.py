@@ -1,0 +1,269 @@
+"""Trains with steps of many spellings, on one process or on several.
+
+``python steps_run.py FOLDER``, or by torchrun: writes what each rank has to ``FOLDER``. The global
+batch is the same for any number of processes, and its last one is short, so that results are too.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+import fitkit
+from fitkit import NNHandler, StepOutput
+
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randn(29, 4, generator=GENERATOR, dtype=torch.float64)
+Y = torch.randint(3, (29,), generator=GENERATOR)
+UNUSED = fitkit.DDP(find_unused_parameters=True)
+
+
+class Net(nn.Module):
+    """A body, a head and a scale of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 6), nn.Tanh())
+        self.blocks = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)])
+        self.head = nn.Linear(6, 3)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores."""
+        return self.score(self.body(x))
+
+    def score(self, hidden: Tensor) -> Tensor:
+        """Class scores of what the body gives."""
+        for block in self.blocks:
+            hidden = block(hidden).tanh() + hidden
+        return self.head(hidden) * self.scale
+
+
+class Embeds(nn.Module):
+    """Sparse gradients beside dense ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 3, sparse=True)
+        self.head = nn.Linear(3, 3)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores."""
+        return self.head(self.table(x.abs().sum(1).long().clamp(max=6)))
+
+
+class Margin(nn.Module):
+    """A loss with a parameter and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.register_buffer("offset", torch.full((), 0.1, dtype=torch.float64))
+
+    def forward(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """The cross entropy."""
+        return functional.cross_entropy(scores * self.temperature.exp() + self.offset, targets)
+
+
+def loss_of(scores: Tensor, batch: Any) -> Tensor:
+    """The cross entropy."""
+    return functional.cross_entropy(scores, batch[1])
+
+
+def parts(handler: Any, batch: Any) -> Tensor:
+    """Calls the parts of the model."""
+    return loss_of(handler.model.score(handler.model.body(batch[0])), batch)
+
+
+def direct(handler: Any, batch: Any) -> Tensor:
+    """Uses parameters without any module's forward."""
+    net = handler.module
+    hidden = functional.linear(batch[0], net.body[0].weight, net.body[0].bias).tanh()
+    return loss_of(net.score(hidden), batch) + 0.01 * net.head.weight.square().sum()
+
+
+def several(handler: Any, batch: Any) -> Tensor:
+    """Several forward passes."""
+    noisy = handler.model(batch[0] * 1.1)
+    clean = handler.model(batch[0])
+    return loss_of(clean, batch) + (noisy - clean).square().mean()
+
+
+def checkpointed(*, use_reentrant: bool) -> Callable[..., Tensor]:
+    """Activation checkpointing."""
+
+    def step(handler: Any, batch: Any) -> Tensor:
+        x = batch[0].clone().requires_grad_()
+        hidden = checkpoint(handler.model.body, x, use_reentrant=use_reentrant)
+        scores: Any = checkpoint(handler.model.score, hidden, use_reentrant=use_reentrant)
+        return loss_of(scores, batch)
+
+    return step
+
+
+def leaves_out(handler: Any, batch: Any) -> Tensor:
+    """Uses the blocks in every second step only."""
+    net, hidden = handler.model, handler.model.body(batch[0])
+    if handler.state.global_step % 2:
+        return loss_of(net.score(hidden), batch)
+    return loss_of(net.head(hidden) * net.scale, batch)
+
+
+def without_weight(handler: Any, batch: Any) -> StepOutput:
+    """A loss that is NaN, and has no weight, for classes that are not there."""
+    x, y = batch
+    y = y.masked_fill(x[:, 0] < 0.3, -100)
+    scores = handler.module(x)
+    return StepOutput(functional.cross_entropy(scores, y), weight=(y != -100).sum())
+
+
+def second_order(handler: Any, batch: Any) -> Tensor:
+    """A penalty on the gradient."""
+    x = batch[0].clone().requires_grad_()
+    scores = handler.model(x)
+    (slope,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+    return loss_of(scores, batch) + slope.square().sum(1).mean()
+
+
+@dataclass
+class Case:
+    """A step, and what it is run with."""
+
+    step: Any
+    net: Any = Net
+    loss: Any = None
+    strategy: Any = "auto"
+    optimizer: Any = torch.optim.Adam
+    fit: dict[str, Any] = field(default_factory=dict)
+    callbacks: Any = ()
+    more: Any = ()
+
+
+def closed_over() -> Case:
+    """A step that uses a variable of the program's own."""
+    torch.manual_seed(0)
+    net = Net()
+    return Case(lambda handler, batch: loss_of(net(batch[0]), batch), lambda: net)
+
+
+def parameter_of_the_optimizer(kind: Any) -> Case:
+    """A parameter that only the optimizer has."""
+    extra = kind(torch.full((3,), 0.1, dtype=torch.float64))
+    extra.requires_grad_()
+    return Case(
+        lambda handler, batch: loss_of(handler.model(batch[0]) + extra, batch), more=[extra]
+    )
+
+
+class Freezes(fitkit.Callback):
+    """Freezes the body at first, and the head later."""
+
+    def on_train_begin(self, logs: Any) -> None:
+        """Freeze the body."""
+        self.model.body.requires_grad_(False)
+
+    def on_train_batch_begin(self, batch: int, logs: Any) -> None:
+        """Exchange them."""
+        if self.handler.state.global_step == 3:
+            self.model.body.requires_grad_(True)
+            self.model.head.requires_grad_(False)
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "model": lambda: Case(lambda handler, batch: loss_of(handler.model(batch[0]), batch)),
+    "module": lambda: Case(lambda handler, batch: loss_of(handler.module(batch[0]), batch)),
+    "parts": lambda: Case(parts),
+    "closure": closed_over,
+    "direct use of parameters": lambda: Case(direct),
+    "several passes": lambda: Case(several),
+    "checkpointing": lambda: Case(checkpointed(use_reentrant=False)),
+    "reentrant checkpointing": lambda: Case(checkpointed(use_reentrant=True)),
+    "second order": lambda: Case(second_order),
+    "loss module": lambda: Case(None, loss=Margin),
+    "loss module in a step": lambda: Case(
+        lambda handler, batch: handler.parts.loss.function(handler.model(batch[0]), batch[1]),
+        loss=Margin,
+    ),
+    "parameter of the optimizer alone": lambda: parameter_of_the_optimizer(nn.Parameter),
+    "tensor of the optimizer alone": lambda: parameter_of_the_optimizer(Tensor.clone),
+    "unused": lambda: Case(leaves_out, strategy=UNUSED),
+    "unused in windows": lambda: Case(
+        leaves_out, strategy=UNUSED, fit={"gradient_accumulation_steps": 3}
+    ),
+    "windows": lambda: Case(parts, fit={"gradient_accumulation_steps": 3}),
+    "weights of zero": lambda: Case(without_weight),
+    "weights of zero in windows": lambda: Case(
+        without_weight, fit={"gradient_accumulation_steps": 2}
+    ),
+    "weights of zero, unused": lambda: Case(without_weight, strategy=UNUSED),
+    "sparse": lambda: Case(without_weight, net=Embeds, optimizer=torch.optim.SGD),
+    "bucket views": lambda: Case(
+        without_weight,
+        strategy=fitkit.DDP(gradient_as_bucket_view=True),
+        fit={"gradient_accumulation_steps": 2},
+    ),
+    "static graph": lambda: Case(parts, strategy=fitkit.DDP(static_graph=True)),
+    "static graph in windows": lambda: Case(
+        parts, strategy=fitkit.DDP(static_graph=True), fit={"gradient_accumulation_steps": 3}
+    ),
+    "frozen and unfrozen": lambda: Case(parts, callbacks=[Freezes()]),
+}
+
+
+def run(name: str) -> dict[str, Any]:
+    """Train on one case."""
+    case = CASES[name]()
+    torch.manual_seed(0)
+    handler = NNHandler(case.net(), "cpu", seed=0, strategy=case.strategy)
+    loss = None if case.loss is None else case.loss()
+    if case.optimizer is not None:
+        more = [*case.more, *(() if loss is None else loss.parameters())]
+        handler.set_optimizer(case.optimizer, lr=0.05, params=lambda m: [*m.parameters(), *more])
+    if loss is not None:
+        handler.set_loss_fn(loss)
+    if case.step is not None:
+        handler.set_train_step(case.step)
+    handler.set_train_loader((X, Y), global_batch_size=8)
+    callbacks = list(case.callbacks)
+    history = handler.fit(epochs=2, progress_bar=False, callbacks=callbacks, **case.fit).history
+    weights = list(handler.get_state_dict()["model_state_dict"].values())
+    weights += [p.detach() for p in case.more] + ([] if loss is None else list(loss.parameters()))
+    whole = [w.full_tensor() if hasattr(w, "full_tensor") else w for w in weights]
+    return {
+        "weights": torch.cat([w.detach().flatten() for w in whole]).tolist(),
+        "loss": history["loss"],
+        "counts": [handler.state.optimizer_steps, handler.state.samples_seen],
+    }
+
+
+def main() -> None:
+    """Run all cases, and write their results."""
+    torch.set_num_threads(1)
+    world = NNHandler(nn.Linear(1, 1), "cpu").world
+    results = {}
+    for name in sys.argv[2:] or CASES:
+        (Path(sys.argv[1]) / "now").write_text(name)
+        try:
+            results[name] = run(name)
+        except fitkit.FitkitError as error:
+            results[name] = {"error": type(error).__name__, "text": str(error)}
+    rank = "one" if world.size == 1 else f"rank{world.rank}"
+    (Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps(results))
+    if dist.is_initialized():
+        dist.barrier()
+
+
+if __name__ == "__main__":
+    main()
