@@ -33,8 +33,10 @@ class DDPStepSync(StepSync):
         optimizer: Optimizer | None,
         world: World,
         options: Mapping[str, Any],
+        *,
+        is_custom: bool = False,
     ) -> None:
-        super().__init__(modules, optimizer, world)
+        super().__init__(modules, optimizer, world, is_custom=is_custom)
         self._options = options
         self._requires_grad: list[bool] = []
         self._ddp: DistributedDataParallel | None = None

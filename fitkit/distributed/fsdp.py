@@ -59,9 +59,11 @@ class FSDPParallel(Parallel):
             # else parameters stay gathered after an evaluation and hide averaged weights
             fully_shard(part, **options, reshard_after_forward=True)
 
-    def step_sync(self, modules: TrainedModules, optimizer: Optimizer | None) -> StepSync | None:
+    def step_sync(
+        self, modules: TrainedModules, optimizer: Optimizer | None, *, is_custom: bool
+    ) -> StepSync | None:
         """What a training step does together with the other ranks."""
-        return FSDPStepSync(modules, optimizer, self._world)
+        return FSDPStepSync(modules, optimizer, self._world, is_custom=is_custom)
 
     def on_local_tensors(self, tensor_map: TensorMap) -> TensorMap:
         """``tensor_map`` applied to the local part of each tensor."""

@@ -17,8 +17,15 @@ from fitkit.distributed.world import World
 class FSDPStepSync(StepSync):
     """Averages the gradients of the loss; those of the model, FSDP reduces in the backward pass."""
 
-    def __init__(self, modules: TrainedModules, optimizer: Optimizer | None, world: World) -> None:
-        super().__init__(modules, optimizer, world)
+    def __init__(
+        self,
+        modules: TrainedModules,
+        optimizer: Optimizer | None,
+        world: World,
+        *,
+        is_custom: bool = False,
+    ) -> None:
+        super().__init__(modules, optimizer, world, is_custom=is_custom)
         world.copy_from_main([p.detach() for p in self._whole()])
         world.copy_from_main(modules.loss_buffers())
 

@@ -31,10 +31,12 @@ class Parallel:
     def shard(self, module: nn.Module) -> None:
         """Shard the parameters over the ranks, in place."""
 
-    def step_sync(self, modules: TrainedModules, optimizer: Optimizer | None) -> StepSync | None:
+    def step_sync(
+        self, modules: TrainedModules, optimizer: Optimizer | None, *, is_custom: bool
+    ) -> StepSync | None:
         """What a training step does together with the other ranks; ``None``: nothing.
 
-        All ranks begin with the values of rank 0.
+        All ranks begin with the values of rank 0. ``is_custom``: the step is the user's.
         """
         return None
 
@@ -54,8 +56,10 @@ class DDPParallel(Parallel):
         super().__init__(world)
         self._world, self._options = world, options
 
-    def step_sync(self, modules: TrainedModules, optimizer: Optimizer | None) -> StepSync | None:
+    def step_sync(
+        self, modules: TrainedModules, optimizer: Optimizer | None, *, is_custom: bool
+    ) -> StepSync | None:
         """What a training step does together with the other ranks; ``None`` for a single rank."""
         if self._world.size == 1:
             return None
-        return DDPStepSync(modules, optimizer, self._world, self._options)
+        return DDPStepSync(modules, optimizer, self._world, self._options, is_custom=is_custom)

@@ -13,6 +13,7 @@ from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.types import Share
 from fitkit.distributed.average_gradients import average_gradients
 from fitkit.distributed.compare_gradients import require_equal_gradients
+from fitkit.distributed.own_backward import OwnBackward
 from fitkit.distributed.world import World
 
 Count = Callable[[], Share]
@@ -28,15 +29,24 @@ class StepSync:
         modules: the model without wrappers, and the loss.
         optimizer: may have parameters of neither; ``None``: a custom step brings its own.
         world: the ranks.
+        is_custom: the step is the user's, and may run backward passes itself.
     """
 
-    def __init__(self, modules: TrainedModules, optimizer: Optimizer | None, world: World) -> None:
+    def __init__(
+        self,
+        modules: TrainedModules,
+        optimizer: Optimizer | None,
+        world: World,
+        *,
+        is_custom: bool = False,
+    ) -> None:
         self.size = world.size
         self._modules, self._optimizer, self._world = modules, optimizer, world
         self._num_optimized = -1
         self._has_compared = False
         self._named: dict[str, Tensor] = {}
         self.named_parameters()
+        self._own = OwnBackward(world, self.named_parameters) if is_custom else None
 
     def named_parameters(self) -> dict[str, Tensor]:
         """The parameters of model, loss and optimizer, each once."""
@@ -60,16 +70,31 @@ class StepSync:
             added = [p for p in self._named.values() if id(p) not in known]
             self._world.copy_from_main([p.detach() for p in added])
         self.copy_buffers()
-        yield
+        if self._own is None:
+            yield
+        else:
+            with self._own.during_step(count):
+                yield
 
     def copy_buffers(self) -> None:
         """Copy buffers from rank 0, which are also those that are saved."""
         raise NotImplementedError
 
-    def sum_counts(self, samples: float, weight: float) -> tuple[int, float]:
-        """Samples and weight of the batches of all ranks."""
-        counts = torch.tensor([float(samples), float(weight)], dtype=torch.float64)
-        total_samples, total = self._world.sum(counts).tolist()
+    def sum_counts(
+        self, samples: float, weight: float, *, is_own: bool = False
+    ) -> tuple[int, float]:
+        """Samples and weight of the batches of all ranks.
+
+        ``is_own``: the step returned ``backward=False``.
+
+        Raises:
+            ConfigurationError: ranks have run other backward passes in this step.
+        """
+        if self._own is not None:
+            total_samples, total = self._own.end(samples, weight, is_own=is_own)
+        else:
+            counts = torch.tensor([samples, weight], dtype=torch.float64)
+            total_samples, total = self._world.sum(counts).tolist()
         return round(total_samples), total
 
     def backward(
@@ -114,3 +139,5 @@ class StepSync:
 
     def close(self) -> None:
         """Called at the end of a run."""
+        if self._own is not None:
+            self._own.close()

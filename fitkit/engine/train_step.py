@@ -38,8 +38,11 @@ class StepSync(Protocol):
     def step(self, count: Callable[[], Share]) -> AbstractContextManager[None]:
         """The context in which the step of a batch runs; ``count``: counts its samples."""
 
-    def sum_counts(self, samples: float, weight: float) -> tuple[int, float]:
-        """Samples and weight of the batches of all ranks."""
+    def sum_counts(self, samples: float, weight: float, *, is_own: bool) -> tuple[int, float]:
+        """Samples and weight of the batches of all ranks.
+
+        ``is_own``: the step returned ``backward=False``.
+        """
 
     def without_weight(self, loss: Tensor | None) -> Tensor | None:
         """What ``backward`` gets for a batch that has no weight; no loss: it was skipped."""
@@ -121,7 +124,7 @@ class TrainStep:
         weight = 0 if output is None else output.weight
         total_samples, total = samples, weight
         if self._sync is not None:
-            total_samples, total = self._over_ranks(self._sync, samples, weight, share)
+            total_samples, total = self._over_ranks(self._sync, output, samples, weight, share)
         if output is not None and not output.backward:
             self._count_step()
         elif not _is_zero(total):
@@ -140,12 +143,13 @@ class TrainStep:
         return output, total_samples
 
     def _over_ranks(
-        self, sync: StepSync, samples: Any, weight: Any, share: Share
+        self, sync: StepSync, output: StepOutput | None, samples: Any, weight: Any, share: Share
     ) -> tuple[int, Any]:
         """Samples and weight of the batches of all ranks."""
         if share.total is not None and not self._forward.counts_by_itself:
             return share.total, share.total
-        return sync.sum_counts(float(samples), float(weight))
+        is_own = output is not None and not output.backward
+        return sync.sum_counts(float(samples), float(weight), is_own=is_own)
 
     def _scaled(self, output: StepOutput | None, weight: Any, factor: Any) -> Tensor | None:
         """The loss times its factor; ``None``: this rank has none, and others have."""

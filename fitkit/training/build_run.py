@@ -197,7 +197,9 @@ def _train_step(
         accumulation=lambda: handler.gradient_accumulation_steps,
         clip_norm=options.gradient_clipping_norm,
         clip_value=options.gradient_clipping_value,
-        sync=handler.parallel.step_sync(parts.trained_modules, parts.optimizer),
+        sync=handler.parallel.step_sync(
+            parts.trained_modules, parts.optimizer, is_custom=parts.train_step is not None
+        ),
         stepper=stepper,
     )
 

@@ -72,7 +72,7 @@ def test_gradients_that_were_held_back_are_averaged(weights):
 
 
 def test_each_stays_in_its_memory_and_all_are_sent_at_once(weights):
-    here, there, both, _ = weights
+    here, _, both, _ = weights
     before = [here.grad.data_ptr(), both.grad.data_ptr()]
     world = Told(None, torch.ones(2), torch.ones(2))
     average(world, weights)

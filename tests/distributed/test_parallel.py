@@ -14,7 +14,7 @@ def test_one_rank_does_nothing_with_others():
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters())
     for parallel in (Parallel(World()), DDPParallel(World())):
-        assert parallel.step_sync(TrainedModules(model), optimizer) is None
+        assert parallel.step_sync(TrainedModules(model), optimizer, is_custom=True) is None
         assert not parallel.is_sharded
 
 

@@ -44,7 +44,7 @@ def test_one_process_does_nothing(strategy):
 
 
 def test_precision_is_an_argument_of_fit():
-    with pytest.raises(ConfigurationError, match="mixed_precision .*fit\\(precision="):
+    with pytest.raises(ConfigurationError, match=r"mixed_precision .*fit\(precision="):
         DDP(mixed_precision=torch.float16)
 
 

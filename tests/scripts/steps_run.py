@@ -6,6 +6,7 @@ batch is the same for any number of processes, and its last one is short, so tha
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -149,6 +150,7 @@ class Case:
     fit: dict[str, Any] = field(default_factory=dict)
     callbacks: Any = ()
     more: Any = ()
+    samples: int = len(X)
 
 
 def closed_over() -> Case:
@@ -179,6 +181,124 @@ class Freezes(fitkit.Callback):
         if self.handler.state.global_step == 3:
             self.model.body.requires_grad_(True)
             self.model.head.requires_grad_(False)
+
+
+class Own(fitkit.Callback):
+    """Optimizers of its own, and steps that use them."""
+
+    def __init__(self, how: str, cls: Any) -> None:
+        self.how, self.cls = how, cls
+        self.optimizers: dict[str, Any] = {}
+
+    def optimizer(self, name: str, cls: Any, parameters: Any, **options: Any) -> Any:
+        """The optimizer of that name, made at its first use."""
+        if name not in self.optimizers:
+            self.optimizers[name] = cls(list(parameters), **options)
+        return self.optimizers[name]
+
+    def __call__(self, handler: Any, batch: Any) -> Any:
+        """The step."""
+        return getattr(self, self.how)(handler, batch)
+
+    def one(self, handler: Any, batch: Any) -> StepOutput:
+        """One backward pass, with clipping."""
+        net = handler.module
+        adam = self.optimizer("adam", torch.optim.Adam, net.parameters(), lr=0.05)
+        adam.zero_grad()
+        loss = loss_of(net.score(net.body(batch[0])), batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+        adam.step()
+        return StepOutput(loss.detach(), backward=False)
+
+    def adversaries(self, handler: Any, batch: Any) -> StepOutput:
+        """Two optimizers and three backward passes, one of which also reaches the other part."""
+        net = handler.model
+        body = self.optimizer("body", torch.optim.Adam, net.body.parameters(), lr=0.05)
+        rest = [*net.blocks.parameters(), *net.head.parameters(), net.scale]
+        head = self.optimizer("head", torch.optim.SGD, rest, lr=0.05, momentum=0.9)
+        hidden = net.body(batch[0])
+        head.zero_grad(set_to_none=False)
+        loss_of(net.score(hidden.detach()), batch).backward()
+        net.score(hidden.detach()).square().mean().mul(0.1).backward()
+        nn.utils.clip_grad_norm_(rest, 0.5)
+        head.step()
+        body.zero_grad()
+        loss = loss_of(net.score(hidden), batch)
+        loss.backward()
+        body.step()
+        return StepOutput(loss.detach(), backward=False)
+
+    def accumulates(self, handler: Any, batch: Any) -> StepOutput:
+        """Gradients of three batches make a step."""
+        adam = self.optimizer("adam", self.cls, handler.model.parameters(), lr=0.05)
+        loss = loss_of(handler.model(batch[0]), batch)
+        (loss / 3).backward()
+        if handler.state.global_step % 3 == 2:
+            adam.step()
+            adam.zero_grad()
+        return StepOutput(loss.detach(), backward=False)
+
+    def line_search(self, handler: Any, batch: Any) -> StepOutput:
+        """LBFGS, which evaluates the loss several times."""
+        options = {"max_iter": 3, "line_search_fn": "strong_wolfe"}
+        lbfgs = self.optimizer("lbfgs", torch.optim.LBFGS, handler.model.parameters(), **options)
+
+        def closure() -> Tensor:
+            lbfgs.zero_grad()
+            loss = loss_of(handler.model(batch[0]), batch)
+            loss.backward()
+            return loss
+
+        return StepOutput(lbfgs.step(closure).detach(), backward=False)
+
+    def helps(self, handler: Any, batch: Any) -> Tensor:
+        """A further backward pass before that of the loss, in windows."""
+        (handler.model(batch[0]).square().mean() * 0.1).backward()
+        return loss_of(handler.model(batch[0]), batch)
+
+    def in_turn(self, handler: Any, batch: Any) -> Any:
+        """The first epoch leaves the backward pass to fit."""
+        if handler.state.epoch == 0:
+            return loss_of(handler.model(batch[0]), batch)
+        return self.one(handler, batch)
+
+    def adapts(self, handler: Any, batch: Any) -> Tensor:
+        """Trains a copy inside the step, on what this rank has: weights that decay to the same."""
+        inner = copy.deepcopy(handler.module)
+        sgd = torch.optim.SGD(inner.parameters(), lr=1.0)
+        sum(p.square().sum() / 2 for p in inner.parameters()).backward()
+        sgd.step()
+        return loss_of(handler.model(batch[0]), batch) + inner(batch[0]).square().mean()
+
+    def scaled(self, handler: Any, batch: Any) -> StepOutput:
+        """A loss scaler of its own."""
+        net = handler.model
+        adam = self.optimizer("adam", torch.optim.Adam, net.parameters(), lr=0.05)
+        scaler = self.optimizers.setdefault("scaler", torch.amp.GradScaler("cpu"))
+        adam.zero_grad()
+        loss = loss_of(net(batch[0]), batch)
+        scaler.scale(loss).backward()
+        scaler.unscale_(adam)
+        nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+        scaler.step(adam)
+        scaler.update()
+        return StepOutput(loss.detach(), backward=False)
+
+    def inside(self, handler: Any, batch: Any) -> StepOutput:
+        """Reentrant checkpoints."""
+        net = handler.model
+        adam = self.optimizer("adam", torch.optim.Adam, net.parameters(), lr=0.05)
+        adam.zero_grad()
+        loss = checkpointed(use_reentrant=True)(handler, batch)
+        loss.backward()
+        adam.step()
+        return StepOutput(loss.detach(), backward=False)
+
+
+def own(how: str, cls: Any = torch.optim.Adam, **options: Any) -> Callable[[], Case]:
+    """A step that runs backward passes and optimizers of its own."""
+    return lambda: Case(Own(how, cls), **{"optimizer": None, **options})
 
 
 CASES: dict[str, Callable[[], Case]] = {
@@ -219,12 +339,99 @@ CASES: dict[str, Callable[[], Case]] = {
         parts, strategy=fitkit.DDP(static_graph=True), fit={"gradient_accumulation_steps": 3}
     ),
     "frozen and unfrozen": lambda: Case(parts, callbacks=[Freezes()]),
+    "own backward with clipping": own("one"),
+    "own backward, one rank without samples": own("one", samples=17),
+    "own backward, sparse": own("accumulates", net=Embeds, cls=torch.optim.SGD),
+    "adversaries": own("adversaries"),
+    "own accumulation": own("accumulates"),
+    "line search": own("line_search", samples=21),
+    "own loss scaler": own("scaled"),
+    "own reentrant checkpoints": own("inside"),
+    "backward before that of the loss": own("helps", optimizer=torch.optim.Adam),
+    "backward before that of the loss in windows": own(
+        "helps", optimizer=torch.optim.SGD, fit={"gradient_accumulation_steps": 3}
+    ),
+    "own backward later": own("in_turn", optimizer=torch.optim.SGD),
+    "copies that are trained inside": own("adapts", optimizer=torch.optim.Adam),
+}
+
+
+class Refused(Own):
+    """Steps that ranks cannot take as one."""
+
+    def second_network(self, handler: Any, batch: Any) -> StepOutput:
+        """Trains a network that is no part of the model."""
+        if "other" not in self.optimizers:
+            self.optimizers["other"] = nn.Linear(3, 3, dtype=torch.float64)
+        other = self.optimizers["other"]
+        sgd = self.optimizer("sgd", torch.optim.SGD, other.parameters(), lr=0.1)
+        loss = loss_of(other(handler.model(batch[0])), batch)
+        loss.backward()
+        sgd.step()
+        return StepOutput(loss.detach(), backward=False)
+
+    def assigned(self, handler: Any, batch: Any) -> StepOutput:
+        """Assigns gradients that no backward pass has added."""
+        parameters = list(handler.model.parameters())
+        sgd = self.optimizer("sgd", torch.optim.SGD, parameters, lr=0.1)
+        loss = loss_of(handler.model(batch[0]), batch)
+        for parameter, gradient in zip(
+            parameters, torch.autograd.grad(loss, parameters), strict=True
+        ):
+            parameter.grad = gradient
+        sgd.step()
+        return StepOutput(loss.detach(), backward=False)
+
+    def added(self, handler: Any, batch: Any) -> Tensor:
+        """A callback of the loss changes gradients after the backward pass."""
+        net = handler.model
+        net.head.weight.register_post_accumulate_grad_hook(lambda p: p.grad.mul_(batch[0].mean()))
+        return loss_of(net(batch[0]), batch)
+
+    def skipped(self, handler: Any, batch: Any) -> StepOutput | None:
+        """Skips a batch on one rank."""
+        return None if handler.world.rank == 1 else self.one(handler, batch)
+
+    def steps_alone(self, handler: Any, batch: Any) -> StepOutput:
+        """Steps an optimizer on one rank."""
+        adam = self.optimizer("adam", self.cls, handler.model.parameters(), lr=0.05)
+        adam.zero_grad()
+        loss = loss_of(handler.model(batch[0]), batch)
+        loss.backward()
+        if handler.world.rank == 1 or handler.state.global_step == 0:
+            adam.step()
+        return StepOutput(loss.detach(), backward=False)
+
+    def leaves_to_fit(self, handler: Any, batch: Any) -> Any:
+        """Leaves the backward pass to fit on one rank, without one of its own on the other."""
+        loss = loss_of(handler.model(batch[0]), batch)
+        return loss if handler.world.rank else StepOutput(loss.detach(), backward=False)
+
+    def unused_on_one(self, handler: Any, batch: Any) -> Tensor:
+        """Uses the head on one rank only."""
+        hidden = handler.model.body(batch[0])
+        return loss_of(handler.model.score(hidden) if handler.world.rank else hidden, batch)
+
+
+def refused(how: str, **options: Any) -> Callable[[], Case]:
+    """A step that raises on all ranks."""
+    return lambda: Case(Refused(how, torch.optim.Adam), **{"optimizer": None, **options})
+
+
+REFUSED: dict[str, Callable[[], Case]] = {
+    "second network": refused("second_network"),
+    "assigned gradients": refused("assigned"),
+    "changed gradients": refused("added", optimizer=torch.optim.SGD),
+    "skipped on one rank": refused("skipped"),
+    "an optimizer step on one rank": refused("steps_alone"),
+    "a backward pass for fit on one rank": refused("leaves_to_fit", optimizer=torch.optim.SGD),
+    "unused on one rank": refused("unused_on_one", optimizer=torch.optim.SGD),
 }
 
 
 def run(name: str) -> dict[str, Any]:
     """Train on one case."""
-    case = CASES[name]()
+    case = {**CASES, **REFUSED}[name]()
     torch.manual_seed(0)
     handler = NNHandler(case.net(), "cpu", seed=0, strategy=case.strategy)
     loss = None if case.loss is None else case.loss()
@@ -235,7 +442,7 @@ def run(name: str) -> dict[str, Any]:
         handler.set_loss_fn(loss)
     if case.step is not None:
         handler.set_train_step(case.step)
-    handler.set_train_loader((X, Y), global_batch_size=8)
+    handler.set_train_loader((X[: case.samples], Y[: case.samples]), global_batch_size=8)
     callbacks = list(case.callbacks)
     history = handler.fit(epochs=2, progress_bar=False, callbacks=callbacks, **case.fit).history
     weights = list(handler.get_state_dict()["model_state_dict"].values())
