@@ -6,6 +6,7 @@ The import takes a second, so it happens only for sharded models.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.tree import TensorMap
 from fitkit.distributed.dtensor import from_local, is_dtensor, local_tensor
 from fitkit.distributed.fsdp_step_sync import FSDPStepSync
+from fitkit.distributed.gathered_model import GatheredModel
 from fitkit.distributed.parallel import Parallel
 from fitkit.distributed.step_sync import StepSync
 from fitkit.distributed.world import World
@@ -46,6 +48,7 @@ class FSDPParallel(Parallel):
         self.side_world = world.side_group()
         self._blocks = blocks
         self._precision = MixedPrecisionPolicy(param_dtype, reduce_dtype)
+        self._models: dict[nn.Module, GatheredModel] = {}
         # checkpoints are written from, and read into, DTensors on the host
         self._host_mesh = _host_mesh(world)
         self._mesh = self._host_mesh
@@ -63,7 +66,17 @@ class FSDPParallel(Parallel):
         self, modules: TrainedModules, optimizer: Optimizer | None, *, is_custom: bool
     ) -> StepSync | None:
         """What a training step does together with the other ranks."""
-        return FSDPStepSync(modules, optimizer, self._world, is_custom=is_custom)
+        model = self._gathered(modules.model)
+        return FSDPStepSync(modules, optimizer, self._world, model, is_custom=is_custom)
+
+    def running(self, module: nn.Module) -> AbstractContextManager[None]:
+        """The context of a step: inside ``with``, any part of the model may be called."""
+        return self._gathered(module).running()
+
+    def _gathered(self, module: nn.Module) -> GatheredModel:
+        if module not in self._models:
+            self._models[module] = GatheredModel(module)
+        return self._models[module]
 
     def on_local_tensors(self, tensor_map: TensorMap) -> TensorMap:
         """``tensor_map`` applied to the local part of each tensor."""

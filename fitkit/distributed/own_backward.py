@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.types import Share
@@ -49,6 +52,9 @@ class OwnBackward:
     the ranks, weighted by samples, so that clipping and optimizers see those of the whole batch.
     The loss that an optimizer's closure returns is the mean too.
 
+    Attributes:
+        after_optimizer_step: called after each optimizer step inside a step.
+
     Args:
         world: the ranks.
         named: the parameters that ranks train together, by name. Those that are sharded are left
@@ -57,6 +63,7 @@ class OwnBackward:
 
     def __init__(self, world: World, named: Callable[[], Mapping[str, Tensor]]) -> None:
         self._world, self._named = world, named
+        self.after_optimizer_step: Callable[[], None] | None = None
         self._parameters: Mapping[str, Tensor] | None = None
         self._handles: list[Any] = []
         self._held: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -64,13 +71,14 @@ class OwnBackward:
         self._strangers: list[weakref.ref[Optimizer]] = []
         self._count: Callable[[], Share] | None = None  # set while a step runs
         self._samples: int | None = None
+        self._weight: float | None = None  # set during a backward pass of the step
         self._num_steps = 0
 
     @contextmanager
     def during_step(self, count: Callable[[], Share]) -> Iterator[None]:
         """Inside ``with``, backward passes are those of the step; ``count``: counts its samples."""
         self._install()
-        self._count, self._samples, self._num_steps = count, None, 0
+        self._count, self._samples, self._weight, self._num_steps = count, None, None, 0
         try:
             yield
         finally:
@@ -116,6 +124,7 @@ class OwnBackward:
         self.close()
         self._parameters = named
         self._handles.append(register_optimizer_step_pre_hook(self._before_optimizer_step))
+        self._handles.append(register_optimizer_step_post_hook(self._after_optimizer_step))
         for parameter in self._whole().values():
             is_trained = parameter.requires_grad  # torch takes no hooks if not; it may come later
             hook = partial(self._before_accumulation, weakref.ref(parameter))
@@ -129,30 +138,47 @@ class OwnBackward:
 
     # ---- backward passes ------------------------------------------------------------------------
 
+    def begin_pass(self) -> float | None:
+        """The share of this rank in the mean; ``None``: the pass is not one of a step.
+
+        Hooks call it before gradients are added. All ranks have to be in a pass.
+
+        Raises:
+            ConfigurationError: other ranks are not.
+        """
+        if self._count is None:
+            return None
+        if self._weight is None:
+            samples = self._own_samples()
+            total, *_ = self._meet(_Event.BACKWARD, samples)
+            self._weight = samples / total if total else 0.0
+            Variable._execution_engine.queue_callback(self._end_pass)  # noqa: SLF001
+        return self._weight
+
     def _before_accumulation(self, reference: weakref.ref[Tensor], gradient: Tensor) -> None:
         """Lay aside what is in ``grad``, so that it will hold what this pass adds."""
         parameter = reference()
         if self._count is None or parameter is None or id(parameter) in self._held:
             return
-        if not self._held:
-            Variable._execution_engine.queue_callback(self._average)  # noqa: SLF001
+        self.begin_pass()
+        self._hold(parameter)
+
+    def _hold(self, parameter: Tensor) -> None:
         self._held[id(parameter)] = (parameter, parameter.grad)
         parameter.grad = None
 
     @torch.no_grad()
-    def _average(self) -> None:
-        """Called at the end of a backward pass."""
-        samples = self._own_samples()
-        total, *_ = self._meet(_Event.BACKWARD, samples)
+    def _end_pass(self) -> None:
+        """Called at the end of a backward pass: average what it has added."""
+        weight, self._weight = self._weight, None
         whole = self._whole().values()
-        held, self._held = self._held, {}
         for parameter in whole:
-            if id(parameter) not in held:
-                held[id(parameter)] = (parameter, parameter.grad)
-                parameter.grad = None
-        average_gradients(self._world, whole, samples / total if total else 0.0)
-        for parameter, before in held.values():
+            if id(parameter) not in self._held:  # other ranks may have a gradient of it
+                self._hold(parameter)
+        average_gradients(self._world, whole, weight)
+        for parameter, before in self._held.values():
             parameter.grad = _sum(before, parameter.grad)
+        self._held.clear()
 
     def _own_samples(self) -> int:
         if self._samples is None:
@@ -190,6 +216,10 @@ class OwnBackward:
             return None
         closure = partial(self._mean_closure, optimizer, closure)
         return (args[0], closure), {k: v for k, v in kwargs.items() if k != "closure"}
+
+    def _after_optimizer_step(self, *_: Any) -> None:
+        if self._count is not None and self.after_optimizer_step is not None:
+            self.after_optimizer_step()
 
     def _mean_closure(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Any:
         """The mean over the ranks of what a closure returns, by which all take the same step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -39,6 +40,10 @@ class Parallel:
         All ranks begin with the values of rank 0. ``is_custom``: the step is the user's.
         """
         return None
+
+    def running(self, module: nn.Module) -> AbstractContextManager[None]:
+        """The context in which a custom step runs, which may call any part of ``module``."""
+        return nullcontext()
 
     def on_local_tensors(self, tensor_map: TensorMap) -> TensorMap:
         """``tensor_map`` applied to the local part of each tensor."""

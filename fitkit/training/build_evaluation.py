@@ -118,7 +118,7 @@ def forward_of(
         call=partial(call_model, described_by=module),
         loss=None if loss is None else loss.bound(lambda: state.epoch),
         precision=precision,
-        custom=None if custom is None else lambda batch: custom(handler, batch),
+        custom=None if custom is None else bound_step(handler, custom),
         weight=None if loss is None else loss_weight(loss),
         may_skip=not handler.parallel.is_sharded,
         compiled=None
@@ -128,6 +128,19 @@ def forward_of(
         shape_check=None if loss is None else ShapeCheck(loss.function),
         model_loss=ModelLoss(parts.module) if parts.has_model_loss else None,
     )
+
+
+def bound_step(handler: BaseHandler, step: Callable[..., Any]) -> Callable[[Any], Any]:
+    """The user's step ``(handler, batch)`` as a function of the batch."""
+    parallel = handler.parallel
+    if not parallel.is_sharded:
+        return lambda batch: step(handler, batch)
+
+    def run(batch: Any) -> Any:
+        with parallel.running(handler.module):
+            return step(handler, batch)
+
+    return run
 
 
 def evaluation_forward(handler: BaseHandler, precision: Precision) -> Forward:

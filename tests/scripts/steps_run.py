@@ -26,6 +26,7 @@ from fitkit import NNHandler, StepOutput
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(29, 4, generator=GENERATOR, dtype=torch.float64)
 Y = torch.randint(3, (29,), generator=GENERATOR)
+FSDP = "sharded: "
 UNUSED = fitkit.DDP(find_unused_parameters=True)
 
 
@@ -37,7 +38,7 @@ class Net(nn.Module):
         self.body = nn.Sequential(nn.Linear(4, 6), nn.Tanh())
         self.blocks = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6)])
         self.head = nn.Linear(6, 3)
-        self.scale = nn.Parameter(torch.ones(()))
+        self.scale = nn.Parameter(torch.ones(1))
         self.double()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,12 +190,24 @@ class Own(fitkit.Callback):
     def __init__(self, how: str, cls: Any) -> None:
         self.how, self.cls = how, cls
         self.optimizers: dict[str, Any] = {}
+        self.scaler = torch.amp.GradScaler("cpu")
 
-    def optimizer(self, name: str, cls: Any, parameters: Any, **options: Any) -> Any:
-        """The optimizer of that name, made at its first use."""
-        if name not in self.optimizers:
-            self.optimizers[name] = cls(list(parameters), **options)
-        return self.optimizers[name]
+    def prepare(self, net: Any) -> None:
+        """Make the optimizers, of parameters that FSDP has sharded before."""
+        adam, sgd = torch.optim.Adam, torch.optim.SGD
+        everything = list(net.parameters())
+        if self.how == "adversaries":
+            self.rest = [*net.blocks.parameters(), *net.head.parameters(), net.scale]
+            self.optimizers["body"] = adam(net.body.parameters(), lr=0.05)
+            self.optimizers["head"] = sgd(self.rest, lr=0.05, momentum=0.9)
+        elif self.how == "line_search":
+            search = {"max_iter": 3, "line_search_fn": "strong_wolfe"}
+            self.optimizers["all"] = torch.optim.LBFGS(everything, **search)
+        elif self.how == "second_network":
+            self.other = nn.Linear(3, 3, dtype=torch.float64)
+            self.optimizers["all"] = sgd(self.other.parameters(), lr=0.1)
+        else:
+            self.optimizers["all"] = self.cls(everything, lr=0.05)
 
     def __call__(self, handler: Any, batch: Any) -> Any:
         """The step."""
@@ -203,7 +216,7 @@ class Own(fitkit.Callback):
     def one(self, handler: Any, batch: Any) -> StepOutput:
         """One backward pass, with clipping."""
         net = handler.module
-        adam = self.optimizer("adam", torch.optim.Adam, net.parameters(), lr=0.05)
+        adam = self.optimizers["all"]
         adam.zero_grad()
         loss = loss_of(net.score(net.body(batch[0])), batch)
         loss.backward()
@@ -214,14 +227,12 @@ class Own(fitkit.Callback):
     def adversaries(self, handler: Any, batch: Any) -> StepOutput:
         """Two optimizers and three backward passes, one of which also reaches the other part."""
         net = handler.model
-        body = self.optimizer("body", torch.optim.Adam, net.body.parameters(), lr=0.05)
-        rest = [*net.blocks.parameters(), *net.head.parameters(), net.scale]
-        head = self.optimizer("head", torch.optim.SGD, rest, lr=0.05, momentum=0.9)
+        body, head = self.optimizers["body"], self.optimizers["head"]
         hidden = net.body(batch[0])
         head.zero_grad(set_to_none=False)
         loss_of(net.score(hidden.detach()), batch).backward()
         net.score(hidden.detach()).square().mean().mul(0.1).backward()
-        nn.utils.clip_grad_norm_(rest, 0.5)
+        nn.utils.clip_grad_norm_(self.rest, 0.5)
         head.step()
         body.zero_grad()
         loss = loss_of(net.score(hidden), batch)
@@ -229,9 +240,18 @@ class Own(fitkit.Callback):
         body.step()
         return StepOutput(loss.detach(), backward=False)
 
+    def parts_of_blocks(self, handler: Any, batch: Any) -> StepOutput:
+        """Calls modules of a block without the block."""
+        adam = self.optimizers["all"]
+        adam.zero_grad()
+        loss = inside_blocks(handler, batch)
+        loss.backward()
+        adam.step()
+        return StepOutput(loss.detach(), backward=False)
+
     def accumulates(self, handler: Any, batch: Any) -> StepOutput:
         """Gradients of three batches make a step."""
-        adam = self.optimizer("adam", self.cls, handler.model.parameters(), lr=0.05)
+        adam = self.optimizers["all"]
         loss = loss_of(handler.model(batch[0]), batch)
         (loss / 3).backward()
         if handler.state.global_step % 3 == 2:
@@ -241,8 +261,7 @@ class Own(fitkit.Callback):
 
     def line_search(self, handler: Any, batch: Any) -> StepOutput:
         """LBFGS, which evaluates the loss several times."""
-        options = {"max_iter": 3, "line_search_fn": "strong_wolfe"}
-        lbfgs = self.optimizer("lbfgs", torch.optim.LBFGS, handler.model.parameters(), **options)
+        lbfgs = self.optimizers["all"]
 
         def closure() -> Tensor:
             lbfgs.zero_grad()
@@ -274,8 +293,8 @@ class Own(fitkit.Callback):
     def scaled(self, handler: Any, batch: Any) -> StepOutput:
         """A loss scaler of its own."""
         net = handler.model
-        adam = self.optimizer("adam", torch.optim.Adam, net.parameters(), lr=0.05)
-        scaler = self.optimizers.setdefault("scaler", torch.amp.GradScaler("cpu"))
+        adam = self.optimizers["all"]
+        scaler = self.scaler
         adam.zero_grad()
         loss = loss_of(net(batch[0]), batch)
         scaler.scale(loss).backward()
@@ -287,8 +306,7 @@ class Own(fitkit.Callback):
 
     def inside(self, handler: Any, batch: Any) -> StepOutput:
         """Reentrant checkpoints."""
-        net = handler.model
-        adam = self.optimizer("adam", torch.optim.Adam, net.parameters(), lr=0.05)
+        adam = self.optimizers["all"]
         adam.zero_grad()
         loss = checkpointed(use_reentrant=True)(handler, batch)
         loss.backward()
@@ -356,16 +374,76 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
+class Block(nn.Module):
+    """A residual block of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 5), nn.Linear(5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add to what comes in."""
+        return x + self.outer(self.inner(x).tanh())
+
+
+class Deep(Net):
+    """With blocks that have parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(), Block()]).double()
+
+
+def inside_blocks(handler: Any, batch: Any) -> Tensor:
+    """Calls modules of a block without the block, and uses a weight after the model was called."""
+    net = handler.module
+    hidden = net.body(batch[0])
+    for block in net.blocks:
+        hidden = hidden + block.outer(block.inner(hidden).sigmoid())
+    scores = net.head(hidden)
+    return loss_of(scores, batch) + 0.01 * net.head.weight.square().sum()
+
+
+def evaluates_parts(handler: Any, batch: Any) -> StepOutput:
+    """An evaluation step that calls parts of the model."""
+    scores = handler.module.score(handler.module.body(batch[0])) * handler.module.scale
+    return StepOutput(loss_of(scores, batch), scores, batch[1])
+
+
+SHARDED: dict[str, Callable[[], Case]] = {
+    **{
+        name: CASES[name]
+        for name in (
+            "model",
+            "frozen and unfrozen",
+            "parts",
+            "direct use of parameters",
+            "several passes",
+            "checkpointing",
+            "loss module",
+            "loss module in a step",
+            "windows",
+            "weights of zero",
+            "own backward with clipping",
+            "own backward, one rank without samples",
+            "adversaries",
+            "own accumulation",
+            "backward before that of the loss",
+            "own backward later",
+        )
+    },
+    "inside blocks": lambda: Case(inside_blocks, net=Deep),
+    "own backward inside blocks": own("parts_of_blocks", net=Deep),
+}
+
+
 class Refused(Own):
     """Steps that ranks cannot take as one."""
 
     def second_network(self, handler: Any, batch: Any) -> StepOutput:
         """Trains a network that is no part of the model."""
-        if "other" not in self.optimizers:
-            self.optimizers["other"] = nn.Linear(3, 3, dtype=torch.float64)
-        other = self.optimizers["other"]
-        sgd = self.optimizer("sgd", torch.optim.SGD, other.parameters(), lr=0.1)
-        loss = loss_of(other(handler.model(batch[0])), batch)
+        sgd = self.optimizers["all"]
+        loss = loss_of(self.other(handler.model(batch[0])), batch)
         loss.backward()
         sgd.step()
         return StepOutput(loss.detach(), backward=False)
@@ -373,7 +451,7 @@ class Refused(Own):
     def assigned(self, handler: Any, batch: Any) -> StepOutput:
         """Assigns gradients that no backward pass has added."""
         parameters = list(handler.model.parameters())
-        sgd = self.optimizer("sgd", torch.optim.SGD, parameters, lr=0.1)
+        sgd = self.optimizers["all"]
         loss = loss_of(handler.model(batch[0]), batch)
         for parameter, gradient in zip(
             parameters, torch.autograd.grad(loss, parameters), strict=True
@@ -394,7 +472,7 @@ class Refused(Own):
 
     def steps_alone(self, handler: Any, batch: Any) -> StepOutput:
         """Steps an optimizer on one rank."""
-        adam = self.optimizer("adam", self.cls, handler.model.parameters(), lr=0.05)
+        adam = self.optimizers["all"]
         adam.zero_grad()
         loss = loss_of(handler.model(batch[0]), batch)
         loss.backward()
@@ -429,19 +507,32 @@ REFUSED: dict[str, Callable[[], Case]] = {
 }
 
 
+def evaluated(handler: NNHandler, case: Case) -> list[float]:
+    """What a step of parts gives in evaluation and prediction."""
+    if case.step is None or not hasattr(handler.module, "score"):
+        return []
+    handler.set_predict_step(lambda handler, x: handler.module.body(x[0] if type(x) is list else x))
+    hidden = handler.predict(X, batch_size=4)
+    return [handler.evaluate((X, Y), batch_size=8)["loss"], float(hidden.square().sum())]
+
+
 def run(name: str) -> dict[str, Any]:
     """Train on one case."""
-    case = {**CASES, **REFUSED}[name]()
+    is_sharded, name = name.startswith(FSDP), name.removeprefix(FSDP)
+    case = {**CASES, **SHARDED, **REFUSED}[name]()
     torch.manual_seed(0)
-    handler = NNHandler(case.net(), "cpu", seed=0, strategy=case.strategy)
+    strategy = "fsdp" if is_sharded else case.strategy
+    handler = NNHandler(case.net(), "cpu", seed=0, strategy=strategy)
     loss = None if case.loss is None else case.loss()
     if case.optimizer is not None:
         more = [*case.more, *(() if loss is None else loss.parameters())]
         handler.set_optimizer(case.optimizer, lr=0.05, params=lambda m: [*m.parameters(), *more])
     if loss is not None:
         handler.set_loss_fn(loss)
+    if isinstance(case.step, Own):
+        case.step.prepare(handler.module)
     if case.step is not None:
-        handler.set_train_step(case.step)
+        handler.set_train_step(case.step, evaluation_step=evaluates_parts)
     handler.set_train_loader((X[: case.samples], Y[: case.samples]), global_batch_size=8)
     callbacks = list(case.callbacks)
     history = handler.fit(epochs=2, progress_bar=False, callbacks=callbacks, **case.fit).history
@@ -450,7 +541,7 @@ def run(name: str) -> dict[str, Any]:
     whole = [w.full_tensor() if hasattr(w, "full_tensor") else w for w in weights]
     return {
         "weights": torch.cat([w.detach().flatten() for w in whole]).tolist(),
-        "loss": history["loss"],
+        "loss": [*history["loss"], *evaluated(handler, case)],
         "counts": [handler.state.optimizer_steps, handler.state.samples_seen],
     }
 
@@ -460,10 +551,10 @@ def main() -> None:
     torch.set_num_threads(1)
     world = NNHandler(nn.Linear(1, 1), "cpu").world
     results = {}
-    for name in sys.argv[2:] or CASES:
-        (Path(sys.argv[1]) / "now").write_text(name)
+    for name in sys.argv[2:] or [*CASES, *(FSDP + name for name in SHARDED)]:
         try:
             results[name] = run(name)
+            print(name, flush=True)
         except fitkit.FitkitError as error:
             results[name] = {"error": type(error).__name__, "text": str(error)}
     rank = "one" if world.size == 1 else f"rank{world.rank}"
