@@ -41,9 +41,9 @@ MOST_FILES_AT_THE_ROOT = 6
 SPEAKS_TO_OTHER_PROCESSES = {
     "distributed/dtensor.py",
     "distributed/fsdp.py",
+    "distributed/gathered_model.py",
     "distributed/distributed_world.py",
     "distributed/join_world.py",
-    "distributed/parallel.py",
     "distributed/process_group.py",
     "distributed/rendezvous_store.py",
     "distributed/strategy.py",

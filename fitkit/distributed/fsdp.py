@@ -5,7 +5,8 @@ The import takes a second, so it happens only for sharded models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,10 +14,15 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard, empty
+from torch.optim import Optimizer
 
+from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.tree import TensorMap
 from fitkit.distributed.dtensor import from_local, is_dtensor, local_tensor
-from fitkit.distributed.parallel import Parallel, average_over_ranks
+from fitkit.distributed.fsdp_step_sync import FSDPStepSync
+from fitkit.distributed.gathered_model import GatheredModel
+from fitkit.distributed.parallel import Parallel
+from fitkit.distributed.step_sync import StepSync
 from fitkit.distributed.world import World
 
 
@@ -42,6 +48,7 @@ class FSDPParallel(Parallel):
         self.side_world = world.side_group()
         self._blocks = blocks
         self._precision = MixedPrecisionPolicy(param_dtype, reduce_dtype)
+        self._models: dict[nn.Module, GatheredModel] = {}
         # checkpoints are written from, and read into, DTensors on the host
         self._host_mesh = _host_mesh(world)
         self._mesh = self._host_mesh
@@ -55,14 +62,21 @@ class FSDPParallel(Parallel):
             # else parameters stay gathered after an evaluation and hide averaged weights
             fully_shard(part, **options, reshard_after_forward=True)
 
-    def zero_loss(self, model: nn.Module, loss: Tensor | None, *, has_called_model: bool) -> Tensor:
-        """The batch's own loss without gradients, as all ranks must call the model's blocks."""
-        zero: Any = loss  # not None: steps of sharded models may not skip batches
-        return zero.nan_to_num() * 0.0  # type: ignore[no-any-return]
+    def step_sync(
+        self, modules: TrainedModules, optimizer: Optimizer | None, *, is_custom: bool
+    ) -> StepSync | None:
+        """What a training step does together with the other ranks."""
+        model = self._gathered(modules.model)
+        return FSDPStepSync(modules, optimizer, self._world, model, is_custom=is_custom)
 
-    def sync_loss(self, parameters: Iterable[Tensor], *, is_full: bool) -> None:
-        """Average after each pass, as FSDP does: the mean so far is the same on all ranks."""
-        average_over_ranks(self._world, parameters)
+    def running(self, module: nn.Module) -> AbstractContextManager[None]:
+        """The context of a step: inside ``with``, any part of the model may be called."""
+        return self._gathered(module).running()
+
+    def _gathered(self, module: nn.Module) -> GatheredModel:
+        if module not in self._models:
+            self._models[module] = GatheredModel(module)
+        return self._models[module]
 
     def on_local_tensors(self, tensor_map: TensorMap) -> TensorMap:
         """``tensor_map`` applied to the local part of each tensor."""

@@ -2,75 +2,142 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from fitkit.core.trained_modules import TrainedModules
-from fitkit.distributed.loss_sync import make_loss_sync
-from fitkit.distributed.parallel import Parallel
+from fitkit.core.types import Share
+from fitkit.distributed.average_gradients import average_gradients
+from fitkit.distributed.compare_gradients import require_equal_gradients
+from fitkit.distributed.own_backward import OwnBackward
 from fitkit.distributed.world import World
+
+Count = Callable[[], Share]
 
 
 class StepSync:
-    """The part of a training step that all ranks take together.
+    """The part of a training step that all ranks take together; DDP and FSDP add theirs.
+
+    A step runs on the modules themselves, so it may use any part of them. All that ranks do
+    together happens before and after it, and at the end of a backward pass.
 
     Args:
-        model: the model, as training calls it.
         modules: the model without wrappers, and the loss.
+        optimizer: may have parameters of neither; ``None``: a custom step brings its own.
         world: the ranks.
-        parallel: how they train one model.
+        is_custom: the step is the user's, and may run backward passes itself.
     """
 
     def __init__(
-        self, model: nn.Module, modules: TrainedModules, world: World, parallel: Parallel
+        self,
+        modules: TrainedModules,
+        optimizer: Optimizer | None,
+        world: World,
+        *,
+        is_custom: bool = False,
     ) -> None:
         self.size = world.size
-        self.sum = world.sum
-        self._model, self._modules, self._parallel = model, modules, parallel
-        self._loss_sync = make_loss_sync(modules, world, parallel)
-        self._has_called_model = False
-        self._skipped: Tensor | None = None
-        model.register_forward_pre_hook(lambda *_: self._note_call())
+        self._modules, self._optimizer, self._world = modules, optimizer, world
+        self._num_optimized = -1
+        self._has_compared = False
+        self._named: dict[str, Tensor] = {}
+        self.named_parameters()
+        self._own = OwnBackward(world, self.named_parameters) if is_custom else None
 
-    def _note_call(self) -> None:
-        self._has_called_model = True
+    def named_parameters(self) -> dict[str, Tensor]:
+        """The parameters of model, loss and optimizer, each once."""
+        groups = [] if self._optimizer is None else self._optimizer.param_groups
+        num_optimized = sum(len(group["params"]) for group in groups)
+        if num_optimized != self._num_optimized:  # a callback may have added some
+            self._num_optimized = num_optimized
+            named: dict[str, Tensor] = dict(self._modules.named_parameters())
+            known = set(map(id, named.values()))
+            others = [p for group in groups for p in group["params"] if id(p) not in known]
+            named |= {f"parameter {i} of the optimizer alone": p for i, p in enumerate(others)}
+            self._named = named
+        return self._named
 
-    def before_batch(self) -> None:
-        """Copy the buffers of the loss from rank 0."""
-        self._has_called_model = False
-        self._skipped = None
-        if self._loss_sync is not None:
-            self._loss_sync.before_batch()
+    @contextmanager
+    def step(self, count: Count) -> Iterator[None]:
+        """The context in which the step of a batch runs; ``count``: counts its samples."""
+        before = self._named
+        if self.named_parameters() is not before:
+            known = set(map(id, before.values()))
+            added = [p for p in self._named.values() if id(p) not in known]
+            self._world.copy_from_main([p.detach() for p in added])
+        self.copy_buffers()
+        if self._own is None:
+            yield
+        else:
+            with self._own.during_step(count):
+                yield
 
-    def skip_batch(self) -> None:
-        """Called for a batch that the step skipped, before its weight is summed over the ranks.
+    def copy_buffers(self) -> None:
+        """Copy buffers from rank 0, which are also those that are saved."""
+        raise NotImplementedError
 
-        The other ranks have called the model, which communicates.
+    def sum_counts(
+        self, samples: float, weight: float, *, is_own: bool = False
+    ) -> tuple[int, float]:
+        """Samples and weight of the batches of all ranks.
+
+        ``is_own``: the step returned ``backward=False``.
+
+        Raises:
+            ConfigurationError: ranks have run other backward passes in this step.
         """
-        if not self._has_called_model:
-            self._skipped = self._parallel.zero_loss(self._model, None, has_called_model=False)
+        if self._own is not None:
+            total_samples, total = self._own.end(samples, weight, is_own=is_own)
+        else:
+            counts = torch.tensor([samples, weight], dtype=torch.float64)
+            total_samples, total = self._world.sum(counts).tolist()
+        return round(total_samples), total
 
-    def zero_loss(self, loss: Tensor | None) -> Tensor:
-        """A loss without gradients, whose backward pass takes part in that of the other ranks.
+    def backward(
+        self, loss: Tensor | None, run: Callable[[Tensor], None], *, is_full: bool
+    ) -> None:
+        """A backward pass, at the end of which a full window has the mean gradients of all ranks.
 
-        ``loss``: that of a batch without weight; ``None``: the step skipped the batch.
+        Args:
+            loss: of this rank; ``None``: its batch has no weight.
+            run: the backward pass of one rank.
+            is_full: whether the batch is the last of its accumulation window.
+
+        Raises:
+            ConfigurationError: ranks cannot average the gradient of some parameter.
         """
-        if self._skipped is not None:
-            return self._skipped
-        if loss is not None and loss.isfinite():
-            return loss * 0.0
-        return self._parallel.zero_loss(self._model, loss, has_called_model=True)
+        raise NotImplementedError
 
-    def no_sync(self) -> AbstractContextManager[None]:
-        """Inside ``with``, backward passes need not average gradients."""
-        return self._parallel.no_sync(self._model)
+    def without_weight(self, loss: Tensor | None) -> Tensor | None:
+        """What ``backward`` gets for a batch that has no weight on this rank.
 
-    def after_backward(self, *, is_full: bool) -> None:
-        """Average the gradients of the loss; ``is_full``: after the window's last batch."""
-        if self._loss_sync is not None:
-            self._loss_sync.after_backward(is_full=is_full)
+        ``loss``: what the step returned, if it did not skip the batch; it may be NaN.
+        """
+        # layers that communicate, such as SyncBatchNorm, have to be gone back through
+        return None if loss is None or not loss.isfinite() else loss * 0.0
 
     def average_gradients(self) -> None:
         """Average the gradients of a window that ended early."""
-        self._parallel.average_gradients(self._modules.parameters())
+        average_gradients(self._world, self._trained())
+
+    def compare_gradients(self) -> None:
+        """Once, before the first optimizer step: raise if they differ between ranks."""
+        if not self._has_compared:
+            self._has_compared = True
+            named = self.named_parameters()
+            optimized = {id(p) for g in self._optimizer.param_groups for p in g["params"]}  # type: ignore[union-attr]
+            require_equal_gradients(
+                self._world, {name: p for name, p in named.items() if id(p) in optimized}
+            )
+
+    def _trained(self) -> Sequence[Tensor]:
+        return [p for p in self.named_parameters().values() if p.requires_grad]
+
+    def close(self) -> None:
+        """Called at the end of a run."""
+        if self._own is not None:
+            self._own.close()

@@ -57,6 +57,11 @@ class DDP(Strategy):
                     f"DDP takes the arguments of DistributedDataParallel ({listed(known)}) and "
                     f"timeout, received {name!r}.{did_you_mean(name, {*known, 'timeout'})}"
                 )
+        if options.get("mixed_precision") is not None:
+            raise ConfigurationError(
+                "DDP's mixed_precision works only for calls of the wrapped model, and training "
+                "steps may call any part of it: leave it out, and use fit(precision='bf16')."
+            )
         self.options = options
 
     def __repr__(self) -> str:

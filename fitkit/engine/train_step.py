@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -36,26 +35,34 @@ class StepSync(Protocol):
 
     size: int
 
-    def before_batch(self) -> None:
-        """Called before each batch."""
+    def step(self, count: Callable[[], Share]) -> AbstractContextManager[None]:
+        """The context in which the step of a batch runs; ``count``: counts its samples."""
 
-    def skip_batch(self) -> None:
-        """Called for a batch that a custom step skipped, before ``sum``."""
+    def sum_counts(self, samples: float, weight: float, *, is_own: bool) -> tuple[int, float]:
+        """Samples and weight of the batches of all ranks.
 
-    def sum(self, counts: Tensor) -> Tensor:
-        """The elementwise sum over the ranks of a vector on the host."""
+        ``is_own``: the step returned ``backward=False``.
+        """
 
-    def zero_loss(self, loss: Tensor | None) -> Tensor:
-        """The loss with which a rank takes part for a batch that has no weight."""
+    def without_weight(self, loss: Tensor | None) -> Tensor | None:
+        """What ``backward`` gets for a batch that has no weight; no loss: it was skipped."""
 
-    def no_sync(self) -> AbstractContextManager[None]:
-        """Inside ``with``, backward passes need not average gradients."""
+    def backward(
+        self, loss: Tensor | None, run: Callable[[Tensor], None], *, is_full: bool
+    ) -> None:
+        """A backward pass, at the end of which a full window has the mean gradients of all ranks.
 
-    def after_backward(self, *, is_full: bool) -> None:
-        """Called after each backward pass; ``is_full``: of the window's last batch."""
+        ``run`` is the pass of one rank; without a loss this rank has no weight in it.
+        """
 
     def average_gradients(self) -> None:
         """Average the gradients of a window that ended early."""
+
+    def compare_gradients(self) -> None:
+        """Once, before the first optimizer step: raise if they differ between ranks."""
+
+    def close(self) -> None:
+        """Called at the end of a run."""
 
 
 class TrainStep:
@@ -111,16 +118,13 @@ class TrainStep:
         Returns:
             the step's output, ``None`` if it skipped the batch, and the samples of all ranks.
         """
-        if self._sync is not None:
-            self._sync.before_batch()
-        output, share = self._forward(batch, count)
+        with nullcontext() if self._sync is None else self._sync.step(lambda: count(batch, None)):
+            output, share = self._forward(batch, count)
         samples: Any = 0 if output is None else output.num_samples
         weight = 0 if output is None else output.weight
         total_samples, total = samples, weight
         if self._sync is not None:
-            if output is None:
-                self._sync.skip_batch()
-            total_samples, total = self._over_ranks(self._sync, samples, weight, share)
+            total_samples, total = self._over_ranks(self._sync, output, samples, weight, share)
         if output is not None and not output.backward:
             self._count_step()
         elif not _is_zero(total):
@@ -139,19 +143,18 @@ class TrainStep:
         return output, total_samples
 
     def _over_ranks(
-        self, sync: StepSync, samples: Any, weight: Any, share: Share
+        self, sync: StepSync, output: StepOutput | None, samples: Any, weight: Any, share: Share
     ) -> tuple[int, Any]:
         """Samples and weight of the batches of all ranks."""
         if share.total is not None and not self._forward.counts_by_itself:
             return share.total, share.total
-        counts = torch.tensor([float(samples), float(weight)], dtype=torch.float64)
-        total_samples, total = sync.sum(counts).tolist()
-        return round(total_samples), total
+        is_own = output is not None and not output.backward
+        return sync.sum_counts(float(samples), float(weight), is_own=is_own)
 
-    def _scaled(self, output: StepOutput | None, weight: Any, factor: Any) -> Tensor:
-        """The loss times its factor."""
+    def _scaled(self, output: StepOutput | None, weight: Any, factor: Any) -> Tensor | None:
+        """The loss times its factor; ``None``: this rank has none, and others have."""
         if self._sync is not None and (output is None or _is_zero(weight)):
-            return self._sync.zero_loss(None if output is None else output.loss)
+            return self._sync.without_weight(None if output is None else output.loss)
         loss: Tensor = output.loss  # type: ignore[union-attr]
         if isinstance(factor, Tensor):
             return loss * factor.to(loss.dtype)
@@ -164,26 +167,26 @@ class TrainStep:
                 self._sync.average_gradients()
             self._take_step()
 
-    def _backward(self, loss: Tensor, *, is_full: bool) -> None:
+    def _backward(self, loss: Tensor | None, *, is_full: bool) -> None:
         if self._optimizer is None:
             raise ConfigurationError("no optimizer is set: call handler.set_optimizer(...).")
-        if not loss.requires_grad:
+        if loss is not None and not loss.requires_grad:
             raise DataError(
                 "the loss does not depend on any parameter that requires a gradient: check that "
                 "the model is used, that its parameters are not all frozen, and that nothing "
                 "detaches the loss."
             )
-        if self._sync is None:
+        if self._sync is not None:
+            self._sync.backward(loss, self._precision.backward, is_full=is_full)
+        elif loss is not None:
             self._precision.backward(loss)
-            return
-        with nullcontext() if is_full else self._sync.no_sync():
-            self._precision.backward(loss)
-        self._sync.after_backward(is_full=is_full)
 
     def _take_step(self) -> None:
         optimizer = self._optimizer
         if optimizer is None:
             return
+        if self._sync is not None:
+            self._sync.compare_gradients()
         self._precision.unscale(optimizer)
         correction = self._window.correction()
         if correction is not None:
@@ -216,6 +219,11 @@ class TrainStep:
         for parameter in self._optimized.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
+
+    def close(self) -> None:
+        """Called at the end of the run."""
+        if self._sync is not None:
+            self._sync.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Counts and gradients of a window that is not full; empty between windows."""

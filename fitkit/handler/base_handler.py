@@ -100,8 +100,8 @@ class BaseHandler:
 
     @property
     def model(self) -> nn.Module:
-        """The model as it is called, with its wrappers."""
-        return self.parts.wrapped or self.parts.model
+        """The model as it is called: compiled, or ``module`` itself."""
+        return self.parts.model
 
     @property
     def module(self) -> nn.Module:

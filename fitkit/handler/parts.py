@@ -40,8 +40,7 @@ class Parts:
 
     Attributes:
         module: the model without wrappers.
-        model: the model as it is called in evaluation.
-        wrapped: the model as several ranks call it in training, during ``fit``.
+        model: the model as it is called: compiled, or the module itself.
         model_spec: class and arguments of the model, ``None`` for a ready module.
         model_type: how a batch becomes a loss.
         device: where the model is.
@@ -58,7 +57,6 @@ class Parts:
         self.model_spec, module = build_model(model, kwargs)
         self.module = module.to(device)
         self.model: nn.Module = self.module
-        self.wrapped: nn.Module | None = None
         self.optimizer_spec: ComponentSpec | None = None
         self.optimizer: Optimizer | None = None
         self.built_options: list[Options] = []

@@ -105,23 +105,20 @@ def build_evaluation(
 
 
 def forward_of(
-    handler: BaseHandler,
-    precision: Precision,
-    custom: Callable[..., Any] | None,
-    model: nn.Module | None = None,
+    handler: BaseHandler, precision: Precision, custom: Callable[..., Any] | None
 ) -> Forward:
     """The ``Forward`` of a handler; ``custom`` is the user's step, ``(handler, batch)``."""
     parts, state = handler.parts, handler.state
     loss, module = parts.loss_in_use, parts.module
     compiled = parts.compiled_loss if handler.world.size == 1 else None
     return Forward(
-        model=parts.model if model is None else model,
+        model=parts.model,
         to_device=partial(to_device, device=parts.device),
         split=make_split(parts.model_type),
         call=partial(call_model, described_by=module),
         loss=None if loss is None else loss.bound(lambda: state.epoch),
         precision=precision,
-        custom=None if custom is None else lambda batch: custom(handler, batch),
+        custom=None if custom is None else bound_step(handler, custom),
         weight=None if loss is None else loss_weight(loss),
         may_skip=not handler.parallel.is_sharded,
         compiled=None
@@ -131,6 +128,19 @@ def forward_of(
         shape_check=None if loss is None else ShapeCheck(loss.function),
         model_loss=ModelLoss(parts.module) if parts.has_model_loss else None,
     )
+
+
+def bound_step(handler: BaseHandler, step: Callable[..., Any]) -> Callable[[Any], Any]:
+    """The user's step ``(handler, batch)`` as a function of the batch."""
+    parallel = handler.parallel
+    if not parallel.is_sharded:
+        return lambda batch: step(handler, batch)
+
+    def run(batch: Any) -> Any:
+        with parallel.running(handler.module):
+            return step(handler, batch)
+
+    return run
 
 
 def evaluation_forward(handler: BaseHandler, precision: Precision) -> Forward:

@@ -17,7 +17,6 @@ from fitkit.data.in_memory import is_in_memory
 from fitkit.data.make_source import batch_size_of
 from fitkit.data.spec import DataSpec, is_batched_by_fitkit, loader_settings, split_off_validation
 from fitkit.data.validation_sets import as_validation_sets, in_order_of_rank_0
-from fitkit.distributed.step_sync import StepSync
 from fitkit.engine.lr_schedule import Schedule, warn_of_interval
 from fitkit.engine.run import DataPass, FitRun, RankSync
 from fitkit.engine.train_step import TrainStep
@@ -183,14 +182,13 @@ def _validation_params(handler: BaseHandler, validation: Mapping[str, DataPass])
 def _train_step(
     handler: BaseHandler, options: FitOptions, precision: Precision, schedule: Schedule
 ) -> TrainStep:
-    parts, parallel, world = handler.parts, handler.parallel, handler.world
-    parts.wrapped = model = parallel.wrap(parts.model)
+    parts = handler.parts
     stepper = None
     # parameters may be sharded over ranks, and a loss scaler reads values before it steps
-    if options.compile_options is not None and world.size == 1:
+    if options.compile_options is not None and handler.world.size == 1:
         stepper = None if precision.reads_to_step else parts.compile_optimizer()
     return TrainStep(
-        forward_of(handler, precision, parts.train_step, model),
+        forward_of(handler, precision, parts.train_step),
         parts.trained_modules,
         parts.optimizer,
         schedule,
@@ -199,7 +197,9 @@ def _train_step(
         accumulation=lambda: handler.gradient_accumulation_steps,
         clip_norm=options.gradient_clipping_norm,
         clip_value=options.gradient_clipping_value,
-        sync=None if world.size == 1 else StepSync(model, parts.trained_modules, world, parallel),
+        sync=handler.parallel.step_sync(
+            parts.trained_modules, parts.optimizer, is_custom=parts.train_step is not None
+        ),
         stepper=stepper,
     )
 

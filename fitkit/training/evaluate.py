@@ -21,7 +21,12 @@ from fitkit.engine.model_loss import named_inputs
 from fitkit.engine.prediction import Prediction
 from fitkit.engine.run import EvaluationRun
 from fitkit.handler.base_handler import BaseHandler
-from fitkit.training.build_evaluation import build_evaluation, evaluation_passes, prediction_pass
+from fitkit.training.build_evaluation import (
+    bound_step,
+    build_evaluation,
+    evaluation_passes,
+    prediction_pass,
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,8 @@ def _compute_of(
     """The outputs of a batch: by the user's step, or by the model."""
     step = handler.parts.predict_step
     if step is not None:
-        return lambda batch: step(handler, forward.to_device(batch))
+        bound = bound_step(handler, step)
+        return lambda batch: bound(forward.to_device(batch))
     has_model_loss = handler.parts.has_model_loss
 
     def compute(batch: Any) -> Any:

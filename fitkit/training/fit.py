@@ -101,7 +101,8 @@ def _train(handler: BaseHandler, run: FitRun, streams: dict[str, Any] | None) ->
 
 
 def _end(handler: BaseHandler) -> None:
-    handler.parts.wrapped = None
+    if handler.session.run is not None:
+        handler.session.run.step.close()
     # a save after an interrupt inside an epoch needs what the other ranks have accumulated
     with nullcontext() if handler.world.is_broken else handler.session.gathered_from_ranks():
         handler.session.end(handler.device)

@@ -165,18 +165,6 @@ def test_a_piece_to_be_filled(parallel):
     assert piece.placements == (Shard(0),)
 
 
-def test_nothing_is_held_back_and_nothing_wrapped(parallel):
-    model = nn.Linear(1, 1)
-    parallel.shard(model)
-    assert parallel.wrap(model) is model
-    assert parallel.is_sharded
-    with parallel.no_sync(model):
-        model(torch.ones(1, 1)).sum().backward()
-    before = local_tensor(model.weight.grad).clone()
-    parallel.average_gradients(model.parameters())
-    assert torch.equal(local_tensor(model.weight.grad), before)
-
-
 def test_frozen_parameters_stay_frozen(parallel):
     model = Model()
     model.first.requires_grad_(False)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fitkit.core.trained_modules import TrainedModules
-from fitkit.distributed.parallel import Parallel
+from fitkit.core.types import Share
 from fitkit.distributed.step_sync import StepSync
 from fitkit.distributed.world import World
 
@@ -17,16 +17,58 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "weighted_run.py"
 
 
 class Two(World):
+    """This rank, and another that has the same."""
+
     size = 2
 
+    def sum(self, sums):
+        return 2 * sums
 
-def test_a_finite_loss_keeps_its_graph():
-    model = nn.Linear(1, 1)
-    sync = StepSync(model, TrainedModules(model), Two(), Parallel(Two()))
-    loss = sync.zero_loss(model(torch.ones(1, 1)).sum())
+    def copy_from_main(self, tensors):
+        self.copied = list(tensors)
+
+
+class Sync(StepSync):
+    """Without a strategy."""
+
+    def copy_buffers(self):
+        pass
+
+
+@pytest.fixture
+def model():
+    return nn.Linear(1, 1)
+
+
+def test_a_finite_loss_without_weight_keeps_its_graph(model):
+    sync = Sync(TrainedModules(model), None, Two())
+    loss = sync.without_weight(model(torch.ones(1, 1)).sum())
     loss.backward()
     assert loss == 0.0
     assert model.weight.grad == 0.0
+
+
+@pytest.mark.parametrize("loss", [None, torch.tensor(torch.nan), torch.tensor(torch.inf)])
+def test_any_other_has_no_part_in_the_backward_pass(model, loss):
+    assert Sync(TrainedModules(model), None, Two()).without_weight(loss) is None
+
+
+def test_counts_of_all_ranks(model):
+    sync = Sync(TrainedModules(model), None, Two())
+    assert sync.sum_counts(3.0, 0.25) == (6, 0.5)
+
+
+def test_parameters_that_only_the_optimizer_has_are_named_too(model):
+    extra, late = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([*model.parameters(), extra])
+    world = Two()
+    sync = Sync(TrainedModules(model), optimizer, world)
+    names = list(sync.named_parameters())
+    assert names == ["weight", "bias", "parameter 0 of the optimizer alone"]
+    optimizer.add_param_group({"params": [late]})
+    with sync.step(lambda: Share(1, 2)):
+        assert [t.tolist() for t in world.copied] == [[1.0, 1.0]]  # it begins as on rank 0
+    assert list(sync.named_parameters().values())[-1] is late
 
 
 @pytest.fixture(scope="module")

@@ -43,29 +43,9 @@ def test_one_process_does_nothing(strategy):
     assert not parallel.is_sharded
 
 
-def test_options_reach_torch(monkeypatch):
-    received = {}
-
-    def stand_in(module, **options):
-        received.update(options)
-        return module
-
-    monkeypatch.setattr("fitkit.distributed.parallel.DistributedDataParallel", stand_in)
-    strategy = DDP(find_unused_parameters=True, bucket_cap_mb=3)
-    model = nn.Linear(1, 1)
-    assert make_parallel(strategy, Two(), CPU).wrap(model) is model
-    assert received == {"find_unused_parameters": True, "bucket_cap_mb": 3}
-
-
-def test_host_tensors_have_a_group_of_their_own(monkeypatch):
-    class Beside(Two):
-        group = "the group for host tensors"
-
-    received = {}
-    stand_in = lambda module, **options: received.update(options)  # noqa: E731
-    monkeypatch.setattr("fitkit.distributed.parallel.DistributedDataParallel", stand_in)
-    make_parallel(DDP(bucket_cap_mb=3), Beside(), CPU).wrap(nn.Linear(1, 1))
-    assert received == {"bucket_cap_mb": 3, "process_group": "the group for host tensors"}
+def test_precision_is_an_argument_of_fit():
+    with pytest.raises(ConfigurationError, match=r"mixed_precision .*fit\(precision="):
+        DDP(mixed_precision=torch.float16)
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_a_setter_in_a_hook_is_refused_and_changes_nothing(handler, setter, hook
         handler.fit(DATA, epochs=2, callbacks=[Sets()], progress_bar=False)
     assert calls == [hook]
     after = dict(vars(handler.parts))
-    assert {name for name in before if before[name] is not after[name]} <= {"wrapped"}
+    assert all(before[name] is after[name] for name in before)
     handler.fit(DATA, epochs=1, progress_bar=False)
 
 

@@ -149,7 +149,7 @@ def test_the_optimizer_is_compiled_unless_a_scaler_reads_values(
     build(handler, precision=precision, compile=True)
     compiled = vars(handler.parts)["_compiled_optimizer"]
     assert (compiled is not None) is compiles
-    assert handler.parts.wrapped is handler.parts.model is handler.model
+    assert handler.parts.model is handler.model
 
 
 def test_an_event_in_which_the_checkpoint_was_made_is_finished_once(handler):

@@ -1,0 +1,183 @@
+"""DDPStepSync: a training step with ``DistributedDataParallel``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Set
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from fitkit.core.errors import ConfigurationError
+from fitkit.core.trained_modules import TrainedModules
+from fitkit.distributed.average_gradients import sparse_without_rows
+from fitkit.distributed.compare_gradients import names_of
+from fitkit.distributed.step_sync import StepSync
+from fitkit.distributed.world import World
+
+
+class DDPStepSync(StepSync):
+    """Averages the gradients of model, loss and optimizer with one ``DistributedDataParallel``.
+
+    It wraps an identity that the loss goes through, so a step may call any part of the model. Its
+    forward pass prepares the reducer, the backward pass of the loss runs its hooks. Batches that do
+    not fill an accumulation window do without it, as in ``no_sync``.
+    """
+
+    def __init__(
+        self,
+        modules: TrainedModules,
+        optimizer: Optimizer | None,
+        world: World,
+        options: Mapping[str, Any],
+        *,
+        is_custom: bool = False,
+    ) -> None:
+        super().__init__(modules, optimizer, world, is_custom=is_custom)
+        self._options = options
+        self._requires_grad: list[bool] = []
+        self._ddp: DistributedDataParallel | None = None
+        if optimizer is None:  # then steps have backward passes of their own
+            world.copy_from_main([p.detach() for p in self.named_parameters().values()])
+            world.copy_from_main(modules.buffers())
+        else:
+            self._update(options)
+        self._copies_buffers = _copies_buffers(options) and any(True for _ in modules.buffers())
+
+    def _update(self, options: Mapping[str, Any]) -> DistributedDataParallel | None:
+        """DDP over all that is trained now; ``None``: nothing is.
+
+        It is built again if the program has frozen, unfrozen or added parameters.
+        """
+        named = self.named_parameters()
+        requires_grad = [p.requires_grad for p in named.values()]
+        if requires_grad != self._requires_grad:
+            self._requires_grad, self._ddp = requires_grad, None
+            trained = self._trained()
+            if trained:
+                group = self._world.group_for(trained[0].device)
+                # the default group, which torch would take, may have no backend for host tensors
+                of_group = {} if group is None else {"process_group": group}
+                gate = _LossGate(self._modules, named)
+                self._ddp = DistributedDataParallel(gate, **gate.renamed(options), **of_group)
+                self._ddp.broadcast_buffers = False  # they are copied before the step
+        return self._ddp
+
+    def copy_buffers(self) -> None:
+        """Copy buffers from rank 0 in one collective."""
+        if self._copies_buffers:
+            copy_in_one(self._world, self._modules.buffers())
+
+    def backward(
+        self, loss: Tensor | None, run: Callable[[Tensor], None], *, is_full: bool
+    ) -> None:
+        """See ``StepSync``; only the last batch of a window communicates."""
+        # torch counts the hooks of a static graph also in passes without communication
+        if is_full or self._options.get("static_graph"):
+            # autograd needs the weights as they are: DDP must not copy them a second time
+            ddp = self._update({**self._options, "init_sync": False})
+        else:
+            ddp = None
+        if loss is None and ddp is not None:
+            sparse = ddp.module.with_sparse_gradients()
+            loss = _WithoutGradients.apply(sparse, *self._trained())  # type: ignore[no-untyped-call]
+        if loss is None:
+            return
+        run(loss if ddp is None else ddp(loss))
+        if ddp is not None:
+            self._require_finished(ddp)
+
+    def _require_finished(self, ddp: DistributedDataParallel) -> None:
+        """Raise if gradients of this pass are missing; torch would notice in the next one."""
+        try:
+            ddp.reducer._rebuild_buckets()  # noqa: SLF001  the first thing of each forward pass
+        except RuntimeError as error:
+            if "finished reduction" not in str(error):
+                raise
+            missing = self._missing(ddp, str(error))
+            raise ConfigurationError(
+                f"the training step gave no gradient to {missing} on rank {self._world.rank}, and "
+                f"DDP averages those of all parameters at each step: use them in the loss, freeze "
+                f"them with requires_grad_(False), or allow for it with "
+                f"NNHandler(strategy=fitkit.DDP(find_unused_parameters=True))."
+            ) from error
+
+    def _missing(self, ddp: DistributedDataParallel, message: str) -> str:
+        """The names of the parameters whose indices torch names."""
+        found = re.search(r"rank \d+: ([\d ]+)", message)
+        if found is None:  # with TORCH_DISTRIBUTED_DEBUG it names them itself
+            return "some parameters"
+        names = {id(p): name for name, p in self.named_parameters().items()}
+        trained = [names[id(p)] for p in ddp.module.parameters() if p.requires_grad]
+        return names_of([trained[int(index)] for index in found[1].split()])
+
+
+class _LossGate(nn.Module):
+    """Passes a loss on; the parameters are those that its backward pass reaches."""
+
+    def __init__(self, modules: TrainedModules, named: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.model, self.loss = modules.model, modules.loss
+        known = set(map(id, modules.parameters()))
+        for name, parameter in named.items():
+            if id(parameter) not in known:
+                # as it is: register_parameter takes no plain tensor, which optimizers do
+                self._parameters[name] = parameter  # type: ignore[assignment]
+
+    def forward(self, loss: Tensor) -> Tensor:
+        """The loss."""
+        return loss
+
+    @staticmethod
+    def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+        """DDP's options, with the names of parameters as they are below this module."""
+        name = "delay_all_reduce_named_params"
+        given = options.get(name)
+        delayed = None if given is None else [(f"model.{path}", p) for path, p in given]
+        return {**options, **({} if delayed is None else {name: delayed})}
+
+    def with_sparse_gradients(self) -> set[int]:
+        """The ids of the parameters whose gradients are sparse."""
+        kinds = (nn.Embedding, nn.EmbeddingBag)
+        return {id(m.weight) for m in self.modules() if isinstance(m, kinds) and m.sparse}
+
+
+class _WithoutGradients(torch.autograd.Function):
+    """A loss whose backward pass runs the hooks of parameters without giving them gradients.
+
+    DDP counts them as zeros, and not as a use of the parameters.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, sparse: Set[int], *parameters: Tensor) -> Tensor:
+        """A zero; ``sparse``: the ids of parameters for which DDP asks for sparse gradients."""
+        ctx.empty = [sparse_without_rows(p) if id(p) in sparse else None for p in parameters]
+        return parameters[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # noqa: ARG004  none is asked for
+        """No gradients, or sparse ones without elements."""
+        return (None, *ctx.empty)
+
+
+def _copies_buffers(options: Mapping[str, Any]) -> bool:
+    """Whether DDP copies buffers in each forward pass; torch has two names for it."""
+    given = (options.get("forward_sync_buffers"), options.get("broadcast_buffers"))
+    return next((copies for copies in given if copies is not None), True)
+
+
+@torch.no_grad()
+def copy_in_one(world: World, tensors: list[Tensor]) -> None:
+    """Overwrite tensors with their values on rank 0, with one collective per device."""
+    for device in dict.fromkeys(tensor.device for tensor in tensors):
+        here = [tensor for tensor in tensors if tensor.device == device]
+        flat = torch.cat([tensor.detach().reshape(-1).view(torch.uint8) for tensor in here])
+        world.copy_from_main([flat])
+        if world.is_main:
+            continue
+        parts = torch.split(flat, [tensor.nbytes for tensor in here])
+        for tensor, part in zip(here, parts, strict=True):
+            tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))

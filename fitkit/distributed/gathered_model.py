@@ -1,0 +1,134 @@
+"""GatheredModel: a sharded model, any part of which may be called while a step runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from fitkit.core.errors import ConfigurationError, add_note
+from fitkit.distributed.dtensor import is_dtensor
+
+
+class GatheredModel:
+    """Gathers the parameters of a sharded model where a step needs them.
+
+    FSDP gathers a unit, such as a block, when it is called, and the root only within its forward
+    pass. While a step runs, the root is gathered, and any other unit as soon as a module inside it
+    is called without it. Afterwards all parameters are sharded again.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self._root: Any = root
+        _state_of(root)._lazy_init()  # noqa: SLF001  else a unit could become the root
+        self._units: dict[Any, list[nn.Module]] = {}
+        self._gathered: list[Any] = []
+        self._is_running = False
+        self._collect(root, [])
+        for unit, modules in self._units.items():
+            for module in modules:
+                if module is not unit and module._parameters:  # noqa: SLF001
+                    module.register_forward_pre_hook(partial(self._before_forward, unit))
+
+    def _collect(self, module: nn.Module, modules: list[nn.Module]) -> None:
+        """Find the modules whose own parameters are gathered together with a unit."""
+        if isinstance(module, FSDPModule):
+            if module in self._units:
+                return
+            modules = self._units[module] = []
+        modules.append(module)
+        for child in module.children():
+            self._collect(child, modules)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Inside ``with`` a step runs; afterwards gradients may still be computed."""
+        if self._is_running:
+            yield
+            return
+        self._is_running = True
+        self._gathered = [self._root]
+        self._root.unshard()
+        # a step may use parameters after it has called the model
+        self._root.set_reshard_after_forward(False, recurse=False)
+        try:
+            with explained():
+                yield
+        finally:
+            self._root.set_reshard_after_forward(True, recurse=False)
+            for unit in self._gathered:
+                unit.reshard()
+            self._is_running = False
+
+    def _before_forward(self, unit: Any, module: nn.Module, args: Any) -> None:
+        if self._is_running and any(is_dtensor(p) for p in module._parameters.values()):  # noqa: SLF001
+            self._gathered.append(unit)
+            unit.unshard()
+
+    def gather_root(self) -> None:
+        """Gather the root again, as a backward pass or an optimizer has sharded it."""
+        self._root.reshard()
+        self._root.unshard()
+
+    def prepare_backward(self, loss: Tensor) -> None:
+        """Let the backward pass of ``loss`` gather what the step had, and reduce all gradients."""
+        for unit in dict.fromkeys(self._gathered):
+            loss.register_hook(_state_of(unit)._pre_backward)  # type: ignore[no-untyped-call]  # noqa: SLF001
+
+    def register_hooks(self, hook: Callable[[Tensor], Tensor | None]) -> list[Any]:
+        """Register ``hook`` on every gathered parameter; gathers one unit after the other."""
+        handles = []
+        for unit, modules in self._units.items():
+            unit.unshard()
+            for module in modules:
+                for name, parameter in module._parameters.items():  # noqa: SLF001
+                    if parameter is not None and not is_dtensor(parameter):
+                        is_trained = parameter.requires_grad
+                        of_unit = partial(_before_accumulation, unit, name, hook)
+                        handle = parameter.requires_grad_().register_hook(of_unit)  # type: ignore[no-untyped-call]
+                        handles.append(handle)
+                        parameter.requires_grad_(is_trained)
+            unit.reshard()
+        return handles
+
+    def finish_pass(self) -> None:
+        """Called in a backward pass: reduce gradients at its end, whatever it has gone through."""
+        _state_of(self._root)._register_root_post_backward_final_callback()  # noqa: SLF001
+
+
+def _state_of(unit: Any) -> Any:
+    return unit._get_fsdp_state()  # noqa: SLF001
+
+
+def _before_accumulation(
+    unit: Any, name: str, hook: Callable[[Tensor], Tensor | None], gradient: Tensor
+) -> Tensor | None:
+    for group in _state_of(unit)._fsdp_param_groups:  # noqa: SLF001
+        if group._training_state.name == "POST_BACKWARD":  # noqa: SLF001
+            raise ConfigurationError(
+                f"the backward pass reaches {name!r} of {type(unit).__name__} after FSDP has "
+                f"reduced its gradients. {_REMEDY}"
+            )
+    return hook(gradient)
+
+
+_REMEDY = (
+    "With FSDP a step may call a block or the modules inside it, but not both, and cannot use "
+    "weights of a block outside of a module's call: call the block itself, or leave it out of "
+    "fitkit.FSDP(blocks=...)."
+)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Add what to do to torch's errors for parameters that are not gathered."""
+    try:
+        yield
+    except RuntimeError as error:
+        if any(text in str(error) for text in ("storage of size 0", "torch.Tensor and DTensor")):
+            add_note(error, _REMEDY)
+        raise

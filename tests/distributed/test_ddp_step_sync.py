@@ -1,0 +1,209 @@
+"""Steps on several ranks with DDP; tests/scripts/steps_run.py has one of each spelling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fitkit.core.trained_modules import TrainedModules
+from fitkit.distributed import ddp_step_sync
+from fitkit.distributed.ddp_step_sync import DDPStepSync, copy_in_one
+from fitkit.distributed.world import World
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "steps_run.py"
+
+
+class Two(World):
+    """Rank 1 of two; rank 0 has sevens."""
+
+    size = 2
+    rank = 1
+
+    def __init__(self, *, value=7):
+        self.value = value
+        self.copied = []
+
+    def copy_from_main(self, tensors):
+        for tensor in tensors:
+            self.copied.append(tensor.dtype)
+            tensor.fill_(self.value)
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The options of each ``DistributedDataParallel`` that is built, and what it wraps."""
+    found = []
+
+    class StandIn:
+        def __init__(self, module, **options):
+            self.module, self.reducer = module, self
+            found.append((module, options))
+
+        def __call__(self, loss):
+            return self.module(loss)
+
+        def _rebuild_buckets(self):
+            return False
+
+    monkeypatch.setattr(ddp_step_sync, "DistributedDataParallel", StandIn)
+    return found
+
+
+def make_sync(model, world=None, extra=(), **options):
+    optimizer = torch.optim.SGD([*model.parameters(), *extra])
+    return DDPStepSync(TrainedModules(model), optimizer, world or Two(), options)
+
+
+def test_options_reach_torch(built):
+    model = nn.Linear(1, 1)
+    given = [("bias", model.bias)]
+    make_sync(model, bucket_cap_mb=3, delay_all_reduce_named_params=given)
+    ((module, options),) = built
+    assert module.model is model
+    assert options == {
+        "bucket_cap_mb": 3,
+        "delay_all_reduce_named_params": [("model.bias", model.bias)],
+    }
+
+
+def test_host_tensors_have_a_group_of_their_own(built):
+    class Beside(Two):
+        group = "the group for host tensors"
+
+    make_sync(nn.Linear(1, 1), Beside())
+    assert built[0][1] == {"process_group": "the group for host tensors"}
+
+
+def test_a_tensor_that_only_the_optimizer_has_is_wrapped_as_it_is(built):
+    model, extra = nn.Linear(1, 1), torch.zeros(2, requires_grad=True)
+    make_sync(model, extra=[extra])
+    assert any(p is extra for p in built[0][0].parameters())
+
+
+def test_a_batch_inside_a_window_is_not_communicated_and_one_without_weight_not_computed(built):
+    model = nn.Linear(1, 1)
+    sync, losses = make_sync(model), []
+    sync.backward(None, losses.append, is_full=False)
+    assert losses == []
+    loss = model(torch.ones(1, 1)).sum()
+    sync.backward(loss, losses.append, is_full=False)
+    assert losses == [loss]
+    sync.backward(None, losses.append, is_full=True)
+    losses[1].backward()
+    assert model.weight.grad is None
+
+
+def test_ddp_is_built_again_when_something_else_is_trained(built):
+    model = nn.Linear(1, 1)
+    sync = make_sync(model)
+    for is_trained in (True, False, False, True):
+        model.bias.requires_grad_(is_trained)
+        sync.backward(model(torch.ones(1, 1)).sum(), torch.Tensor.backward, is_full=True)
+    assert len(built) == 3
+    assert built[-1][1] == {"init_sync": False}  # which would change weights that autograd needs
+
+
+def test_nothing_is_wrapped_where_nothing_is_trained(built):
+    make_sync(nn.Linear(1, 1).requires_grad_(False))
+    assert built == []
+
+
+def test_steps_with_optimizers_of_their_own_begin_with_the_values_of_rank_0(built):
+    model = nn.BatchNorm1d(2)
+    DDPStepSync(TrainedModules(model), None, Two(), {})
+    assert built == []
+    assert {float(value) for t in model.state_dict().values() for value in t.flatten()} == {7.0}
+
+
+def test_buffers_of_all_types_are_copied_at_once():
+    tensors = [
+        torch.zeros(2, 3, dtype=torch.float64).t(),
+        torch.zeros((), dtype=torch.int64),
+        torch.zeros(3, dtype=torch.bool),
+        torch.zeros(2, dtype=torch.complex64),
+        torch.zeros(0),
+        torch.zeros(3, dtype=torch.bfloat16),
+    ]
+    world = Two(value=0)
+    copy_in_one(world, tensors)
+    assert world.copied == [torch.uint8]
+    world.value = 1
+    copy_in_one(world, tensors)
+    one = 0x0101010101010101
+    assert tensors[1].item() == one
+    assert tensors[2].all()
+    assert tensors[0].flatten().view(torch.int64).tolist() == [one] * 6
+
+
+@pytest.mark.parametrize(
+    ("options", "copies"),
+    [
+        ({}, True),
+        ({"broadcast_buffers": False}, False),
+        ({"forward_sync_buffers": False}, False),
+        ({"broadcast_buffers": None, "forward_sync_buffers": True}, True),
+    ],
+)
+def test_buffers_are_copied_before_each_step_unless_the_user_declined(built, options, copies):
+    model = nn.BatchNorm1d(2)
+    sync = make_sync(model, **options)
+    with sync.step(lambda: None):
+        pass
+    assert bool(model.num_batches_tracked) is copies
+
+
+# ---- real processes -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, kit):
+    """What one process and two have, by the name of the case."""
+    return kit.results_of(SCRIPT, tmp_path_factory.mktemp("steps"))
+
+
+NAMES = (
+    "model",
+    "module",
+    "parts",
+    "closure",
+    "direct use of parameters",
+    "several passes",
+    "checkpointing",
+    "reentrant checkpointing",
+    "second order",
+    "loss module",
+    "loss module in a step",
+    "parameter of the optimizer alone",
+    "tensor of the optimizer alone",
+    "unused",
+    "unused in windows",
+    "windows",
+    "weights of zero",
+    "weights of zero in windows",
+    "weights of zero, unused",
+    "sparse",
+    "bucket views",
+    "static graph",
+    "static graph in windows",
+    "frozen and unfrozen",
+)
+
+
+def test_every_case_is_compared(results):
+    assert set(results["one"]) == set(NAMES)
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_follow_one(results, name):
+    one = results["one"][name]
+    for rank in ("rank0", "rank1"):
+        found = results[rank][name]
+        assert set(found) == {"weights", "loss", "counts"}
+        assert found["weights"] == pytest.approx(one["weights"], abs=1e-9)
+        assert found["loss"] == pytest.approx(one["loss"], abs=1e-9)
+        assert found["counts"] == one["counts"]
+    assert results["rank0"][name] == results["rank1"][name]
