@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -13,14 +14,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from fitkit.core.errors import ConfigurationError, RankError
-from fitkit.distributed import group_sockets, process_group
+from fitkit.core.errors import ConfigurationError, Preempted, RankError
+from fitkit.distributed import failures, group_sockets, process_group
+from fitkit.distributed.alone import alone, require_company
 from fitkit.distributed.failure_watch import FailureWatch
 from fitkit.distributed.rank_info import RankInfo
 from fitkit.distributed.world import Result, World
 
-_FAILURE = "failure"
 _HOST = torch.device("cpu")
+# How long a rank that raised waits for the others to raise too, as for a wrong argument.
+_SECONDS_TO_RAISE = 1.0
 
 
 class DistributedWorld(World):
@@ -49,9 +52,13 @@ class DistributedWorld(World):
         self._info, self._store, self._sockets = info, store, dict(sockets)
         self._timeout, self._watch = timeout, watch
         self._side_group: DistributedWorld | None = None
+        self._failure: RankError | None = None
+        self._raised: tuple[Any, int] = (None, 0)  # where this rank raised last, and how often
 
     def group_for(self, device: torch.device) -> Any:
-        """As in ``World``; raises the ``RankError`` of a failure that was detected meanwhile."""
+        """As in ``World``; raises a ``RankError`` after a failure, and in a call of one rank."""
+        self._require_whole("communication")
+        require_company("communication")
         if self._watch is not None and self._watch.failure is not None:
             raise self._watch.failure
         return super().group_for(device)
@@ -112,18 +119,53 @@ class DistributedWorld(World):
             self._sockets.update(opened)
         return self._side_group
 
-    def run_on(self, rank: int, action: Callable[[], Result]) -> Result | None:
-        result, error = None, None
-        if self.rank == rank:
+    @contextmanager
+    def call(self, verb: str, *, meets: bool = True) -> Iterator[None]:
+        self._require_whole(verb)
+        require_company(verb)
+        try:
+            if meets:
+                # a barrier cannot be mixed up with what ranks do that do not call the verb
+                dist.barrier(group=self.group_for(_HOST))
+            yield
+        except (Preempted, GeneratorExit):  # agreed on by all ranks; or the caller takes no more
+            raise
+        except BaseException as error:
+            first = self._error_of_call(error)
+            if first is error:
+                raise
+            raise first from error
+
+    def _error_of_call(self, error: BaseException) -> BaseException:
+        """``error`` if all ranks have raised at this point, else that of the rank that failed."""
+        if self.is_broken:
+            return error
+        position = process_group.sequence_numbers(self.group)
+        same_position = self._raised[0] == position
+        self._raised = position, (self._raised[1] + 1 if same_position else 0)
+        where = repr(self._raised)
+        if failures.all_ranks_raised(self._store, where, self.size, _SECONDS_TO_RAISE):
+            return error
+        return self.fail(error)
+
+    def run_on(self, ranks: int | Sequence[int], action: Callable[[], Result]) -> Result | None:
+        chosen, result, error = [ranks] if isinstance(ranks, int) else ranks, None, None
+        if self.rank in chosen:
             try:
-                result = action()
-            except BaseException as caught:  # noqa: BLE001  raised below, after the broadcast
+                with alone():
+                    result = action()
+            except BaseException as caught:  # noqa: BLE001  raised below, after the exchange
                 error = caught
-        message = self.broadcast(None if error is None else _describe(error), rank)
+        message = None if error is None else failures.describe(error)
+        if len(chosen) == 1:
+            messages = {chosen[0]: self.broadcast(message, chosen[0])}
+        else:
+            messages = dict(enumerate(self.gather_all(message)))
         if error is not None:
             raise error
-        if message is not None:
-            raise RankError(rank, message)
+        for rank, told in messages.items():
+            if told is not None:
+                raise RankError(rank, told)
         return result
 
     def fail(self, error: BaseException) -> BaseException:
@@ -131,24 +173,30 @@ class DistributedWorld(World):
 
         They learn of it within milliseconds instead of after the timeout.
         """
+        if self.is_broken:
+            return error
         self.is_broken = True
         if self._watch is not None:
             self._watch.stop()
-        if not isinstance(error, RankError):
-            error = self._first_failure(error)
+        first = error if isinstance(error, RankError) else None
+        if first is None:
+            first = failures.publish(self._store, self.rank, error)
             group_sockets.shut_down(self._sockets)
         if self._watch is not None:
             self._watch.abort()  # else a later copy from the device would wait for the others
+        self._failure = first or RankError(self.rank, failures.describe(error))
+        error = first or error
+        failures.write_error_file(error)
         return error
 
-    def _first_failure(self, error: BaseException) -> BaseException:
-        """``error``, unless another rank published a failure first."""
-        message = f"{self.rank} {_describe(error)}"
-        try:
-            first = self._store.compare_set(_FAILURE, "", message).decode()
-        except RuntimeError:  # the store ended with the launcher
-            return error
-        return _parse_failure(first, self.rank) or error
+    def _require_whole(self, verb: str) -> None:
+        """Raise a ``RankError`` if a rank has failed."""
+        if self._failure is not None:
+            raise RankError(
+                self._failure.rank,
+                f"{self._failure.told}; {verb} needs all ranks, and they can no longer communicate:"
+                f" start the program again.",
+            )
 
     def leave(self, *, is_ours: bool) -> None:
         """Destroy the process groups at the end of the program.
@@ -171,19 +219,3 @@ class DistributedWorld(World):
         # an object that still holds this world must not keep the threads of its groups alive
         self.group = self._side_group = None
         gc.collect()
-
-
-def failure_of_another(store: Any, rank: int) -> RankError | None:
-    """The first published failure if another rank than ``rank`` has failed; does not wait."""
-    if not store.check([_FAILURE]):
-        return None
-    return _parse_failure(store.get(_FAILURE).decode(), rank)
-
-
-def _parse_failure(published: str, own_rank: int) -> RankError | None:
-    rank, _, message = published.partition(" ")
-    return None if int(rank) == own_rank else RankError(int(rank), message)
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

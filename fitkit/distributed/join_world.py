@@ -15,8 +15,10 @@ from torch.distributed.rendezvous import rendezvous
 
 from fitkit.core.errors import ConfigurationError
 from fitkit.distributed import group_sockets, process_group, rendezvous_store
-from fitkit.distributed.distributed_world import DistributedWorld, failure_of_another
+from fitkit.distributed.alone import is_alone
+from fitkit.distributed.distributed_world import DistributedWorld
 from fitkit.distributed.failure_watch import FailureWatch
+from fitkit.distributed.failures import failure_of_another
 from fitkit.distributed.rank_info import RankInfo, find_rank_info
 from fitkit.distributed.world import World
 
@@ -30,6 +32,8 @@ def join_world(
     timeout: timedelta | None = None,
 ) -> World:
     """The world that the launcher's environment describes; its process group is created once.
+
+    A function of ``on_rank`` gets a single rank: a handler that it creates is its own.
 
     Args:
         use_distributed: ``None``: as the environment says; ``True``: a launcher is required;
@@ -45,7 +49,7 @@ def join_world(
         raise ConfigurationError(
             f"use_distributed must be True, False or None, received {use_distributed!r}."
         )
-    if use_distributed is False:
+    if use_distributed is False or is_alone():
         return World()
     info = find_rank_info(environment)
     if use_distributed and info is None:

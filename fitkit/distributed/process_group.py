@@ -43,6 +43,15 @@ def new_host_group(timeout: timedelta | None) -> Any:
     return dist.new_group(backend="gloo", timeout=timeout)
 
 
+def sequence_numbers(group: Any = None) -> tuple[int, ...]:
+    """How many collectives this rank has begun in the default group and in ``group``."""
+    groups = [dist.group.WORLD] if group is None else [dist.group.WORLD, group]
+    return tuple(
+        one._get_sequence_number_for_group()  # type: ignore[union-attr]  # noqa: SLF001  no public form
+        for one in groups
+    )
+
+
 def set_timeout(timeout: timedelta, group: Any = None) -> None:
     """Set the timeout of later collectives, or raise ``ConfigurationError`` if torch cannot."""
     fixed = set(backends(group).values()) - set(_WITH_TIMEOUT)

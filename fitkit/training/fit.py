@@ -89,6 +89,8 @@ def _train(handler: BaseHandler, run: FitRun, streams: dict[str, Any] | None) ->
             handler.session.call_is_open = False
             run.rank_sync.check(now=True)  # a signal may have come after the last batch
         except KeyboardInterrupt:
+            if handler.world.is_broken:  # of this rank alone, and the others have failed with it
+                raise
             handler.history.interrupted = True
             handler.logger.warning("interrupted after %d training batches", run.state.global_step)
         except Preempted as error:  # a SystemExit is not printed, so its notes are logged
@@ -103,7 +105,11 @@ def _train(handler: BaseHandler, run: FitRun, streams: dict[str, Any] | None) ->
 def _end(handler: BaseHandler) -> None:
     handler.parts.wrapped = None
     # a save after an interrupt inside an epoch needs what the other ranks have accumulated
-    with nullcontext() if handler.world.is_broken else handler.session.gathered_from_ranks():
+    with (
+        nullcontext()
+        if handler.world.is_broken
+        else handler.session.gathered_from_ranks("the end of fit")
+    ):
         handler.session.end(handler.device)
 
 
