@@ -52,6 +52,7 @@ class DistributedWorld(World):
         self._info, self._store, self._sockets = info, store, dict(sockets)
         self._timeout, self._watch = timeout, watch
         self._side_group: DistributedWorld | None = None
+        self._default_group = dist.group.WORLD
         self._failure: RankError | None = None
         self._raised: tuple[Any, int] = (None, 0)  # where this rank raised last, and how often
 
@@ -62,6 +63,10 @@ class DistributedWorld(World):
         if self._watch is not None and self._watch.failure is not None:
             raise self._watch.failure
         return super().group_for(device)
+
+    def has_group(self) -> bool:
+        """Whether torch's default group is still the one that this world joined."""
+        return dist.group.WORLD is self._default_group
 
     def sum(self, sums: Tensor) -> Tensor:
         total = sums.clone()
@@ -190,7 +195,12 @@ class DistributedWorld(World):
         return error
 
     def _require_whole(self, verb: str) -> None:
-        """Raise a ``RankError`` if a rank has failed."""
+        """Raise a ``RankError`` if a rank has failed, or an error if the group is gone."""
+        if not self.has_group():
+            raise ConfigurationError(
+                f"{verb} needs all ranks, but the process group that this handler joined has been "
+                f"destroyed: create a new handler after init_process_group."
+            )
         if self._failure is not None:
             raise RankError(
                 self._failure.rank,
@@ -209,7 +219,7 @@ class DistributedWorld(World):
             if self.is_broken or self._watch.failure is not None:
                 self._watch.abort()  # destroying NCCL's communicators would wait for the others
         if dist.is_initialized():
-            if is_ours:
+            if is_ours and self.has_group():
                 dist.destroy_process_group()
             else:
                 for world in (self._side_group, self):
@@ -217,5 +227,5 @@ class DistributedWorld(World):
                         process_group.destroy(world.group)
                         world.group = None
         # an object that still holds this world must not keep the threads of its groups alive
-        self.group = self._side_group = None
+        self.group = self._side_group = self._default_group = None
         gc.collect()

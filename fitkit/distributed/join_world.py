@@ -19,7 +19,7 @@ from fitkit.distributed.alone import is_alone
 from fitkit.distributed.distributed_world import DistributedWorld
 from fitkit.distributed.failure_watch import FailureWatch
 from fitkit.distributed.failures import failure_of_another
-from fitkit.distributed.rank_info import RankInfo, find_rank_info
+from fitkit.distributed.rank_info import RankInfo, find_local_rank, find_rank_info
 from fitkit.distributed.world import World
 
 _joined: list[DistributedWorld] = []
@@ -31,14 +31,16 @@ def join_world(
     *,
     timeout: timedelta | None = None,
 ) -> World:
-    """The world that the launcher's environment describes; its process group is created once.
+    """The ranks of torch's process group, or those that the launcher's environment describes.
 
-    A function of ``on_rank`` gets a single rank: a handler that it creates is its own.
+    A group that the program, or Ray or Accelerate, has created says who the ranks are, whatever
+    the environment says; else the environment does, and the group is created once. A function of
+    ``on_rank`` gets a single rank: a handler that it creates is its own.
 
     Args:
-        use_distributed: ``None``: as the environment says; ``True``: a launcher is required;
-            ``False``: a single rank.
-        environment: variables of the launcher (torchrun or Slurm's ``srun``).
+        use_distributed: ``None``: as the group or the environment says; ``True``: one of them is
+            required; ``False``: a single rank.
+        environment: variables of the launcher (torchrun, ``mpirun`` or Slurm's ``srun``).
         timeout: of collectives; ``None``: unchanged, or torch's default for a new group.
 
     Raises:
@@ -51,14 +53,17 @@ def join_world(
         )
     if use_distributed is False or is_alone():
         return World()
-    info = find_rank_info(environment)
+    info = _rank_in_group(environment) or find_rank_info(environment)
     if use_distributed and info is None:
         raise ConfigurationError(
             "use_distributed=True, but no launcher has started this process: start the script with "
-            "torchrun --nproc-per-node=N or srun, or leave use_distributed out."
+            "torchrun --nproc-per-node=N, mpirun or srun, call init_process_group before, or leave "
+            "use_distributed out."
         )
     if info is None or info.size == 1:
         return World()
+    if _joined and not _joined[0].has_group():  # of an earlier run in this process
+        _joined.pop().leave(is_ours=False)
     if not _joined:
         _joined.append(_join(info, timeout))
     elif timeout is not None:
@@ -67,8 +72,16 @@ def join_world(
 
 
 def current_world() -> World:
-    """The joined world, or else the one that the launcher's environment describes."""
-    return _joined[0] if _joined else join_world(None)
+    """The joined world, or else the one that ``join_world`` joins."""
+    return join_world(None)
+
+
+def _rank_in_group(environment: Mapping[str, str]) -> RankInfo | None:
+    """This rank in the process group that the program has created, if it has."""
+    if not dist.is_initialized():
+        return None
+    rank = dist.get_rank()
+    return RankInfo(rank, dist.get_world_size(), find_local_rank(environment, rank), "")
 
 
 def _join(info: RankInfo, timeout: timedelta | None) -> DistributedWorld:

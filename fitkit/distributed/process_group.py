@@ -34,8 +34,14 @@ def _runs_on_device(device: str, backend: str) -> bool:
 
 
 def default_store() -> Any:
-    """The store of the default group."""
-    return dist.distributed_c10d._get_default_store()  # noqa: SLF001  no public form
+    """The store of the default group, or ``ConfigurationError`` if it has none."""
+    store = dist.distributed_c10d._get_default_store()  # noqa: SLF001  no public form
+    if store is None:
+        raise ConfigurationError(
+            f"the process group that the program created ({listed(backends().values())}) has no "
+            f"store, which fitkit needs to tell ranks of failures: create it with gloo or nccl."
+        )
+    return store
 
 
 def new_host_group(timeout: timedelta | None) -> Any:
@@ -46,9 +52,10 @@ def new_host_group(timeout: timedelta | None) -> Any:
 def sequence_numbers(group: Any = None) -> tuple[int, ...]:
     """How many collectives this rank has begun in the default group and in ``group``."""
     groups = [dist.group.WORLD] if group is None else [dist.group.WORLD, group]
+    counted = [_implementation(one, device) for one in groups for device in backends(one)]
     return tuple(
-        one._get_sequence_number_for_group()  # type: ignore[union-attr]  # noqa: SLF001  no public form
-        for one in groups
+        one._get_sequence_number_for_group()  # noqa: SLF001  no public form
+        for one in counted
     )
 
 
