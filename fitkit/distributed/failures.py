@@ -6,29 +6,62 @@ import json
 import os
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fitkit.core.errors import RankError
+from fitkit.core.errors import DeadlockError, RankError
 
 _FAILURE = "failure"
+_SECONDS_TO_ACKNOWLEDGE = 1.5
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
 def publish(store: Any, rank: int, error: BaseException) -> RankError | None:
-    """Publish that ``rank`` failed with ``error``; the failure of another that came before it."""
+    """Publish that ``rank`` failed with ``error``; the failure that another published before."""
+    failure = RankError(rank, describe(error))
     try:
-        first = store.compare_set(_FAILURE, "", f"{rank} {describe(error)}").decode()
+        first = store.compare_set(_FAILURE, "", _text_of(failure, rank)).decode()
     except RuntimeError:  # the store ended with the launcher
         return None
-    return _parse(first, rank)
+    return _parse(first, but_by=rank)
+
+
+def publish_found(store: Any, rank: int, failure: RankError) -> RankError:
+    """Publish a failure of any rank that ``rank`` has found; the first failure."""
+    first = store.compare_set(_FAILURE, "", _text_of(failure, rank)).decode()
+    return _parse(first, but_by=rank) or failure
 
 
 def failure_of_another(store: Any, rank: int) -> RankError | None:
-    """The first published failure if another rank than ``rank`` has failed; does not wait."""
+    """The first failure if another rank than ``rank`` has published it; does not wait."""
     if not store.check([_FAILURE]):
         return None
-    return _parse(store.get(_FAILURE).decode(), rank)
+    return _parse(store.get(_FAILURE).decode(), but_by=rank)
+
+
+def later(failure: RankError, verb: str) -> RankError:
+    """The error of a call after ``failure``."""
+    told = (
+        f"{failure.told}; {verb} needs all ranks, and they can no longer communicate: start the "
+        f"program again."
+    )
+    return DeadlockError(told) if failure.rank < 0 else RankError(failure.rank, told)
+
+
+def acknowledge(store: Any, rank: int) -> None:
+    """Note that ``rank`` knows of the failure."""
+    with suppress(RuntimeError):  # the store ended with the launcher
+        store.set(f"acknowledged/{rank}", "")
+
+
+def wait_until_acknowledged(store: Any, size: int) -> None:
+    """Wait a little until all ranks know of the failure; some may have been killed."""
+    deadline = time.monotonic() + _SECONDS_TO_ACKNOWLEDGE
+    keys = [f"acknowledged/{rank}" for rank in range(size)]
+    with suppress(RuntimeError):
+        while not store.check(keys) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
 
 def describe(error: BaseException) -> str:
@@ -78,6 +111,12 @@ def write_error_file(error: BaseException) -> None:
         return
 
 
-def _parse(published: str, own_rank: int) -> RankError | None:
-    rank, _, message = published.partition(" ")
-    return None if int(rank) == own_rank else RankError(int(rank), message)
+def _text_of(failure: RankError, publisher: int) -> str:
+    return json.dumps([publisher, failure.rank, failure.told])
+
+
+def _parse(published: str, but_by: int) -> RankError | None:
+    publisher, rank, told = json.loads(published)
+    if publisher == but_by:
+        return None
+    return DeadlockError(told) if rank < 0 else RankError(rank, told)

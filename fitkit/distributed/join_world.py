@@ -15,13 +15,16 @@ from torch.distributed.rendezvous import rendezvous
 
 from fitkit.core.errors import ConfigurationError
 from fitkit.distributed import group_sockets, process_group, rendezvous_store
+from fitkit.distributed.activity import Activity
 from fitkit.distributed.alone import is_alone
 from fitkit.distributed.distributed_world import DistributedWorld
 from fitkit.distributed.failure_watch import FailureWatch
-from fitkit.distributed.failures import failure_of_another
+from fitkit.distributed.hang_detector import HangDetector, end_process
 from fitkit.distributed.rank_info import RankInfo, find_local_rank, find_rank_info
+from fitkit.distributed.signal_bytes import SignalBytes
 from fitkit.distributed.world import World
 
+_POLLING_SECONDS = 0.5
 _joined: list[DistributedWorld] = []
 
 
@@ -93,7 +96,7 @@ def _join(info: RankInfo, timeout: timedelta | None) -> DistributedWorld:
     # host tensors, such as those of RankSync, go through gloo
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     is_watched = "nccl" in backend if is_ours else process_group.has_device_backend()
-    watched_store = rendezvous_store.second_connection(store) if is_watched else None
+    watched_store = rendezvous_store.second_connection(store)
     # When rank 0 returns from here, all ranks have connected: sockets opened from now on belong to
     # the group, and can be closed without the store.
     prefix = rendezvous_store.agree_on_prefix(store, info.rank, info.size)
@@ -111,14 +114,30 @@ def _join(info: RankInfo, timeout: timedelta | None) -> DistributedWorld:
         # The program's group may only have NCCL, which takes no host tensors. Even if it has gloo:
         # only connections that fitkit opened may be closed when a rank fails.
         group = process_group.new_host_group(timeout)
-    opened, watch = group_sockets.sockets_opened_since(before), None
-    if watched_store is not None:
-        watched_store = rendezvous_store.with_prefix(watched_store, prefix)
-        find_failure = partial(failure_of_another, watched_store, info.rank)
-        watch = FailureWatch(find_failure, process_group.abort_device_backends)
-    world = DistributedWorld(store, info, opened, group, timeout, watch)
+    opened = group_sockets.sockets_opened_since(before)
+    detector = HangDetector(
+        rendezvous_store.with_prefix(watched_store, prefix),
+        info.rank,
+        info.size,
+        Activity(process_group.counter(group)),
+        SignalBytes(),
+        polls=is_watched,
+    )
+    watch = FailureWatch(
+        detector.find_failure,
+        partial(_abort, opened),
+        _POLLING_SECONDS,
+        partial(end_process, detector),
+    )
+    world = DistributedWorld(store, info, opened, group, timeout, watch, detector)
     atexit.register(_leave, world, is_ours=is_ours)
     return world
+
+
+def _abort(sockets: dict[int, str]) -> None:
+    """End the collectives that this rank waits in."""
+    group_sockets.shut_down(sockets)
+    process_group.abort_device_backends()
 
 
 def _rendezvous(info: RankInfo, timeout: timedelta | None) -> Any:

@@ -5,6 +5,7 @@ Some of this has no public form in torch; the private functions used here exist 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -57,6 +58,17 @@ def sequence_numbers(group: Any = None) -> tuple[int, ...]:
         one._get_sequence_number_for_group()  # noqa: SLF001  no public form
         for one in counted
     )
+
+
+def counter(group: Any = None) -> Callable[[], int] | None:
+    """Counts the collectives that this rank has begun in ``group``, if its backend does."""
+    backend = _implementation(dist.group.WORLD if group is None else group, "cpu")
+    count: Callable[[], int] = backend._get_sequence_number_for_group  # noqa: SLF001  no public form
+    try:
+        count()
+    except RuntimeError:
+        return None
+    return count
 
 
 def set_timeout(timeout: timedelta, group: Any = None) -> None:

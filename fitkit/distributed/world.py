@@ -96,6 +96,13 @@ class World:
         """
         return nullcontext()
 
+    def locate(self, position: Callable[[], str]) -> None:
+        """Describe where the run is with ``position``, for errors of ranks that wait for this."""
+
+    def listening(self, signals: Iterable[int]) -> AbstractContextManager[None]:
+        """Inside ``with`` these signals end this rank also while it waits for others in vain."""
+        return nullcontext()
+
     def run_on(self, ranks: int | Sequence[int], action: Callable[[], Result]) -> Result | None:
         """Run ``action`` on one or several ranks while the others wait; they get ``None``.
 

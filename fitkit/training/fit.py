@@ -70,7 +70,8 @@ def _fit_attached(
     handler: BaseHandler, options: FitOptions, specs: Specs, in_memory: dict[str, Any] | None
 ) -> History:
     handler.gradient_accumulation_steps = options.gradient_accumulation_steps
-    with SignalWatch((signal.SIGINT, *options.preemption_signals)) as watch:
+    signals = (signal.SIGINT, *options.preemption_signals)
+    with SignalWatch(signals) as watch, handler.world.listening(signals):
         may_load = bool(options.resume) or handler.session.loaded
         with rollback_on_error(handler) if may_load else nullcontext():
             prepared = prepare_run(handler, options, specs, watch, in_memory)
@@ -81,6 +82,8 @@ def _fit_attached(
 
 
 def _train(handler: BaseHandler, run: FitRun, streams: dict[str, Any] | None) -> History:
+    state = handler.state
+    handler.world.locate(lambda: f"epoch {state.epoch}, step {state.global_step}")
     handler.history.interrupted = False
     handler.weights.trained_before_restore = None
     with always_after(lambda: _end(handler), lambda: _leave_streams(handler, streams)):

@@ -8,8 +8,11 @@ from the failure on, which ``OUT/CASE/struck`` has the time of.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import fitkit
 from fitkit import Callback, NNHandler, on_rank
 
 X = torch.arange(192.0).reshape(64, 3) / 192
@@ -344,6 +348,96 @@ def alone_and_sharded(out: Path) -> Any:
     on_main(lambda: handler.evaluate((X, Y)), barrier=True)
 
 
+# ---- ranks that wait for each other, or for one that does not come ------------------------------
+
+
+def on_rank_0(out: Path, action: Callable[[NNHandler], Any]) -> Callable[[Hook], None]:
+    """What many programs have: ``if handler.world.is_main: ...``."""
+
+    def act(hook: Hook) -> None:
+        if hook.handler.world.is_main:
+            (out / "struck").write_text(repr(time.time()))
+            action(hook.handler)
+
+    return act
+
+
+@case
+def main_saves_in_epoch(out: Path) -> Any:
+    """The other rank goes on to its next batch."""
+    fit(make(out), Hook("train", on_rank_0(out, lambda handler: handler.save(out / "a.pth"))))
+
+
+@case
+def main_evaluates(out: Path) -> Any:
+    """Between epochs, while the other rank goes on."""
+    fit(make(out), Hook("epoch", on_rank_0(out, lambda handler: handler.evaluate((X, Y)))))
+
+
+@case
+def main_fits(out: Path) -> Any:
+    """A second handler that only one rank trains."""
+    handler = make(out)
+    if handler.world.is_main:
+        (out / "struck").write_text(repr(time.time()))
+        fit(handler)
+    handler.predict((X, Y))
+
+
+class Endless(Samples):
+    """One rank never gets its sample."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        while index in (36, 37) and os.environ["RANK"] == str(FAILING):
+            if not (self.out / "struck").exists():
+                (self.out / "struck").write_text(repr(time.time()))
+            time.sleep(0.01)
+        return X[index], Y[index]
+
+
+@case
+def stuck_in_data(out: Path) -> Any:
+    """The others wait for as long as the strategy's timeout says."""
+    handler = make(out, strategy=fitkit.DDP(timeout=4))
+    handler.fit(Endless(out), epochs=1, batch_size=4, shuffle=False, progress_bar=False)
+
+
+@case
+def slow_rank(out: Path) -> Any:
+    """One rank is busy for longer than the watch needs to look: no failure."""
+    handler = make(out)
+    hook = Hook("train", lambda _: time.sleep(8) if os.environ["RANK"] == "0" else None)
+    losses = fit(handler, hook, epochs=1)
+    return [on_rank(0, barrier=True)(lambda: time.sleep(8))(), len(losses)]
+
+
+def stop_other(out: Path, number: int, times: int = 1) -> Callable[[Hook], None]:
+    """Rank 1 stops for good; rank 0 then receives a signal."""
+
+    def act(hook: Hook) -> None:
+        if hook.handler.world.is_main:
+            time.sleep(0.5)
+            (out / "struck").write_text(repr(time.time() + 1))
+            kill = f"sleep 0.2; kill -{number} {os.getpid()};"
+            subprocess.Popen(["sh", "-c", f"sleep 0.8; {kill * times}"])
+        else:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    return act
+
+
+@case
+def terminated_while_waiting(out: Path) -> Any:
+    """SIGTERM while the main thread is in a collective."""
+    fit(make(out), Hook("train", stop_other(out, signal.SIGTERM)))
+
+
+@case
+def interrupted_twice_while_waiting(out: Path) -> Any:
+    """A second Ctrl-C while the main thread is in a collective."""
+    fit(make(out), Hook("train", stop_other(out, signal.SIGINT, 2)))
+
+
 # ---- processes ----------------------------------------------------------------------------------
 
 
@@ -379,6 +473,7 @@ def start(out: Path, name: str, port: int) -> list[int]:
                 run(out, name, rank)
                 code = 0
             finally:
+                atexit._run_exitfuncs()
                 os._exit(code)
         processes.append(pid)
     return processes
@@ -388,10 +483,26 @@ def main(out: Path, names: list[str]) -> None:
     """Run the cases, three at a time: they wait more than they compute."""
     left = [(name, 20000 + (os.getpid() + i) % 12000) for i, name in enumerate(names)]
     while left:
-        pids = [pid for name, port in left[:3] for pid in start(out / name, name, port)]
-        for pid in pids:
-            os.waitpid(pid, 0)
+        folders = [out / name for name, _ in left[:3]]
+        pairs = [start(out / name, name, port) for name, port in left[:3]]
+        for folder, pair in zip(folders, pairs, strict=True):
+            wait_for(folder, pair)
         left = left[3:]
+
+
+def wait_for(folder: Path, pair: list[int]) -> None:
+    """The exit codes and times of the ranks; one that is left for long is killed."""
+    ended: dict[int, dict[str, Any]] = {}
+    while len(ended) < 2:
+        for rank, pid in enumerate(pair):
+            if rank not in ended and os.waitpid(pid, os.WNOHANG)[0] == pid:
+                ended[rank] = {"at": time.time()}
+        if ended and time.time() - min(one["at"] for one in ended.values()) > 15:
+            for rank, pid in enumerate(pair):
+                if rank not in ended:
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    (folder / "ended.json").write_text(json.dumps(ended))
 
 
 if __name__ == "__main__":
