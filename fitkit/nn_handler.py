@@ -35,6 +35,7 @@ from fitkit.generative.state import load_pending
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.handler.load import load_handler, load_weights, set_up_rank
 from fitkit.handler.parts import ParameterGroups, Parts
+from fitkit.handler.rank_calls import batches_of, configuring, together, together_or_alone
 from fitkit.handler.repr import as_html, as_text
 from fitkit.handler.savable_metric import require_savable_metric
 from fitkit.handler.save_source import make_save_queue
@@ -112,13 +113,14 @@ class NNHandler(BaseHandler):
             require_count("seed", seed, minimum=0)
         kind = types.ModelType.parse(model_type)
         world, own_device, parallel = set_up_rank(device, strategy, use_distributed=use_distributed)
-        # a seed given here must not disturb the program's own random streams
-        with nullcontext() if seed is None else seeded_streams(seed, own_device):
-            parts = Parts(model_class, model_kwargs, kind, own_device)
-        arguments = () if parts.model_spec is None else parts.model_spec.kwargs.values()
-        code = model_source(parts.module, arguments) if save_model_code else None
-        world.copy_from_main(parts.module.state_dict().values())
-        parallel.shard(parts.module)
+        with world.call("NNHandler"):
+            # a seed given here must not disturb the program's own random streams
+            with nullcontext() if seed is None else seeded_streams(seed, own_device):
+                parts = Parts(model_class, model_kwargs, kind, own_device)
+            arguments = () if parts.model_spec is None else parts.model_spec.kwargs.values()
+            code = model_source(parts.module, arguments) if save_model_code else None
+            world.copy_from_main(parts.module.state_dict().values())
+            parallel.shard(parts.module)
         super().__init__(parts, world, parallel, logger, seed, code)
         self.saves = make_save_queue(self)
         self._score_model = ScoreModel(parts.generative, HandlerEvaluator(self))
@@ -132,6 +134,7 @@ class NNHandler(BaseHandler):
 
     # ---- components -----------------------------------------------------------------------------
 
+    @configuring
     def set_optimizer(
         self, cls: type[Optimizer], *, params: ParameterGroups | None = None, **kwargs: Any
     ) -> None:
@@ -145,6 +148,7 @@ class NNHandler(BaseHandler):
         self.session.require_outside_fit("set_optimizer")
         set_optimizer(self, cls, kwargs, params)
 
+    @configuring
     def set_scheduler(
         self,
         cls: type[LRScheduler],
@@ -169,6 +173,7 @@ class NNHandler(BaseHandler):
         set_scheduler(self, cls, kwargs, interval, monitor)
         self.parts.scheduler_strict = strict
 
+    @configuring
     def set_loss_fn(
         self,
         fn: Callable[..., Any],
@@ -200,6 +205,7 @@ class NNHandler(BaseHandler):
             weight, kwargs = None, {**kwargs, "weight": weight}
         set_loss(self, fn, pass_epoch_to_loss, kwargs, weight)
 
+    @configuring
     def set_train_loader(self, dataset: Any, **loader_kwargs: Any) -> None:
         """Set the training data for calls of ``fit`` that are given none.
 
@@ -212,6 +218,7 @@ class NNHandler(BaseHandler):
         self.session.require_outside_fit("set_train_loader")
         self.parts.train_data = DataSpec.from_loader_kwargs(dataset, loader_kwargs)
 
+    @configuring
     def set_val_loader(
         self, dataset: Any, *, name: str | None = None, **loader_kwargs: Any
     ) -> None:
@@ -227,6 +234,7 @@ class NNHandler(BaseHandler):
             self.parts.validation_data, dataset, name, loader_kwargs
         )
 
+    @configuring
     def add_metric(self, name: str, metric: Any) -> None:
         """Log ``metric`` as ``name``, and as ``val_name`` in validation.
 
@@ -249,6 +257,7 @@ class NNHandler(BaseHandler):
         """Detach a callback."""
         self.callbacks.remove(callback)
 
+    @configuring
     def auto_save(
         self,
         interval: int | None,
@@ -274,6 +283,7 @@ class NNHandler(BaseHandler):
         if interval:
             self.callbacks.add(saver)
 
+    @configuring
     def set_train_step(
         self, fn: Callable[..., Any], evaluation_step: Callable[..., Any] | None = None
     ) -> None:
@@ -293,6 +303,7 @@ class NNHandler(BaseHandler):
                 )
         self.parts.train_step, self.parts.evaluation_step = fn, evaluation_step
 
+    @configuring
     def set_predict_step(self, fn: Callable[..., Any] | None) -> None:
         """Predict with ``fn(handler, batch)``, such as ``generate`` of a language model.
 
@@ -312,6 +323,7 @@ class NNHandler(BaseHandler):
 
     # ---- fit, evaluate, predict -----------------------------------------------------------------
 
+    @together
     def fit(
         self,
         train_data: Any = None,
@@ -442,6 +454,7 @@ class NNHandler(BaseHandler):
         """``fit`` with the data set before; ``options`` are those of ``fit``."""
         return self.fit(epochs=epochs, validate_every=validate_every, **options)
 
+    @together_or_alone
     def evaluate(
         self,
         data: Any = None,
@@ -473,6 +486,7 @@ class NNHandler(BaseHandler):
         options = PassOptions(batch_size, num_samples, steps, precision, grad, callbacks)
         return evaluate(self, with_targets(data, y), options)
 
+    @together_or_alone
     def predict(
         self,
         data: Any,
@@ -519,6 +533,7 @@ class NNHandler(BaseHandler):
             self, data, options, tensors_only=tensors_only, return_outputs=return_outputs
         )
 
+    @together_or_alone
     def predict_batches(
         self,
         data: Any,
@@ -551,7 +566,8 @@ class NNHandler(BaseHandler):
                 as the model returned them.
         """
         options = PassOptions(batch_size, num_samples, steps, precision, grad, callbacks)
-        return predict_batches(self, data, options, tensors_only=tensors_only)
+        outputs = predict_batches(self, data, options, tensors_only=tensors_only)
+        return batches_of(self.world, "predict_batches", outputs)
 
     # ---- summary and tuning ---------------------------------------------------------------------
 
@@ -568,6 +584,7 @@ class NNHandler(BaseHandler):
             self.module, self.optimizer, self.device, self.parts.model_type, example, input_size
         )
 
+    @together
     def find_learning_rate(
         self,
         train_data: Any = None,
@@ -598,6 +615,7 @@ class NNHandler(BaseHandler):
             self, train_data, min_lr, max_lr, num_steps, batch_size, smoothing, divergence, options
         )
 
+    @together
     def find_batch_size(
         self,
         train_data: Any = None,
@@ -628,6 +646,7 @@ class NNHandler(BaseHandler):
 
     # ---- score-based models and samplers --------------------------------------------------------
 
+    @configuring
     def set_sde(
         self,
         cls: type[SDE],
@@ -664,6 +683,7 @@ class NNHandler(BaseHandler):
         )
         load_pending(generative, self.session.pending)
 
+    @configuring
     def set_sampler(self, sampler: type[Sampler] | Sampler, **kwargs: Any) -> None:
         """Draw with your own sampler in ``get_samples``.
 
@@ -709,7 +729,7 @@ class NNHandler(BaseHandler):
 
         Inside an epoch all ranks have to call it.
         """
-        with self.session.gathered_from_ranks():
+        with self.session.gathered_from_ranks("handler.get_state_dict"):
             return handler_state_dict(self, self.parallel.on_local_tensors(detached_copy))
 
     def save(self, path: str | Path) -> None:
@@ -722,7 +742,7 @@ class NNHandler(BaseHandler):
             SaveError: it could not be written; an earlier file of that name is as it was.
         """
         self.wait_for_saves()
-        with self.session.gathered_from_ranks(), saving.logged(self.logger, path):
+        with self.session.gathered_from_ranks("handler.save"), saving.logged(self.logger, path):
             self.saves.save_now(handler_state_dict(self), Path(path))
 
     @classmethod
@@ -799,5 +819,6 @@ class NNHandler(BaseHandler):
         """
         kind = types.ModelType.CLASSIFICATION if model_type is None else model_type
         handler = cls(model_class, device, model_type=kind, strategy=strategy, **model_kwargs)
-        load_weights(handler, checkpoint_path, strict=strict_load)
+        with handler.world.call("initialize_from_checkpoint"):
+            load_weights(handler, checkpoint_path, strict=strict_load)
         return handler

@@ -75,8 +75,23 @@ class RankError(FitkitError, RuntimeError):
         self.rank = rank
         self.told = told
 
-    def __reduce__(self) -> tuple[type[RankError], tuple[int, str]]:
+    def __reduce__(self) -> tuple[type[RankError], tuple[Any, ...]]:
         return (RankError, (self.rank, self.told))
+
+
+class DeadlockError(RankError):
+    """The ranks wait for each other in different calls, so none of them can continue.
+
+    Attributes:
+        rank: -1, because no rank failed first.
+    """
+
+    def __init__(self, told: str) -> None:
+        super().__init__(-1, told)
+        self.args = (told,)
+
+    def __reduce__(self) -> tuple[type[RankError], tuple[Any, ...]]:
+        return (DeadlockError, (self.told,))
 
 
 class Preempted(SystemExit):

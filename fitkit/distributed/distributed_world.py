@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -13,14 +14,18 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from fitkit.core.errors import ConfigurationError, RankError
-from fitkit.distributed import group_sockets, process_group
+from fitkit.core.errors import ConfigurationError, Preempted, RankError
+from fitkit.distributed import failures, group_sockets, process_group
+from fitkit.distributed.activity import Activity
+from fitkit.distributed.alone import alone, require_company
 from fitkit.distributed.failure_watch import FailureWatch
+from fitkit.distributed.hang_detector import HangDetector, find_absent
 from fitkit.distributed.rank_info import RankInfo
 from fitkit.distributed.world import Result, World
 
-_FAILURE = "failure"
 _HOST = torch.device("cpu")
+# How long a rank that raised waits for the others to raise too, as for a wrong argument.
+_SECONDS_TO_RAISE = 1.0
 
 
 class DistributedWorld(World):
@@ -32,29 +37,42 @@ class DistributedWorld(World):
         sockets: the connections of the group for host tensors.
         group: that group; ``None``: the default group.
         timeout: of later groups; ``None``: torch's default.
-        watch: detects failures of other ranks while this one waits for a kernel.
+        watch: detects failures of other ranks while this one waits for them.
+        detector: knows where the ranks are, for errors.
     """
 
     def __init__(
         self,
         store: Any,
         info: RankInfo,
-        sockets: Mapping[int, str],
+        sockets: dict[int, str],
         group: Any = None,
         timeout: timedelta | None = None,
         watch: FailureWatch | None = None,
+        detector: HangDetector | None = None,
     ) -> None:
         self.rank, self.size, self.local_rank = info.rank, info.size, info.local_rank
         self.group = group
-        self._info, self._store, self._sockets = info, store, dict(sockets)
+        self._info, self._store, self._sockets = info, store, sockets
+        self._detector = detector
+        self._activity = Activity() if detector is None else detector.activity
         self._timeout, self._watch = timeout, watch
         self._side_group: DistributedWorld | None = None
+        self._default_group = dist.group.WORLD
+        self._failure: RankError | None = None
+        self._raised: tuple[Any, int] = (None, 0)  # where this rank raised last, and how often
 
     def group_for(self, device: torch.device) -> Any:
-        """As in ``World``; raises the ``RankError`` of a failure that was detected meanwhile."""
+        """As in ``World``; raises a ``RankError`` after a failure, and in a call of one rank."""
+        self._require_whole("communication")
+        require_company("communication")
         if self._watch is not None and self._watch.failure is not None:
             raise self._watch.failure
         return super().group_for(device)
+
+    def has_group(self) -> bool:
+        """Whether torch's default group is still the one that this world joined."""
+        return dist.group.WORLD is self._default_group
 
     def sum(self, sums: Tensor) -> Tensor:
         total = sums.clone()
@@ -62,26 +80,36 @@ class DistributedWorld(World):
         return total
 
     def sum_in_place(self, tensor: Tensor) -> None:
-        dist.all_reduce(tensor, group=self.group_for(tensor.device))
+        group = self.group_for(tensor.device)
+        with self._activity.inside("sum") if tensor.device.type == "cpu" else nullcontext():
+            dist.all_reduce(tensor, group=group)
 
     def largest(self, values: list[int]) -> list[int]:
         largest = torch.tensor(values, dtype=torch.int64)
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group_for(_HOST))
+        group = self.group_for(_HOST)
+        with self._activity.inside("largest"):
+            dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
         return largest.tolist()
 
     def gather(self, value: Any) -> list[Any] | None:
         values: list[Any] | None = [None] * self.size if self.is_main else None
-        dist.gather_object(value, values, group=self.group_for(_HOST))
+        group = self.group_for(_HOST)
+        with self._activity.inside("gather"):
+            dist.gather_object(value, values, group=group)
         return values
 
     def gather_all(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.group_for(_HOST))
+        group = self.group_for(_HOST)
+        with self._activity.inside("gather_all"):
+            dist.all_gather_object(values, value, group=group)
         return values
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
         values = [value]
-        dist.broadcast_object_list(values, source, group=self.group_for(_HOST))
+        group = self.group_for(_HOST)
+        with self._activity.inside("broadcast"):
+            dist.broadcast_object_list(values, source, group=group)
         return values[0]
 
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
@@ -91,7 +119,9 @@ class DistributedWorld(World):
                     "several ranks cannot share a module with lazy parameters that have no values "
                     "yet: call it on one batch, on the CPU, and pass it as a ready module."
                 )
-            dist.broadcast(tensor, 0, group=self.group_for(tensor.device))
+            group = self.group_for(tensor.device)
+            with self._activity.inside("copy") if tensor.device.type == "cpu" else nullcontext():
+                dist.broadcast(tensor, 0, group=group)
 
     def set_timeout(self, timeout: timedelta) -> None:
         process_group.set_timeout(timeout)
@@ -112,18 +142,68 @@ class DistributedWorld(World):
             self._sockets.update(opened)
         return self._side_group
 
-    def run_on(self, rank: int, action: Callable[[], Result]) -> Result | None:
-        result, error = None, None
-        if self.rank == rank:
+    @contextmanager
+    def call(self, verb: str, *, meets: bool = True) -> Iterator[None]:
+        self._require_whole(verb)
+        require_company(verb)
+        self._activity.verbs.append(verb)
+        try:
+            if meets:
+                # a barrier cannot be mixed up with what ranks do that do not call the verb
+                group = self.group_for(_HOST)
+                with self._activity.inside("barrier"):
+                    dist.barrier(group=group)
+            yield
+        except (Preempted, GeneratorExit):  # agreed on by all ranks; or the caller takes no more
+            raise
+        except BaseException as error:
+            first = self._error_of_call(error)
+            if first is error:
+                raise
+            raise first from error
+        finally:
+            self._activity.verbs.pop()
+
+    def _error_of_call(self, error: BaseException) -> BaseException:
+        """``error`` if all ranks have raised at this point, else that of the rank that failed."""
+        if self.is_broken:
+            return error
+        if self._watch is not None and self._watch.failure is not None:
+            return self.fail(error)
+        position = process_group.sequence_numbers(self.group)
+        same_position = self._raised[0] == position
+        self._raised = position, (self._raised[1] + 1 if same_position else 0)
+        where = repr(self._raised)
+        if failures.all_ranks_raised(self._store, where, self.size, _SECONDS_TO_RAISE):
+            return error
+        return self.fail(error)
+
+    def locate(self, position: Callable[[], str]) -> None:
+        self._activity.position = position
+
+    def listening(self, signals: Iterable[int]) -> AbstractContextManager[None]:
+        return (
+            nullcontext() if self._detector is None else self._detector.signals.listening(signals)
+        )
+
+    def run_on(self, ranks: int | Sequence[int], action: Callable[[], Result]) -> Result | None:
+        chosen, result, error = [ranks] if isinstance(ranks, int) else ranks, None, None
+        if self.rank in chosen:
             try:
-                result = action()
-            except BaseException as caught:  # noqa: BLE001  raised below, after the broadcast
+                with alone():
+                    result = action()
+            except BaseException as caught:  # noqa: BLE001  raised below, after the exchange
                 error = caught
-        message = self.broadcast(None if error is None else _describe(error), rank)
+        message = None if error is None else failures.describe(error)
+        if len(chosen) == 1:
+            messages = {chosen[0]: self.broadcast(message, chosen[0])}
+        else:
+            messages = dict(enumerate(self.gather_all(message)))
         if error is not None:
             raise error
-        if message is not None:
-            raise RankError(rank, message)
+        for rank, told in messages.items():
+            if told is not None:
+                raise RankError(rank, told)
         return result
 
     def fail(self, error: BaseException) -> BaseException:
@@ -131,24 +211,49 @@ class DistributedWorld(World):
 
         They learn of it within milliseconds instead of after the timeout.
         """
+        if self.is_broken:
+            return error
         self.is_broken = True
         if self._watch is not None:
             self._watch.stop()
-        if not isinstance(error, RankError):
-            error = self._first_failure(error)
+        first = error if isinstance(error, RankError) else self._found_by_watch(error)
+        if first is None:
+            first = failures.publish(self._store, self.rank, error)
             group_sockets.shut_down(self._sockets)
+        failures.acknowledge(self._store, self.rank)
         if self._watch is not None:
             self._watch.abort()  # else a later copy from the device would wait for the others
+        self._failure = first or RankError(self.rank, failures.describe(error))
+        error = first or error
+        failures.write_error_file(error)
+        if first is not None and self._detector is not None:
+            return self._detector.end_after_signal() or error
         return error
 
-    def _first_failure(self, error: BaseException) -> BaseException:
-        """``error``, unless another rank published a failure first."""
-        message = f"{self.rank} {_describe(error)}"
+    def _found_by_watch(self, error: BaseException) -> RankError | None:
+        """The failure that ended a collective, or that of the rank which did not come in time."""
+        if self._watch is not None and self._watch.failure is not None:
+            return self._watch.failure
+        if self._detector is None or "imed out" not in str(error):
+            return None
         try:
-            first = self._store.compare_set(_FAILURE, "", message).decode()
+            absent = find_absent(self._detector.statuses(), self.rank, self.size)
+            if absent is not None:
+                absent = failures.publish_found(self._store, self.rank, absent)
         except RuntimeError:  # the store ended with the launcher
-            return error
-        return _parse_failure(first, self.rank) or error
+            return None
+        group_sockets.shut_down(self._sockets)
+        return absent
+
+    def _require_whole(self, verb: str) -> None:
+        """Raise a ``RankError`` if a rank has failed, or an error if the group is gone."""
+        if not self.has_group():
+            raise ConfigurationError(
+                f"{verb} needs all ranks, but the process group that this handler joined has been "
+                f"destroyed: create a new handler after init_process_group."
+            )
+        if self._failure is not None:
+            raise failures.later(self._failure, verb)
 
     def leave(self, *, is_ours: bool) -> None:
         """Destroy the process groups at the end of the program.
@@ -156,12 +261,14 @@ class DistributedWorld(World):
         Args:
             is_ours: fitkit created the default group; else it destroys only its additional groups.
         """
+        if self.is_broken and self.rank == 0:  # the store may be in this process
+            failures.wait_until_acknowledged(self._store, self.size)
         if self._watch is not None:
             self._watch.stop()
             if self.is_broken or self._watch.failure is not None:
                 self._watch.abort()  # destroying NCCL's communicators would wait for the others
         if dist.is_initialized():
-            if is_ours:
+            if is_ours and self.has_group():
                 dist.destroy_process_group()
             else:
                 for world in (self._side_group, self):
@@ -169,21 +276,5 @@ class DistributedWorld(World):
                         process_group.destroy(world.group)
                         world.group = None
         # an object that still holds this world must not keep the threads of its groups alive
-        self.group = self._side_group = None
+        self.group = self._side_group = self._default_group = None
         gc.collect()
-
-
-def failure_of_another(store: Any, rank: int) -> RankError | None:
-    """The first published failure if another rank than ``rank`` has failed; does not wait."""
-    if not store.check([_FAILURE]):
-        return None
-    return _parse_failure(store.get(_FAILURE).decode(), rank)
-
-
-def _parse_failure(published: str, own_rank: int) -> RankError | None:
-    rank, _, message = published.partition(" ")
-    return None if int(rank) == own_rank else RankError(int(rank), message)
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -20,19 +20,25 @@ class FailureWatch:
         find_failure: returns the failure of another rank, if any; called in the thread.
         abort: aborts collectives that the main thread may wait for; called once.
         seconds: polling interval.
+        give_up: called if ``stop`` was not called ``PATIENCE`` seconds after ``abort``: what the
+            main thread is in does not end.
 
     Attributes:
         failure: the failure that was found.
     """
+
+    PATIENCE = 3.0
 
     def __init__(
         self,
         find_failure: Callable[[], RankError | None],
         abort: Callable[[], None],
         seconds: float = 1.0,
+        give_up: Callable[[RankError], None] | None = None,
     ) -> None:
         self.failure: RankError | None = None
         self._find_failure, self._abort, self._seconds = find_failure, abort, seconds
+        self._give_up = give_up
         self._stopped = threading.Event()
         self._abort_lock = threading.Lock()
         self._is_aborted = False
@@ -49,6 +55,8 @@ class FailureWatch:
                 return
             if self.failure is not None:
                 self.abort()
+                if self._give_up is not None and not self._stopped.wait(self.PATIENCE):
+                    self._give_up(self.failure)
                 return
 
     def abort(self) -> None:

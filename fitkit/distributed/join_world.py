@@ -15,11 +15,16 @@ from torch.distributed.rendezvous import rendezvous
 
 from fitkit.core.errors import ConfigurationError
 from fitkit.distributed import group_sockets, process_group, rendezvous_store
-from fitkit.distributed.distributed_world import DistributedWorld, failure_of_another
+from fitkit.distributed.activity import Activity
+from fitkit.distributed.alone import is_alone
+from fitkit.distributed.distributed_world import DistributedWorld
 from fitkit.distributed.failure_watch import FailureWatch
-from fitkit.distributed.rank_info import RankInfo, find_rank_info
+from fitkit.distributed.hang_detector import HangDetector, end_process
+from fitkit.distributed.rank_info import RankInfo, find_local_rank, find_rank_info
+from fitkit.distributed.signal_bytes import SignalBytes
 from fitkit.distributed.world import World
 
+_POLLING_SECONDS = 0.5
 _joined: list[DistributedWorld] = []
 
 
@@ -29,12 +34,16 @@ def join_world(
     *,
     timeout: timedelta | None = None,
 ) -> World:
-    """The world that the launcher's environment describes; its process group is created once.
+    """The ranks of torch's process group, or those that the launcher's environment describes.
+
+    A group that the program, or Ray or Accelerate, has created says who the ranks are, whatever
+    the environment says; else the environment does, and the group is created once. A function of
+    ``on_rank`` gets a single rank: a handler that it creates is its own.
 
     Args:
-        use_distributed: ``None``: as the environment says; ``True``: a launcher is required;
-            ``False``: a single rank.
-        environment: variables of the launcher (torchrun or Slurm's ``srun``).
+        use_distributed: ``None``: as the group or the environment says; ``True``: one of them is
+            required; ``False``: a single rank.
+        environment: variables of the launcher (torchrun, ``mpirun`` or Slurm's ``srun``).
         timeout: of collectives; ``None``: unchanged, or torch's default for a new group.
 
     Raises:
@@ -45,16 +54,19 @@ def join_world(
         raise ConfigurationError(
             f"use_distributed must be True, False or None, received {use_distributed!r}."
         )
-    if use_distributed is False:
+    if use_distributed is False or is_alone():
         return World()
-    info = find_rank_info(environment)
+    info = _rank_in_group(environment) or find_rank_info(environment)
     if use_distributed and info is None:
         raise ConfigurationError(
             "use_distributed=True, but no launcher has started this process: start the script with "
-            "torchrun --nproc-per-node=N or srun, or leave use_distributed out."
+            "torchrun --nproc-per-node=N, mpirun or srun, call init_process_group before, or leave "
+            "use_distributed out."
         )
     if info is None or info.size == 1:
         return World()
+    if _joined and not _joined[0].has_group():  # of an earlier run in this process
+        _joined.pop().leave(is_ours=False)
     if not _joined:
         _joined.append(_join(info, timeout))
     elif timeout is not None:
@@ -63,8 +75,16 @@ def join_world(
 
 
 def current_world() -> World:
-    """The joined world, or else the one that the launcher's environment describes."""
-    return _joined[0] if _joined else join_world(None)
+    """The joined world, or else the one that ``join_world`` joins."""
+    return join_world(None)
+
+
+def _rank_in_group(environment: Mapping[str, str]) -> RankInfo | None:
+    """This rank in the process group that the program has created, if it has."""
+    if not dist.is_initialized():
+        return None
+    rank = dist.get_rank()
+    return RankInfo(rank, dist.get_world_size(), find_local_rank(environment, rank), "")
 
 
 def _join(info: RankInfo, timeout: timedelta | None) -> DistributedWorld:
@@ -76,7 +96,7 @@ def _join(info: RankInfo, timeout: timedelta | None) -> DistributedWorld:
     # host tensors, such as those of RankSync, go through gloo
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     is_watched = "nccl" in backend if is_ours else process_group.has_device_backend()
-    watched_store = rendezvous_store.second_connection(store) if is_watched else None
+    watched_store = rendezvous_store.second_connection(store)
     # When rank 0 returns from here, all ranks have connected: sockets opened from now on belong to
     # the group, and can be closed without the store.
     prefix = rendezvous_store.agree_on_prefix(store, info.rank, info.size)
@@ -94,14 +114,30 @@ def _join(info: RankInfo, timeout: timedelta | None) -> DistributedWorld:
         # The program's group may only have NCCL, which takes no host tensors. Even if it has gloo:
         # only connections that fitkit opened may be closed when a rank fails.
         group = process_group.new_host_group(timeout)
-    opened, watch = group_sockets.sockets_opened_since(before), None
-    if watched_store is not None:
-        watched_store = rendezvous_store.with_prefix(watched_store, prefix)
-        find_failure = partial(failure_of_another, watched_store, info.rank)
-        watch = FailureWatch(find_failure, process_group.abort_device_backends)
-    world = DistributedWorld(store, info, opened, group, timeout, watch)
+    opened = group_sockets.sockets_opened_since(before)
+    detector = HangDetector(
+        rendezvous_store.with_prefix(watched_store, prefix),
+        info.rank,
+        info.size,
+        Activity(process_group.counter(group)),
+        SignalBytes(),
+        polls=is_watched,
+    )
+    watch = FailureWatch(
+        detector.find_failure,
+        partial(_abort, opened),
+        _POLLING_SECONDS,
+        partial(end_process, detector),
+    )
+    world = DistributedWorld(store, info, opened, group, timeout, watch, detector)
     atexit.register(_leave, world, is_ours=is_ours)
     return world
+
+
+def _abort(sockets: dict[int, str]) -> None:
+    """End the collectives that this rank waits in."""
+    group_sockets.shut_down(sockets)
+    process_group.abort_device_backends()
 
 
 def _rendezvous(info: RankInfo, timeout: timedelta | None) -> Any:

@@ -5,6 +5,7 @@ Some of this has no public form in torch; the private functions used here exist 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -34,13 +35,40 @@ def _runs_on_device(device: str, backend: str) -> bool:
 
 
 def default_store() -> Any:
-    """The store of the default group."""
-    return dist.distributed_c10d._get_default_store()  # noqa: SLF001  no public form
+    """The store of the default group, or ``ConfigurationError`` if it has none."""
+    store = dist.distributed_c10d._get_default_store()  # noqa: SLF001  no public form
+    if store is None:
+        raise ConfigurationError(
+            f"the process group that the program created ({listed(backends().values())}) has no "
+            f"store, which fitkit needs to tell ranks of failures: create it with gloo or nccl."
+        )
+    return store
 
 
 def new_host_group(timeout: timedelta | None) -> Any:
     """A new group of all ranks for host tensors and objects; every rank must call it."""
     return dist.new_group(backend="gloo", timeout=timeout)
+
+
+def sequence_numbers(group: Any = None) -> tuple[int, ...]:
+    """How many collectives this rank has begun in the default group and in ``group``."""
+    groups = [dist.group.WORLD] if group is None else [dist.group.WORLD, group]
+    counted = [_implementation(one, device) for one in groups for device in backends(one)]
+    return tuple(
+        one._get_sequence_number_for_group()  # noqa: SLF001  no public form
+        for one in counted
+    )
+
+
+def counter(group: Any = None) -> Callable[[], int] | None:
+    """Counts the collectives that this rank has begun in ``group``, if its backend does."""
+    backend = _implementation(dist.group.WORLD if group is None else group, "cpu")
+    count: Callable[[], int] = backend._get_sequence_number_for_group  # noqa: SLF001  no public form
+    try:
+        count()
+    except RuntimeError:
+        return None
+    return count
 
 
 def set_timeout(timeout: timedelta, group: Any = None) -> None:

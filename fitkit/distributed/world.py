@@ -6,7 +6,8 @@ same order, whatever data it has; the exception is ``fail``, by which the others
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -78,8 +79,32 @@ class World:
         """
         return self
 
-    def run_on(self, rank: int, action: Callable[[], Result]) -> Result | None:
-        """Run ``action`` on one rank while the others wait; they get ``None``.
+    def call(self, verb: str, *, meets: bool = True) -> AbstractContextManager[None]:
+        """Inside ``with`` all ranks call ``verb``: none waits for one that raised an error.
+
+        If all ranks raise, as for a wrong argument, each raises its own error and they may go on.
+        Otherwise the first failure is that of all, as in ``fail``.
+
+        Args:
+            verb: the name of what is called.
+            meets: the ranks wait for each other first, so that a rank which calls it alone, or
+                another verb, is found.
+
+        Raises:
+            RankError: another rank failed, now or before.
+            ConfigurationError: this is a function of ``on_rank``, which only some ranks run.
+        """
+        return nullcontext()
+
+    def locate(self, position: Callable[[], str]) -> None:
+        """Describe where the run is with ``position``, for errors of ranks that wait for this."""
+
+    def listening(self, signals: Iterable[int]) -> AbstractContextManager[None]:
+        """Inside ``with`` these signals end this rank also while it waits for others in vain."""
+        return nullcontext()
+
+    def run_on(self, ranks: int | Sequence[int], action: Callable[[], Result]) -> Result | None:
+        """Run ``action`` on one or several ranks while the others wait; they get ``None``.
 
         Raises:
             RankError: on the other ranks, if it failed.

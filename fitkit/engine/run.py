@@ -30,11 +30,15 @@ class RankSync:
     Args:
         state: where a stop may have been requested.
         watch: signals that were received.
+
+    Attributes:
+        agreed_end: the exception by which all ranks end the run after the same batch.
     """
 
     def __init__(self, state: FitState, watch: SignalWatch) -> None:
         self._state = state
         self._watch = watch
+        self.agreed_end: BaseException | None = None
 
     @property
     def must_stop(self) -> bool:
@@ -73,9 +77,9 @@ class RankSync:
 
     def _end_for(self, received: signal.Signals) -> None:
         self._watch.is_answered = True
-        if received is signal.SIGINT:
-            raise KeyboardInterrupt
-        raise Preempted(received)
+        is_interrupt = received is signal.SIGINT
+        self.agreed_end = KeyboardInterrupt() if is_interrupt else Preempted(received)
+        raise self.agreed_end
 
 
 class EvaluationContext(Protocol):

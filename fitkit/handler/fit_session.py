@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -119,24 +119,30 @@ class FitSession:
         self.loaded = True
 
     @contextmanager
-    def gathered_from_ranks(self) -> Iterator[None]:
+    def gathered_from_ranks(self, verb: str) -> Iterator[None]:
         """Inside ``with`` the progress on rank 0 contains that of the other ranks.
 
-        A collective: all ranks have to call it. Outside an epoch there is nothing to gather.
+        A collective: all ranks have to call ``verb``. Outside an epoch there is nothing to gather,
+        and only the ranks of a sharded model go on to communicate.
         """
-        run = self.run
+        run, is_sharded = self.run, self._parallel.is_sharded
         if run is None or run.state.phase is Phase.BEGIN or self._world.size == 1:
-            yield
+            with self._world.call(verb) if is_sharded else nullcontext():
+                yield
             return
-        progress = run.rank_progress()
-        if self._parallel.is_sharded:  # the window is sharded too: each rank saves its part
-            del progress["window"]
-        ranks = self._world.gather(map_tensors(Tensor.cpu, progress))
-        run.other_ranks = [] if ranks is None else ranks[1:]
-        try:
-            yield
-        finally:
-            run.other_ranks = []
+        with ExitStack() as stack:
+            stack.enter_context(self._world.call(f"{verb} in the middle of an epoch"))
+            progress = run.rank_progress()
+            if is_sharded:  # the window is sharded too: each rank saves its part
+                del progress["window"]
+            ranks = self._world.gather(map_tensors(Tensor.cpu, progress))
+            if not is_sharded:  # what follows is the work of one rank
+                stack.close()
+            run.other_ranks = [] if ranks is None else ranks[1:]
+            try:
+                yield
+            finally:
+                run.other_ranks = []
 
     # ---- begin and end of a run -----------------------------------------------------------------
 

@@ -41,17 +41,18 @@ def load_handler(
     Raises:
         CheckpointError: the file cannot be used.
     """
-    _, device, parallel = set_up_rank(device, strategy)
-    state = read_full(Path(path), parallel.empty_dtensor)
-    model, kwargs = find_model(state, path, model_class, trust_code=trust_code)
-    with as_build_error("model", "pass model_class=<a ready module>"):
-        kind = state["model_type"]
-        handler = handler_class(model, device, model_type=kind, strategy=parallel, **kwargs)
-    handler.model_code = state["model_code"]
-    rebuild_parts(handler, state, skip_parts)
-    load_handler_state_dict(handler, state, strict=strict, skip_parts=skip_parts)
-    handler.run_identity.adopt(run_record.read(Path(path)))
-    return handler
+    world, device, parallel = set_up_rank(device, strategy)
+    with world.call("load"):
+        state = read_full(Path(path), parallel.empty_dtensor)
+        model, kwargs = find_model(state, path, model_class, trust_code=trust_code)
+        with as_build_error("model", "pass model_class=<a ready module>"):
+            kind = state["model_type"]
+            handler = handler_class(model, device, model_type=kind, strategy=parallel, **kwargs)
+        handler.model_code = state["model_code"]
+        rebuild_parts(handler, state, skip_parts)
+        load_handler_state_dict(handler, state, strict=strict, skip_parts=skip_parts)
+        handler.run_identity.adopt(run_record.read(Path(path)))
+        return handler
 
 
 def load_weights(handler: BaseHandler, path: str | Path, *, strict: bool) -> None:

@@ -253,7 +253,7 @@ def _load_entries(handler: BaseHandler, state: Mapping[str, Any], skip_parts: Sk
 @contextmanager
 def rollback_on_error(handler: BaseHandler) -> Iterator[None]:
     """Inside ``with`` another state is loaded; on an error the handler is as it was before."""
-    with handler.session.gathered_from_ranks():
+    with handler.session.gathered_from_ranks("fit"):
         undo_state = make_state_undo(handler)
     identity = replace(handler.run_identity)
     undo_callbacks, undo_session = handler.callbacks.make_undo(), handler.session.make_undo()

@@ -10,7 +10,7 @@ from typing import Any
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from fitkit.checkpointing.savers.saver import Saver
-from fitkit.core.errors import ConfigurationError, Preempted
+from fitkit.core.errors import ConfigurationError
 from fitkit.core.monitor import MonitoredValue
 from fitkit.core.validation_sets import UNNAMED, pass_name, require_distinct_names
 from fitkit.data.in_memory import is_in_memory
@@ -78,8 +78,9 @@ def data_of(specs: Specs) -> dict[str, Any]:
 class HandlerLifecycle:
     """The ``FitLifecycle`` of a handler; ``continues``: this fit continues an interrupted one."""
 
-    def __init__(self, handler: BaseHandler, *, continues: bool) -> None:
+    def __init__(self, handler: BaseHandler, rank_sync: RankSync, *, continues: bool) -> None:
         self._handler = handler
+        self._rank_sync = rank_sync
         self._continues = continues
         self.learning_rate = handler.parts.learning_rate
         self.finish_saves = handler.saves.finish
@@ -97,9 +98,9 @@ class HandlerLifecycle:
         handler.saves.flush()
 
     def first_error(self, error: BaseException) -> BaseException:
-        """The error to raise for one raised here; a signal reaches all ranks, so it stays."""
-        is_signal = isinstance(error, (Preempted, KeyboardInterrupt))
-        return error if is_signal else self._handler.world.fail(error)
+        """The error to raise for one raised here; the end that all ranks agreed on stays."""
+        is_agreed = error is self._rank_sync.agreed_end
+        return error if is_agreed else self._handler.world.fail(error)
 
 
 def build_run(
@@ -147,7 +148,7 @@ def build_run(
         validate_every=options.validate_every,
         last_epoch=first_epoch + options.epochs,
         last_step=None if options.max_steps is None else first_step + options.max_steps,
-        lifecycle=HandlerLifecycle(handler, continues=continues),
+        lifecycle=HandlerLifecycle(handler, rank_sync, continues=continues),
     )
 
 

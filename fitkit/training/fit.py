@@ -70,7 +70,8 @@ def _fit_attached(
     handler: BaseHandler, options: FitOptions, specs: Specs, in_memory: dict[str, Any] | None
 ) -> History:
     handler.gradient_accumulation_steps = options.gradient_accumulation_steps
-    with SignalWatch((signal.SIGINT, *options.preemption_signals)) as watch:
+    signals = (signal.SIGINT, *options.preemption_signals)
+    with SignalWatch(signals) as watch, handler.world.listening(signals):
         may_load = bool(options.resume) or handler.session.loaded
         with rollback_on_error(handler) if may_load else nullcontext():
             prepared = prepare_run(handler, options, specs, watch, in_memory)
@@ -81,6 +82,8 @@ def _fit_attached(
 
 
 def _train(handler: BaseHandler, run: FitRun, streams: dict[str, Any] | None) -> History:
+    state = handler.state
+    handler.world.locate(lambda: f"epoch {state.epoch}, step {state.global_step}")
     handler.history.interrupted = False
     handler.weights.trained_before_restore = None
     with always_after(lambda: _end(handler), lambda: _leave_streams(handler, streams)):
@@ -89,6 +92,8 @@ def _train(handler: BaseHandler, run: FitRun, streams: dict[str, Any] | None) ->
             handler.session.call_is_open = False
             run.rank_sync.check(now=True)  # a signal may have come after the last batch
         except KeyboardInterrupt:
+            if handler.world.is_broken:  # of this rank alone, and the others have failed with it
+                raise
             handler.history.interrupted = True
             handler.logger.warning("interrupted after %d training batches", run.state.global_step)
         except Preempted as error:  # a SystemExit is not printed, so its notes are logged
@@ -104,7 +109,11 @@ def _end(handler: BaseHandler) -> None:
     if handler.session.run is not None:
         handler.session.run.step.close()
     # a save after an interrupt inside an epoch needs what the other ranks have accumulated
-    with nullcontext() if handler.world.is_broken else handler.session.gathered_from_ranks():
+    with (
+        nullcontext()
+        if handler.world.is_broken
+        else handler.session.gathered_from_ranks("the end of fit")
+    ):
         handler.session.end(handler.device)
 
 

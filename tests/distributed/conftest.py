@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -273,6 +274,36 @@ def results_of(script: Path, out: Path) -> dict[str, Any]:
     return {
         rank: json.loads((out / f"{rank}.json").read_text()) for rank in ("one", "rank0", "rank1")
     }
+
+
+@pytest.fixture(scope="session")
+def failing_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], dict]:
+    """Runs cases of ``failing_ranks.py``; what each of the two ranks of a case left."""
+
+    def run(names: list[str]) -> dict[str, list[dict[str, Any]]]:
+        out = tmp_path_factory.mktemp("failing")
+        script = SCRIPT.parent / "failing_ranks.py"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(script), str(out), *names]
+        with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+            try:
+                process.wait(150)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        return {name: [_left_by(out / name, rank) for rank in (0, 1)] for name in names}
+
+    return run
+
+
+def _left_by(folder: Path, rank: int) -> dict[str, Any]:
+    path, error_file = folder / f"rank{rank}.json", folder / f"error{rank}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"type": "nothing"}
+    if (folder / "struck").exists() and "at" in found:
+        found["seconds"] = found["at"] - struck_at(folder)
+    if error_file.exists():
+        found["error file"] = json.loads(error_file.read_text())
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,9 @@ import pytest
 import torch.distributed as dist
 
 from fitkit.core.errors import RankError
-from fitkit.distributed.distributed_world import DistributedWorld, failure_of_another
+from fitkit.distributed.distributed_world import DistributedWorld
 from fitkit.distributed.failure_watch import FailureWatch
+from fitkit.distributed.failures import failure_of_another
 from fitkit.distributed.rank_info import RankInfo
 from fitkit.distributed.rendezvous_store import second_connection, with_prefix
 

@@ -78,6 +78,7 @@ def test_collectives_per_epoch_and_per_step(runs, kit):
     # before each sum, the names of what is summed; the chunks of an EpochMetric; once a fit, the
     # names of the validation sets and the norms of the first gradients
     assert found.get("all_gather_object", 0) <= 3 * 2 * 4 + 2, found
+    assert found.pop("barrier") == 1  # fit begins on all ranks
     assert set(found) <= {"all_reduce", "broadcast_object_list", "all_gather_object"}
 
 

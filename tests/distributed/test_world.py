@@ -165,7 +165,7 @@ def test_the_first_failure_is_that_of_all(processes):
     reported = second.fail(RuntimeError("the communicator was aborted"))
     assert (reported.rank, reported.told) == (0, "ValueError: boom")
     assert second.fail(reported) is reported
-    assert watch.done == ["stop", "abort"] * 3
+    assert watch.done == ["stop", "abort"] * 2
 
 
 def test_without_the_store_a_failure_is_its_own(processes):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+from contextlib import suppress
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -166,7 +170,7 @@ def test_an_event_in_which_the_checkpoint_was_made_is_finished_once(handler):
     handler.state.epoch_logs = {"loss": 1.0}
     handler.log("score", 2.0)
     for _ in range(2):
-        HandlerLifecycle(handler, continues=True).replay_interrupted_event()
+        lifecycle_of(handler, continues=True).replay_interrupted_event()
     assert heard == [(4, {"loss": 1.0, "score": 2.0})]
 
 
@@ -178,20 +182,39 @@ def test_saves_of_an_interrupted_call_are_resubmitted_only_by_it(handler, tmp_pa
 
     calls = []
     handler.add_callback(Spy(tmp_path / "a.pth", monitor="loss"))
-    HandlerLifecycle(handler, continues=continues).replay_interrupted_event()
+    lifecycle_of(handler, continues=continues).replay_interrupted_event()
     assert calls == (["resubmit"] if continues else [])
 
 
-@pytest.mark.parametrize("error", [Preempted(15), KeyboardInterrupt()])
-def test_a_signal_is_not_an_error_of_a_rank(handler, error):
+def lifecycle_of(handler, received=None, *, continues=False):
+    """With the end that all ranks agreed on, if a signal was received."""
+    rank_sync = RankSync(FitState(), SimpleNamespace(received=received))
+    with suppress(Preempted, KeyboardInterrupt):
+        rank_sync.check()
+    return HandlerLifecycle(handler, rank_sync, continues=continues)
+
+
+@pytest.mark.parametrize("received", [signal.SIGINT, signal.SIGTERM])
+def test_the_end_that_all_agreed_on_is_not_an_error_of_a_rank(handler, received):
+    lifecycle = lifecycle_of(handler, received)
     handler.world = None  # it would be told
-    assert HandlerLifecycle(handler, continues=False).first_error(error) is error
+    agreed = lifecycle._rank_sync.agreed_end
+    assert agreed is not None
+    assert lifecycle.first_error(agreed) is agreed
+
+
+@pytest.mark.parametrize("error", [Preempted(15), KeyboardInterrupt(), SystemExit(1)])
+def test_an_end_of_one_rank_is_told_to_the_others(handler, error, monkeypatch):
+    told = []
+    monkeypatch.setattr(handler.world, "fail", lambda error: told.append(error), raising=False)
+    lifecycle_of(handler, signal.SIGINT).first_error(error)
+    assert told == [error]
 
 
 def test_other_ranks_are_told_of_an_error(handler, monkeypatch):
     other = KeyError()
     monkeypatch.setattr(handler.world, "fail", lambda error: other, raising=False)
-    lifecycle = HandlerLifecycle(handler, continues=False)
+    lifecycle = lifecycle_of(handler)
     assert lifecycle.first_error(ValueError()) is other
     assert lifecycle.learning_rate() == 0.1
 

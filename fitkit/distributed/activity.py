@@ -1,0 +1,81 @@
+"""Activity: what this rank does, as its watch tells the other ranks."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+_NUM_REMEMBERED = 256
+# The innermost frames say where a rank is; those of the launcher and the loop do not help.
+_NUM_FRAMES = 12
+
+
+class Activity:
+    """The verbs and collectives that this rank is in; ``with operation(...)`` surrounds one.
+
+    Written by the thread that trains, and read by the watch.
+
+    Args:
+        count: how many collectives this rank has begun in the group of the operations; ``None``:
+            torch does not count them, so operations are counted.
+
+    Attributes:
+        verbs: the methods of a handler that are being called, such as ``fit``.
+        position: describes where the run is, such as its step.
+        progress: grows with each verb and operation that begins or ends.
+        operation: the collective that this rank waits in, or ``None``.
+        begun: the collectives that it has begun before that.
+    """
+
+    def __init__(self, count: Callable[[], int] | None = None) -> None:
+        self.verbs: list[str] = []
+        self.position: Callable[[], str] = lambda: ""
+        self.progress = 0
+        self.operation: str | None = None
+        self.begun = 0
+        self._num_operations = 0
+        self._count = count or self._operations_begun
+        self._known: dict[int, str] = {}
+
+    def inside(self, operation: str) -> Activity:
+        """Begin an operation, which ``with`` ends."""
+        self.begun = self._count()
+        name = f"{self.verbs[-1]} ({operation})" if self.verbs else operation
+        self._known[self.begun] = name
+        if len(self._known) > _NUM_REMEMBERED:
+            del self._known[next(iter(self._known))]
+        self.operation = name
+        self._num_operations += 1
+        self.progress += 1
+        return self
+
+    def _operations_begun(self) -> int:
+        return self._num_operations
+
+    def __enter__(self) -> Activity:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.operation = None
+        self.progress += 1
+
+    def status(self) -> dict[str, Any]:
+        """What the other ranks may read."""
+        return {
+            "operation": self.operation,
+            "begun": self.begun,
+            "count": self._count(),
+            "known": {str(index): name for index, name in list(self._known.items())},
+            "place": ", ".join([*self.verbs[-1:], *filter(None, [self.position()])]) or "no verb",
+            "stack": stack_of_main_thread(),
+        }
+
+
+def stack_of_main_thread() -> str:
+    """The innermost Python frames of the main thread."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001
+    lines = traceback.format_stack(frame)[-_NUM_FRAMES:] if frame is not None else []
+    return "".join(lines)

@@ -1,0 +1,174 @@
+"""What one rank raises, in whatever it calls, ends all of them within seconds and is told."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch.distributed as dist
+
+from fitkit.core.errors import RankError
+from fitkit.distributed import failures
+
+SECONDS_TO_RAISE = 5.0
+# what rank 1 raises; the others hear of it
+CASES = {
+    "interrupt_in_hook": ("KeyboardInterrupt", ""),
+    "evaluate_data": ("OSError", "bad sample"),
+    "predict_batches": ("OSError", "bad sample"),
+    "setter": ("ValueError", "Invalid learning rate: -1.0"),
+    "caught_in_hook": ("RankError", "rank 1 failed, and with it the run: OSError: bad sample"),
+}
+SLOW = {
+    "exit_in_hook": ("SystemExit", "3"),
+    "evaluate_metric": ("ZeroDivisionError", "bad metric"),
+    "evaluate_model": ("ValueError", "bad forward"),
+    "evaluate_callback": ("ValueError", "bad hook"),
+    "predict_data": ("OSError", "bad sample"),
+    "predict_callback": ("ValueError", "bad hook"),
+    "constructor": ("ValueError", "bad model"),
+    "load": ("CheckpointNotFoundError", "there is no file"),
+    "save": ("ValueError", "bad meters"),
+}
+
+
+@pytest.fixture(scope="module")
+def fast(failing_ranks):
+    return failing_ranks([*CASES, "all_raise"])
+
+
+@pytest.fixture(scope="module")
+def slow(failing_ranks):
+    return failing_ranks(list(SLOW))
+
+
+def assert_all_failed(ranks, kind, text):
+    first, other = ranks[1], ranks[0]
+    assert (first["type"], first["text"].startswith(text)) == (kind, True), first
+    cause = text.removeprefix("rank 1 failed, and with it the run: ")
+    assert other["type"] == "RankError", other
+    assert other["text"].startswith("rank 1 failed, and with it the run: "), other
+    assert cause in other["text"]
+    assert max(first["seconds"], other["seconds"]) < SECONDS_TO_RAISE
+
+
+@pytest.mark.ddp
+@pytest.mark.no_cover
+@pytest.mark.parametrize("name", CASES)
+def test_an_error_of_one_rank_is_raised_on_all(name, fast):
+    assert_all_failed(fast[name], *CASES[name])
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+@pytest.mark.no_cover
+@pytest.mark.parametrize("name", SLOW)
+def test_an_error_of_one_rank_is_raised_on_all_too(name, slow):
+    assert_all_failed(slow[name], *SLOW[name])
+
+
+@pytest.mark.ddp
+@pytest.mark.no_cover
+def test_a_call_after_a_failure_raises_at_once_on_all_ranks(fast):
+    for rank in (0, 1):
+        again = fast["evaluate_data"][rank]["again"]
+        assert again.startswith("RankError: rank 1 failed, and with it the run: OSError: bad sam")
+        assert again.endswith(
+            "fit needs all ranks, and they can no longer communicate: start the program again."
+        )
+
+
+@pytest.mark.ddp
+@pytest.mark.no_cover
+def test_after_an_error_that_all_ranks_raised_they_can_go_on(fast):
+    """As in a notebook: a wrong argument, and once more with the right one."""
+    first, second = (fast["all_raise"][rank]["returned"] for rank in (0, 1))
+    kinds = ["ConfigurationError", "ValueError", "ValueError", "ConfigurationError"]
+    assert first[0] == second[0] == [*kinds, "CheckpointNotFoundError"]
+    assert first[1:] == second[1:]
+    assert first[1][1] < first[1][0]
+
+
+@pytest.mark.ddp
+@pytest.mark.no_cover
+def test_torchrun_s_error_file_names_the_cause(fast):
+    errors = [fast["evaluate_data"][rank]["error file"]["message"] for rank in (0, 1)]
+    assert errors[1]["message"] == "OSError: bad sample"
+    assert "failing_ranks.py" in errors[1]["extraInfo"]["py_callstack"]
+    # torchrun takes the earliest
+    assert (
+        errors[0]["message"] == "RankError: rank 1 failed, and with it the run: OSError: bad sample"
+    )
+    assert int(errors[0]["extraInfo"]["timestamp"]) > int(errors[1]["extraInfo"]["timestamp"])
+
+
+# ---- the store ----------------------------------------------------------------------------------
+
+
+def test_the_first_failure_is_kept():
+    store = dist.HashStore()
+    assert failures.failure_of_another(store, 0) is None
+    assert failures.publish(store, 1, ValueError("boom")) is None
+    first = failures.publish(store, 0, OSError("later"))
+    assert (first.rank, first.told) == (1, "ValueError: boom")
+    assert failures.failure_of_another(store, 1) is None
+    assert failures.failure_of_another(store, 0).told == "ValueError: boom"
+
+
+def test_who_alone_raises_does_not_wait_for_ever():
+    store, began = dist.HashStore(), time.monotonic()
+    assert not failures.all_ranks_raised(store, "here", 2, 0.1)
+    assert 0.1 <= time.monotonic() - began < 2.0
+    assert failures.all_ranks_raised(store, "here", 2, 0.1)  # the second
+    assert not failures.all_ranks_raised(store, "there", 2, 0.0)
+
+
+def test_who_raises_after_a_failure_does_not_wait():
+    store, began = dist.HashStore(), time.monotonic()
+    failures.publish(store, 1, ValueError("boom"))
+    assert not failures.all_ranks_raised(store, "here", 2, 60.0)
+    assert time.monotonic() - began < 5.0
+
+
+def test_without_the_store_nobody_waits():
+    def add(*arguments):
+        raise dist.DistNetworkError("Broken pipe")
+
+    assert not failures.all_ranks_raised(SimpleNamespace(add=add), "here", 2, 60.0)
+
+
+# ---- the error file -----------------------------------------------------------------------------
+
+
+def written(path, monkeypatch, error):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+    failures.write_error_file(error)
+    return json.loads(path.read_text())["message"]
+
+
+def test_the_error_file_has_the_error_and_its_traceback(tmp_path, monkeypatch):
+    try:
+        raise ValueError("boom")
+    except ValueError as error:
+        message = written(tmp_path / "error.json", monkeypatch, error)
+    assert message["message"] == "ValueError: boom"
+    assert 'raise ValueError("boom")' in message["extraInfo"]["py_callstack"]
+    assert abs(int(message["extraInfo"]["timestamp"]) - time.time()) < 60
+
+
+def test_an_error_file_of_the_script_stays(tmp_path, monkeypatch):
+    path = tmp_path / "error.json"
+    path.write_text('{"message": "mine"}')
+    assert written(path, monkeypatch, RankError(1, "boom")) == "mine"
+
+
+def test_where_there_is_no_torchrun_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    failures.write_error_file(ValueError("boom"))
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "no" / "folder"))
+    failures.write_error_file(ValueError("boom"))
+    assert not list(Path(tmp_path).iterdir())

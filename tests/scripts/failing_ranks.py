@@ -1,0 +1,510 @@
+"""Two ranks for each case, forked from one process, of which one fails.
+
+    python tests/scripts/failing_ranks.py OUT CASE...
+
+Rank r of a case leaves ``OUT/CASE/rank<r>.json``: what the case returned or raised, and the seconds
+from the failure on, which ``OUT/CASE/struck`` has the time of.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import fitkit
+from fitkit import Callback, NNHandler, on_rank
+
+X = torch.arange(192.0).reshape(64, 3) / 192
+Y = X.sum(1, keepdim=True)
+FAILING = 1
+CASES: dict[str, Callable[[Path], Any]] = {}
+
+
+def case(function: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    """A case by the name of its function."""
+    CASES[function.__name__] = function
+    return function
+
+
+def strike(out: Path, error: BaseException) -> None:
+    """Note when it happens, and raise on one rank."""
+    if os.environ["RANK"] == str(FAILING):
+        (out / "struck").write_text(repr(time.time()))
+        raise error
+
+
+class Samples(torch.utils.data.Dataset):
+    """Some of the samples cannot be read by one rank."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if index in (36, 37):
+            strike(self.out, OSError("bad sample"))
+        return X[index], Y[index]
+
+
+class Model(nn.Linear):
+    """Fails when it is built or called."""
+
+    def __init__(self, out: Path, where: str = "") -> None:
+        super().__init__(3, 1)
+        self.out, self.where = out, where
+        if where == "init":
+            strike(out, ValueError("bad model"))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The outputs."""
+        if self.where == "forward":
+            strike(self.out, ValueError("bad forward"))
+        return super().forward(x)
+
+
+class Hook(Callback):
+    """Calls a function in one hook."""
+
+    def __init__(self, event: str, action: Callable[[Hook], Any], batch: int = 3) -> None:
+        self.event, self.action, self.batch = event, action, batch
+
+    def _hear(self, event: str, batch: int) -> None:
+        if event == self.event and batch == self.batch:
+            self.action(self)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """In training."""
+        self._hear("train", batch)
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        """In evaluation."""
+        self._hear("test", batch)
+
+    def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
+        """In prediction."""
+        self._hear("predict", batch)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Between epochs."""
+        self._hear("epoch", 3)
+
+
+def make(out: Path, where: str = "", **options: Any) -> NNHandler:
+    """A handler, ready to train."""
+    torch.manual_seed(0)
+    handler = NNHandler(Model(out, where), seed=0, device="cpu", **options)
+    handler.set_loss_fn(nn.MSELoss())
+    handler.set_optimizer(torch.optim.SGD, lr=0.1)
+    return handler
+
+
+def fit(handler: NNHandler, *callbacks: Callback, epochs: int = 2) -> list[float]:
+    """Train; the losses."""
+    history = handler.fit(
+        (X, Y), epochs=epochs, batch_size=4, progress_bar=False, callbacks=callbacks
+    )
+    return history.train_losses
+
+
+def then_fit(handler: NNHandler, verb: Callable[[], Any]) -> Any:
+    """After an error that the program catches, go on as if there had been none."""
+    try:
+        verb()
+    finally:
+        with_error = sys.exc_info()[1]
+        if with_error is not None:
+            try:
+                fit(handler)
+            except Exception as again:  # noqa: BLE001  the test looks at it
+                with_error.again = f"{type(again).__name__}: {again}"  # type: ignore[attr-defined]
+
+
+# ---- one rank fails -----------------------------------------------------------------------------
+
+
+@case
+def interrupt_in_hook(out: Path) -> Any:
+    """As of a second Ctrl-C, or of the user's code."""
+    return fit(make(out), Hook("train", lambda _: strike(out, KeyboardInterrupt())))
+
+
+@case
+def exit_in_hook(out: Path) -> Any:
+    """``sys.exit`` by one rank."""
+    return fit(make(out), Hook("train", lambda _: strike(out, SystemExit(3))))
+
+
+@case
+def evaluate_data(out: Path) -> Any:
+    """A sample that cannot be read."""
+    handler = make(out)
+    then_fit(handler, lambda: handler.evaluate(Samples(out), batch_size=4))
+
+
+@case
+def evaluate_metric(out: Path) -> Any:
+    """A metric fails."""
+    handler = make(out)
+    handler.add_metric("m", lambda o, t: strike(out, ZeroDivisionError("bad metric")) or o.mean())
+    handler.evaluate((X, Y), batch_size=4)
+
+
+@case
+def evaluate_model(out: Path) -> Any:
+    """The model fails."""
+    make(out, "forward").evaluate((X, Y), batch_size=4)
+
+
+@case
+def evaluate_callback(out: Path) -> Any:
+    """A hook fails."""
+    hook = Hook("test", lambda _: strike(out, ValueError("bad hook")))
+    make(out).evaluate((X, Y), batch_size=4, callbacks=[hook])
+
+
+@case
+def predict_data(out: Path) -> Any:
+    """The same in predictions."""
+    handler = make(out)
+    then_fit(handler, lambda: handler.predict(Samples(out), batch_size=4))
+
+
+@case
+def predict_callback(out: Path) -> Any:
+    """A hook of predictions fails."""
+    hook = Hook("predict", lambda _: strike(out, ValueError("bad hook")))
+    make(out).predict((X, Y), batch_size=4, callbacks=[hook])
+
+
+@case
+def predict_batches(out: Path) -> Any:
+    """Fails while the others have all of their batches."""
+    handler = make(out)
+    for _ in handler.predict_batches(Samples(out), batch_size=4):
+        pass
+    handler.evaluate((X, Y))
+
+
+@case
+def constructor(out: Path) -> Any:
+    """The model cannot be built."""
+    NNHandler(Model, "cpu", out=out, where="init")
+
+
+@case
+def setter(out: Path) -> Any:
+    """A setter fails, while the others go on to train."""
+    handler = make(out)
+    options = {"lr": 0.1}
+    if handler.world.rank == FAILING:
+        (out / "struck").write_text(repr(time.time()))
+        options = {"lr": -1.0}
+    handler.set_optimizer(torch.optim.SGD, **options)
+    fit(handler)
+
+
+@case
+def load(out: Path) -> Any:
+    """A file that only one rank does not see."""
+    handler = make(out)
+    if handler.world.is_main:
+        handler.save(out / "whole.pth")
+    handler.evaluate((X, Y))
+    if handler.world.rank == FAILING:
+        (out / "struck").write_text(repr(time.time()))
+    path = "missing.pth" if handler.world.rank == FAILING else "whole.pth"
+    NNHandler.load(out / path, "cpu", model_class=Model(out))
+
+
+@case
+def save(out: Path) -> Any:
+    """In the middle of an epoch one rank has something that cannot be gathered."""
+
+    def write(hook: Hook) -> None:
+        meters = hook.handler.session.run.train.meters
+        if hook.handler.world.rank == FAILING:
+            meters.state_dict = lambda: strike(out, ValueError("bad meters"))
+        hook.handler.save(out / "middle.pth")
+
+    fit(make(out), Hook("train", write))
+
+
+@case
+def caught_in_hook(out: Path) -> Any:
+    """A hook catches the error of an evaluation, and training would go on alone."""
+
+    def evaluate(hook: Hook) -> None:
+        try:
+            hook.handler.evaluate(Samples(out), batch_size=4)
+        except OSError:
+            return
+
+    fit(make(out), Hook("train", evaluate))
+
+
+# ---- all ranks fail in the same way -------------------------------------------------------------
+
+
+@case
+def all_raise(out: Path) -> Any:
+    """A wrong argument, several times; then training works."""
+    handler, kinds = make(out), []
+    for wrong in (
+        handler.evaluate,
+        lambda: handler.set_optimizer(torch.optim.SGD, lr=-1.0),
+        lambda: handler.set_optimizer(torch.optim.SGD, lr=-1.0),
+        lambda: handler.fit((X, Y), epochs=-1),
+        lambda: NNHandler.load(out / "missing.pth"),
+    ):
+        try:
+            wrong()
+        except Exception as error:  # noqa: BLE001  the test looks at it
+            kinds.append(type(error).__name__)
+    return [kinds, fit(handler), handler.evaluate((X, Y))]
+
+
+# ---- one rank by itself -------------------------------------------------------------------------
+
+
+def on_main(function: Callable[[], Any], *, barrier: bool) -> Any:
+    """Run it on rank 0."""
+    return on_rank(0, barrier=barrier)(function)()
+
+
+@case
+def alone_evaluates(out: Path) -> Any:
+    """Evaluation and prediction on rank 0, between and within epochs."""
+    handler, found = make(out), []
+
+    def look(hook: Hook) -> None:
+        def act() -> list[Any]:
+            outputs = handler.predict((X, Y), batch_size=8)
+            batches = list(handler.predict_batches((X, Y), batch_size=8))
+            return [
+                handler.evaluate((X, Y), batch_size=8)["loss"],
+                (handler.module(X).detach() - Y).square().mean().item(),
+                len(outputs),
+                sum(map(len, batches)),
+                handler.world.size,
+            ]
+
+        for barrier in (True, False):
+            found.append(on_main(act, barrier=barrier))
+
+    losses = fit(handler, Hook("train", look), Hook("epoch", look))
+    return [found, losses == fit(make(out)), handler.evaluate((X, Y))]
+
+
+@case
+def alone_saves(out: Path) -> Any:
+    """Rank 0 saves between epochs, and builds a handler of its own."""
+
+    def act(hook: Hook) -> str:
+        hook.handler.save(out / "alone.pth")
+        other = NNHandler.load(out / "alone.pth", "cpu", model_class=Model(out))
+        other.set_loss_fn(nn.MSELoss())
+        return f"{other.world.size} {len(fit(other, epochs=1))}"
+
+    found = []
+    hook = Hook("epoch", lambda hook: found.append(on_main(lambda: act(hook), barrier=True)))
+    fit(make(out), hook)
+    return found
+
+
+@case
+def alone_saves_in_epoch(out: Path) -> Any:
+    """What cannot work is refused at once."""
+    save = lambda hook: on_main(lambda: hook.handler.save(out / "a.pth"), barrier=True)  # noqa: E731
+    (out / "struck").write_text(repr(time.time()))
+    fit(make(out), Hook("train", save))
+
+
+@case
+def alone_fits(out: Path) -> Any:
+    """So are verbs that train the model of all."""
+    handler = make(out)
+    (out / "struck").write_text(repr(time.time()))
+    on_main(lambda: fit(handler), barrier=True)
+
+
+@case
+def alone_and_sharded(out: Path) -> Any:
+    """Nor can one rank evaluate a sharded model."""
+    handler = make(out, strategy="fsdp")
+    (out / "struck").write_text(repr(time.time()))
+    on_main(lambda: handler.evaluate((X, Y)), barrier=True)
+
+
+# ---- ranks that wait for each other, or for one that does not come ------------------------------
+
+
+def on_rank_0(out: Path, action: Callable[[NNHandler], Any]) -> Callable[[Hook], None]:
+    """What many programs have: ``if handler.world.is_main: ...``."""
+
+    def act(hook: Hook) -> None:
+        if hook.handler.world.is_main:
+            (out / "struck").write_text(repr(time.time()))
+            action(hook.handler)
+
+    return act
+
+
+@case
+def main_saves_in_epoch(out: Path) -> Any:
+    """The other rank goes on to its next batch."""
+    fit(make(out), Hook("train", on_rank_0(out, lambda handler: handler.save(out / "a.pth"))))
+
+
+@case
+def main_evaluates(out: Path) -> Any:
+    """Between epochs, while the other rank goes on."""
+    fit(make(out), Hook("epoch", on_rank_0(out, lambda handler: handler.evaluate((X, Y)))))
+
+
+@case
+def main_fits(out: Path) -> Any:
+    """A second handler that only one rank trains."""
+    handler = make(out)
+    if handler.world.is_main:
+        (out / "struck").write_text(repr(time.time()))
+        fit(handler)
+    handler.predict((X, Y))
+
+
+class Endless(Samples):
+    """One rank never gets its sample."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        while index in (36, 37) and os.environ["RANK"] == str(FAILING):
+            if not (self.out / "struck").exists():
+                (self.out / "struck").write_text(repr(time.time()))
+            time.sleep(0.01)
+        return X[index], Y[index]
+
+
+@case
+def stuck_in_data(out: Path) -> Any:
+    """The others wait for as long as the strategy's timeout says."""
+    handler = make(out, strategy=fitkit.DDP(timeout=4))
+    handler.fit(Endless(out), epochs=1, batch_size=4, shuffle=False, progress_bar=False)
+
+
+@case
+def slow_rank(out: Path) -> Any:
+    """One rank is busy for longer than the watch needs to look: no failure."""
+    handler = make(out)
+    hook = Hook("train", lambda _: time.sleep(8) if os.environ["RANK"] == "0" else None)
+    losses = fit(handler, hook, epochs=1)
+    return [on_rank(0, barrier=True)(lambda: time.sleep(8))(), len(losses)]
+
+
+def stop_other(out: Path, number: int, times: int = 1) -> Callable[[Hook], None]:
+    """Rank 1 stops for good; rank 0 then receives a signal."""
+
+    def act(hook: Hook) -> None:
+        if hook.handler.world.is_main:
+            time.sleep(0.5)
+            (out / "struck").write_text(repr(time.time() + 1))
+            kill = f"sleep 0.2; kill -{number} {os.getpid()};"
+            subprocess.Popen(["sh", "-c", f"sleep 0.8; {kill * times}"])
+        else:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    return act
+
+
+@case
+def terminated_while_waiting(out: Path) -> Any:
+    """SIGTERM while the main thread is in a collective."""
+    fit(make(out), Hook("train", stop_other(out, signal.SIGTERM)))
+
+
+@case
+def interrupted_twice_while_waiting(out: Path) -> Any:
+    """A second Ctrl-C while the main thread is in a collective."""
+    fit(make(out), Hook("train", stop_other(out, signal.SIGINT, 2)))
+
+
+# ---- processes ----------------------------------------------------------------------------------
+
+
+def run(out: Path, name: str, rank: int) -> None:
+    """One rank of one case."""
+    found: dict[str, Any] = {}
+    try:
+        found["returned"] = CASES[name](out)
+    except BaseException as error:  # noqa: BLE001  the test looks at it
+        found |= {"type": type(error).__name__, "text": str(error), "at": time.time()}
+        found["again"] = getattr(error, "again", None)
+    path = out / f"rank{rank}.json"
+    path.write_text(json.dumps(found))
+
+
+def start(out: Path, name: str, port: int) -> list[int]:
+    """Fork the ranks of a case; their process ids."""
+    out.mkdir(parents=True, exist_ok=True)
+    processes = []
+    for rank in range(2):
+        pid = os.fork()
+        if pid == 0:
+            os.environ |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "localhost",
+                "MASTER_PORT": str(port),
+                "TORCHELASTIC_ERROR_FILE": str(out / f"error{rank}.json"),
+            }
+            code = 1
+            try:
+                run(out, name, rank)
+                code = 0
+            finally:
+                atexit._run_exitfuncs()
+                os._exit(code)
+        processes.append(pid)
+    return processes
+
+
+def main(out: Path, names: list[str]) -> None:
+    """Run the cases, three at a time: they wait more than they compute."""
+    left = [(name, 20000 + (os.getpid() + i) % 12000) for i, name in enumerate(names)]
+    while left:
+        folders = [out / name for name, _ in left[:3]]
+        pairs = [start(out / name, name, port) for name, port in left[:3]]
+        for folder, pair in zip(folders, pairs, strict=True):
+            wait_for(folder, pair)
+        left = left[3:]
+
+
+def wait_for(folder: Path, pair: list[int]) -> None:
+    """The exit codes and times of the ranks; one that is left for long is killed."""
+    ended: dict[int, dict[str, Any]] = {}
+    while len(ended) < 2:
+        for rank, pid in enumerate(pair):
+            if rank not in ended and os.waitpid(pid, os.WNOHANG)[0] == pid:
+                ended[rank] = {"at": time.time()}
+        if ended and time.time() - min(one["at"] for one in ended.values()) > 15:
+            for rank, pid in enumerate(pair):
+                if rank not in ended:
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    (folder / "ended.json").write_text(json.dumps(ended))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), sys.argv[2:] or list(CASES))
