@@ -16,6 +16,7 @@ from fitkit.core.state import FitState, Phase
 from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.types import BatchSource, Share
 from fitkit.core.validation_sets import pass_name
+from fitkit.engine.batch_logs import BatchLogs
 from fitkit.engine.forward import Forward
 from fitkit.engine.lr_schedule import Schedule
 from fitkit.engine.train_step import TrainStep
@@ -58,8 +59,8 @@ class RankSync:
             self.check(now=True)
             raise
 
-    def share(self, logged: dict[str, Any]) -> None:
-        """Give all ranks the values that callbacks of rank 0 logged."""
+    def share_logs(self) -> None:
+        """Give all ranks the values that callbacks of rank 0 have logged."""
 
     def check(self, *, now: bool = False) -> None:
         """Called after each batch, and with ``now`` after each epoch.
@@ -162,6 +163,7 @@ class EvaluationRun:
         callbacks: hear the events.
         state: counts the batches.
         rank_sync: what all ranks have to do at the same batch.
+        batch_logs: makes the logs of a batch.
         grad: whether autograd records operations in evaluation, for a model, a loss or a step
             that computes gradients itself.
     """
@@ -172,6 +174,7 @@ class EvaluationRun:
     callbacks: CallbackList
     state: FitState
     rank_sync: RankSync
+    batch_logs: BatchLogs = field(default_factory=BatchLogs, kw_only=True)
     grad: bool = field(default=False, kw_only=True)
 
 

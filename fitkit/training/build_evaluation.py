@@ -21,7 +21,7 @@ from fitkit.data.rank_split import RankSplit
 from fitkit.data.sample_count import SampleCount, SizeOf
 from fitkit.data.spec import DataSpec, is_batched_by_fitkit
 from fitkit.data.split_batch import make_split
-from fitkit.data.validation_sets import as_validation_sets, in_order_of_rank_0
+from fitkit.data.validation_sets import as_validation_sets
 from fitkit.engine.evaluation import evaluation_mode
 from fitkit.engine.forward import Forward
 from fitkit.engine.loss_shapes import ShapeCheck
@@ -173,14 +173,14 @@ def make_data_pass(
     return DataPass(source, meters, count.share_in, limit)
 
 
-def evaluation_passes(
+def evaluation_specs(
     handler: BaseHandler,
     data: Any,
     batch_size: int | None,
     steps: int | None,
     num_samples: SizeOf | None = None,
-) -> dict[str, DataPass]:
-    """One pass over each set in ``data`` by name, or over the validation data set before.
+) -> dict[str, DataSpec]:
+    """Each set in ``data`` by name, or the validation data set before.
 
     Raises:
         ConfigurationError: there is no data.
@@ -203,8 +203,7 @@ def evaluation_passes(
         }
     if not specs:
         raise _no_data()
-    specs = in_order_of_rank_0(specs, handler.world)
-    return {name: make_data_pass(handler, spec, limit=steps) for name, spec in specs.items()}
+    return specs
 
 
 def prediction_pass(

@@ -16,7 +16,7 @@ from fitkit.core.validation_sets import UNNAMED, pass_name, require_distinct_nam
 from fitkit.data.in_memory import is_in_memory
 from fitkit.data.make_source import batch_size_of
 from fitkit.data.spec import DataSpec, is_batched_by_fitkit, loader_settings, split_off_validation
-from fitkit.data.validation_sets import as_validation_sets, in_order_of_rank_0
+from fitkit.data.validation_sets import as_validation_sets
 from fitkit.distributed.step_sync import StepSync
 from fitkit.engine.lr_schedule import Schedule, warn_of_interval
 from fitkit.engine.run import DataPass, FitRun, RankSync
@@ -123,8 +123,7 @@ def build_run(
         parts.compile(options.compile_options)
     precision = make_precision(options.precision, parts.device)
     require_distinct_names(specs[1], ("loss", *parts.metrics))
-    sets = in_order_of_rank_0(specs[1], handler.world)
-    train, validation = make_data_passes(handler, options, specs[0], sets)
+    train, validation = make_data_passes(handler, options, *specs)
     if options.epochs:
         require_batches(train, validation)
     schedule = _make_schedule(handler, validation)

@@ -21,7 +21,13 @@ from fitkit.engine.model_loss import named_inputs
 from fitkit.engine.prediction import Prediction
 from fitkit.engine.run import EvaluationRun
 from fitkit.handler.base_handler import BaseHandler
-from fitkit.training.build_evaluation import build_evaluation, evaluation_passes, prediction_pass
+from fitkit.training.agreement import agree_on_evaluation
+from fitkit.training.build_evaluation import (
+    build_evaluation,
+    evaluation_specs,
+    make_data_pass,
+    prediction_pass,
+)
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,14 @@ def evaluate(handler: BaseHandler, data: Any, options: PassOptions) -> dict[str,
     """Loss and metrics over ``data``; see ``NNHandler.evaluate``."""
     values: dict[str, float] = {}
     run = _build_run(handler, options)
-    passes = evaluation_passes(
-        handler, data, options.batch_size, options.steps, options.num_samples
-    )
-    require_distinct_names(passes, ("loss", *handler.parts.metrics))
+    specs = evaluation_specs(handler, data, options.batch_size, options.steps, options.num_samples)
+    require_distinct_names(specs, ("loss", *handler.parts.metrics))
+    agreement = agree_on_evaluation(handler, run.callbacks, specs)
+    run.batch_logs = agreement.batch_logs(handler)
+    passes = {
+        name: make_data_pass(handler, spec, limit=options.steps)
+        for name, spec in agreement.ordered(specs).items()
+    }
     for name, data_pass in passes.items():
         run.state.enter(Phase.VALIDATE)
         prefix = log_prefix(name).removeprefix("val_")

@@ -52,7 +52,7 @@ def run_config(
         "loss": _loss_text(parts.loss),
         "training step": _name(parts.train_step),
         SEED: handler.seed if options.seed is None else options.seed,
-        TRAINING_DATA: _data_text(train),
+        TRAINING_DATA: data_text(train),
         "validation data": _sets_text(sets),
         "batch size": None if batch_size is None else batch_size * ranks,  # over all ranks
         "ranks": ranks,
@@ -113,12 +113,12 @@ def _text(value: Any) -> str:
 def _sets_text(sets: Mapping[str, DataSpec]) -> str | None:
     """The size of the validation set, or the names and sizes of several."""
     if UNNAMED in sets and len(sets) == 1:
-        return _data_text(sets[UNNAMED])
-    texts = {name or "without a name": _data_text(spec) for name, spec in sets.items()}
+        return data_text(sets[UNNAMED])
+    texts = {name or "without a name": data_text(spec) for name, spec in sets.items()}
     return ", ".join(f"{name}: {text or 'unknown'}" for name, text in texts.items()) or None
 
 
-def _data_text(spec: DataSpec) -> str | None:
+def data_text(spec: DataSpec) -> str | None:
     """The number of samples, or of batches; ``None`` if the data does not say it."""
     data, unit = spec.data, "samples"
     if is_in_memory(data):

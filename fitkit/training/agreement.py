@@ -1,0 +1,205 @@
+"""Agreement: what the ranks find in common when ``fit`` or ``evaluate`` begins."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fitkit.core.callback_list import CallbackList
+from fitkit.core.errors import ConfigurationError
+from fitkit.core.event import Event
+from fitkit.data.spec import DataSpec
+from fitkit.data.validation_sets import in_order_of
+from fitkit.engine.batch_logs import BatchLogs, BatchLogsOfRanks
+from fitkit.handler.base_handler import BaseHandler
+from fitkit.metrics.metric import Metric
+from fitkit.training.options import FitOptions
+from fitkit.training.rank_facts import evaluation_facts, fit_facts, model_lines
+
+_REMEDY = (
+    "Give all ranks the same arguments, data and callbacks. A callback that saves or that changes "
+    "training belongs on every rank: only rank 0 writes files."
+)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What every rank does alike, whichever callbacks it has; that of a single rank is empty.
+
+    Attributes:
+        set_names: the validation sets in the order of rank 0; ``None``: in their own.
+        intervals: every how many batches a callback of any rank reads their logs, by event.
+        share_after: orders of callbacks that log values in ``on_epoch_end`` which later ones read.
+    """
+
+    set_names: Sequence[str] | None = None
+    intervals: Mapping[Event, Sequence[int]] = field(default_factory=dict)
+    share_after: Sequence[int] = ()
+
+    def ordered(self, sets: Mapping[str, DataSpec]) -> dict[str, DataSpec]:
+        """The validation sets in the order in which all ranks evaluate them."""
+        return dict(sets) if self.set_names is None else in_order_of(self.set_names, sets)
+
+    def batch_logs(self, handler: BaseHandler) -> BatchLogs:
+        """What makes the logs of a batch."""
+        if handler.world.size == 1:
+            return BatchLogs()
+        parts = handler.parts
+        names_vary = parts.train_step is not None or parts.evaluation_step is not None
+        names_vary = names_vary or not all(isinstance(m, Metric) for m in parts.metrics.values())
+        return BatchLogsOfRanks(
+            handler.world, handler.device, self.intervals, names_vary=names_vary
+        )
+
+
+def agree_on_fit(
+    handler: BaseHandler, options: FitOptions, train: DataSpec, sets: Mapping[str, DataSpec]
+) -> tuple[Agreement, FitOptions]:
+    """Compare a call of ``fit`` with that of the other ranks; one exchange, before any change.
+
+    Returns:
+        what they have in common, and the options with the seed of rank 0.
+
+    Raises:
+        ConfigurationError: the ranks would wait for each other or train different runs; the same
+            error on all of them.
+    """
+    if handler.world.size == 1:
+        return Agreement(), options
+    ranks = handler.world.gather_all(fit_facts(handler, options, train, sets))
+    lines = _differing_settings(ranks) + _differing_callbacks(ranks)
+    if len({facts["model"] for facts in ranks}) > 1:
+        lines += _differing_models(handler.world.gather_all(model_lines(handler)))
+    _require_none(lines)
+    options = _with_seed_of_rank_0(handler, options, ranks)
+    handler.callbacks.may_log_on_another_rank = any(facts["may_log"] for facts in ranks)
+    return _agreement(ranks), options
+
+
+def agree_on_evaluation(
+    handler: BaseHandler, callbacks: CallbackList, sets: Mapping[str, DataSpec]
+) -> Agreement:
+    """As ``agree_on_fit``, for ``evaluate``."""
+    if handler.world.size == 1:
+        return Agreement()
+    ranks = handler.world.gather_all(evaluation_facts(handler, callbacks, sets))
+    _require_none(_differing_settings(ranks))
+    handler.seeds.set_data(ranks[0]["data_seed"])
+    return _agreement(ranks)
+
+
+def _agreement(ranks: Sequence[Mapping[str, Any]]) -> Agreement:
+    epoch_end = {entry for facts in ranks for entry in facts["epoch_end"]}
+    last = max((order for order, _ in epoch_end), default=0)
+    return Agreement(
+        set_names=ranks[0]["sets"],
+        intervals={
+            event: sorted({n for facts in ranks for n in facts["intervals"][event]})
+            for event in ranks[0]["intervals"]
+        },
+        share_after=sorted({order for order, logs in epoch_end if logs and order < last}),
+    )
+
+
+def _with_seed_of_rank_0(
+    handler: BaseHandler, options: FitOptions, ranks: Sequence[Mapping[str, Any]]
+) -> FitOptions:
+    """All ranks draw as rank 0 does, whichever seed they were given."""
+    seeds, data_seed = ranks[0]["seeds"], ranks[0]["data_seed"]
+    if any(facts["seeds"] != seeds for facts in ranks):
+        given = [one if one is not None else own for one, own in (f["seeds"] for f in ranks)]
+        if handler.world.is_main:
+            handler.logger.warning(
+                "the ranks have different seeds (%s): all of them use that of rank 0",
+                by_value(list(map(repr, given))),
+            )
+        options = replace(options, seed=seeds[0])
+        if handler.seeds.given != seeds[1]:
+            handler.seeds.start_from(seeds[1])
+    if options.seed is None and handler.seeds.data != data_seed:
+        handler.seeds.set_data(data_seed)
+    return options
+
+
+def _require_none(lines: Sequence[str]) -> None:
+    if lines:
+        raise ConfigurationError(f"the ranks differ: {'; '.join(lines)}. {_REMEDY}")
+
+
+# ---- differences, in words ----------------------------------------------------------------------
+
+
+def by_value(values: Sequence[str]) -> str:
+    """Which rank has which value.
+
+    >>> by_value(["2", "3", "3"])
+    '2 on rank 0, 3 on ranks 1 and 2'
+    """
+    groups: dict[str, list[int]] = {}
+    for rank, value in enumerate(values):
+        groups.setdefault(value, []).append(rank)
+    return ", ".join(f"{value} on {ranks_text(ranks)}" for value, ranks in groups.items())
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """Ranks by name; of many the first ones.
+
+    >>> ranks_text([1]), ranks_text([0, 2, 3])
+    ('rank 1', 'ranks 0, 2 and 3')
+    """
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    shown = list(map(str, ranks[:8]))
+    last = f"{len(ranks) - 7} more" if len(ranks) > 8 else shown[-1]
+    return f"ranks {', '.join(shown[:7] if len(ranks) > 8 else shown[:-1])} and {last}"
+
+
+def _differing_settings(ranks: Sequence[Mapping[str, Any]]) -> list[str]:
+    settings = [facts["settings"] for facts in ranks]
+    lines = []
+    for name in dict.fromkeys(name for one in settings for name in one):
+        values = [_shown(one[name]) if name in one else "none" for one in settings]
+        if len(set(values)) > 1:
+            lines.append(f"{name} is {by_value(values)}")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)
+
+
+def _differing_callbacks(ranks: Sequence[Mapping[str, Any]]) -> list[str]:
+    of_ranks = [facts["callbacks"] for facts in ranks]
+    counts = [Counter(entry["class"] for entry in entries) for entries in of_ranks]
+    lines = []
+    for name in dict.fromkeys(name for count in counts for name in count):
+        numbers = [count[name] for count in counts]
+        if len(set(numbers)) > 1:
+            having = [rank for rank, number in enumerate(numbers) if number]
+            is_partial = len(having) < len(numbers)
+            where = f"attached to {ranks_text(having)} only"
+            lines.append(f"{name} is {where if is_partial else by_value(list(map(str, numbers)))}")
+    if lines:
+        return lines
+    orders = [", ".join(entry["class"] for entry in entries) for entries in of_ranks]
+    if len(set(orders)) > 1:
+        return [f"the order of callbacks is {by_value(orders)}"]
+    for entries in zip(*of_ranks, strict=True):
+        configs = [entry["config"] for entry in entries]
+        for name in dict.fromkeys(name for config in configs for name in config):
+            values = [repr(config.get(name)) for config in configs]
+            if len(set(values)) > 1:
+                lines.append(f"{name} of {entries[0]['class']} is {by_value(values)}")
+    return lines
+
+
+def _differing_models(of_ranks: Sequence[Sequence[str]]) -> list[str]:
+    """The first parameter or buffer that ranks have differently."""
+    longest = max(map(len, of_ranks))
+    for index in range(longest):
+        lines = [one[index] if index < len(one) else "nothing more" for one in of_ranks]
+        if len(set(lines)) > 1:
+            return [f"the model's parameter or buffer number {index + 1} is {by_value(lines)}"]
+    return []
