@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -68,11 +68,6 @@ def add_validation_sets(
             f"{listed(sets)}: leave out name=."
         )
     return {**before, name: DataSpec.from_loader_kwargs(data, loader_kwargs)}
-
-
-def in_order_of(names: Iterable[str], sets: Mapping[str, Any]) -> dict[str, Any]:
-    """The sets in the order of ``names``, in which all ranks evaluate them together."""
-    return {name: sets[name] for name in names}
 
 
 def require_set_name(name: Any) -> None:

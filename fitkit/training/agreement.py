@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fitkit.core.callback_list import CallbackList
-from fitkit.core.errors import ConfigurationError
+from fitkit.core.errors import ConfigurationError, listed
 from fitkit.core.event import Event
+from fitkit.core.validation_sets import pass_name
+from fitkit.data.own_part import AUTO, DATA_REMEDY, resolve
 from fitkit.data.spec import DataSpec
-from fitkit.data.validation_sets import in_order_of
 from fitkit.engine.batch_logs import BatchLogs, BatchLogsOfRanks
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.metrics.metric import Metric
 from fitkit.training.options import FitOptions
-from fitkit.training.rank_facts import evaluation_facts, fit_facts, model_lines
+from fitkit.training.rank_facts import by_pass, evaluation_facts, fit_facts, model_lines
 
 _REMEDY = (
     "Give all ranks the same arguments, data and callbacks. A callback that saves or that changes "
@@ -29,18 +31,12 @@ class Agreement:
     """What every rank does alike, whichever callbacks it has; that of a single rank is empty.
 
     Attributes:
-        set_names: the validation sets in the order of rank 0; ``None``: in their own.
         intervals: every how many batches a callback of any rank reads their logs, by event.
         share_after: orders of callbacks that log values in ``on_epoch_end`` which later ones read.
     """
 
-    set_names: Sequence[str] | None = None
     intervals: Mapping[Event, Sequence[int]] = field(default_factory=dict)
     share_after: Sequence[int] = ()
-
-    def ordered(self, sets: Mapping[str, DataSpec]) -> dict[str, DataSpec]:
-        """The validation sets in the order in which all ranks evaluate them."""
-        return dict(sets) if self.set_names is None else in_order_of(self.set_names, sets)
 
     def batch_logs(self, handler: BaseHandler) -> BatchLogs:
         """What makes the logs of a batch."""
@@ -56,45 +52,84 @@ class Agreement:
 
 def agree_on_fit(
     handler: BaseHandler, options: FitOptions, train: DataSpec, sets: Mapping[str, DataSpec]
-) -> tuple[Agreement, FitOptions]:
+) -> tuple[Agreement, FitOptions, DataSpec, dict[str, DataSpec]]:
     """Compare a call of ``fit`` with that of the other ranks; one exchange, before any change.
 
     Returns:
-        what they have in common, and the options with the seed of rank 0.
+        what they have in common; the options with the seed of rank 0; the data with how it is
+        split, the sets in the order of rank 0.
 
     Raises:
         ConfigurationError: the ranks would wait for each other or train different runs; the same
             error on all of them.
     """
     if handler.world.size == 1:
-        return Agreement(), options
+        return Agreement(), options, train, dict(sets)
     ranks = handler.world.gather_all(fit_facts(handler, options, train, sets))
     lines = _differing_settings(ranks) + _differing_callbacks(ranks)
     if len({facts["model"] for facts in ranks}) > 1:
         lines += _differing_models(handler.world.gather_all(model_lines(handler)))
-    _require_none(lines)
+    specs = _agree_on_data(handler, by_pass(train, sets), ranks, lines)
     options = _with_seed_of_rank_0(handler, options, ranks)
     handler.callbacks.may_log_on_another_rank = any(facts["may_log"] for facts in ranks)
-    return _agreement(ranks), options
+    return _agreement(ranks), options, specs["train"], _named(sets, specs)
 
 
 def agree_on_evaluation(
     handler: BaseHandler, callbacks: CallbackList, sets: Mapping[str, DataSpec]
-) -> Agreement:
+) -> tuple[Agreement, dict[str, DataSpec]]:
     """As ``agree_on_fit``, for ``evaluate``."""
     if handler.world.size == 1:
-        return Agreement()
+        return Agreement(), dict(sets)
     ranks = handler.world.gather_all(evaluation_facts(handler, callbacks, sets))
-    _require_none(_differing_settings(ranks))
+    specs = _agree_on_data(handler, by_pass(None, sets), ranks, [])
     handler.seeds.set_data(ranks[0]["data_seed"])
-    return _agreement(ranks)
+    return _agreement(ranks), _named(sets, specs)
+
+
+def _named(sets: Iterable[str], specs: Mapping[str, DataSpec]) -> dict[str, DataSpec]:
+    """The validation sets by name, in the order of ``specs``, which have the names of passes."""
+    names = {pass_name(name): name for name in sets}
+    return {names[key]: spec for key, spec in specs.items() if key in names}
+
+
+def _agree_on_data(
+    handler: BaseHandler,
+    specs: Mapping[str, DataSpec],
+    ranks: Sequence[Mapping[str, Any]],
+    lines: list[str],
+) -> dict[str, DataSpec]:
+    """The data in the order of rank 0, each with how it is split.
+
+    Raises:
+        ConfigurationError: it cannot be, or there are ``lines`` of other differences.
+    """
+    names = [list(facts["data"]) for facts in ranks]
+    if any(set(one) != set(names[0]) for one in names):
+        raise _error([*lines, f"the data is {by_value([listed(one) for one in names])}"])
+    agreed = {}
+    for name in names[0]:
+        facts = [one["data"][name] for one in ranks]
+        title = "the training data" if name == "train" else f"the data of {name!r}"
+        split, problems, warning = resolve(title, facts)
+        lengths = [one["length"] for one in facts]
+        if split == AUTO and not problems and len(set(lengths)) > 1:
+            problems = [f"{title} is {by_value(lengths)}: {DATA_REMEDY}"]
+        lines += problems
+        if warning is not None and handler.world.is_main:
+            warnings.warn(warning, stacklevel=2)
+        if split != specs[name].split and handler.world.is_main:
+            handler.logger.info("%s is taken as split by rank: each rank trains its part", title)
+        agreed[name] = replace(specs[name], split=split)
+    if lines:
+        raise _error(lines)
+    return agreed
 
 
 def _agreement(ranks: Sequence[Mapping[str, Any]]) -> Agreement:
     epoch_end = {entry for facts in ranks for entry in facts["epoch_end"]}
     last = max((order for order, _ in epoch_end), default=0)
     return Agreement(
-        set_names=ranks[0]["sets"],
         intervals={
             event: sorted({n for facts in ranks for n in facts["intervals"][event]})
             for event in ranks[0]["intervals"]
@@ -123,9 +158,8 @@ def _with_seed_of_rank_0(
     return options
 
 
-def _require_none(lines: Sequence[str]) -> None:
-    if lines:
-        raise ConfigurationError(f"the ranks differ: {'; '.join(lines)}. {_REMEDY}")
+def _error(lines: Sequence[str]) -> ConfigurationError:
+    return ConfigurationError(f"the ranks differ: {'; '.join(lines)}. {_REMEDY}")
 
 
 # ---- differences, in words ----------------------------------------------------------------------

@@ -44,11 +44,18 @@ def training_specs(handler: BaseHandler, options: FitOptions) -> Specs:
                 "no training data: pass it to fit, or call handler.set_train_loader(...) before."
             )
         train = parts.train_data.override(
-            batch_size=options.batch_size, shuffle=options.shuffle, num_samples=options.num_samples
+            batch_size=options.batch_size,
+            shuffle=options.shuffle,
+            num_samples=options.num_samples,
+            split=options.split,
         )
     else:
         train = DataSpec(
-            options.train_data, options.batch_size, options.shuffle, num_samples=options.num_samples
+            options.train_data,
+            options.batch_size,
+            options.shuffle,
+            num_samples=options.num_samples,
+            split=options.split,
         )
     train = train.with_loader_kwargs(options.loader_kwargs())
     if options.validation_split:
@@ -62,7 +69,7 @@ def training_specs(handler: BaseHandler, options: FitOptions) -> Specs:
 
 def _validation_spec(data: Any, train: DataSpec, options: FitOptions) -> DataSpec:
     """The validation data of the call, batched as the training data where fitkit makes batches."""
-    spec = DataSpec(data, num_samples=options.num_samples)
+    spec = DataSpec(data, num_samples=options.num_samples, split=options.split)
     if not is_batched_by_fitkit(spec.data):
         return spec
     collates = options.collate_fn is not None and not is_in_memory(spec.data)

@@ -70,8 +70,8 @@ def _release(handler: BaseHandler) -> None:
 def _fit_attached(
     handler: BaseHandler, options: FitOptions, specs: Specs, in_memory: dict[str, Any] | None
 ) -> History:
-    agreement, options = agree_on_fit(handler, options, *specs)
-    specs = specs[0], agreement.ordered(specs[1])
+    agreement, options, train, sets = agree_on_fit(handler, options, *specs)
+    specs = train, sets
     handler.gradient_accumulation_steps = options.gradient_accumulation_steps
     with SignalWatch((signal.SIGINT, *options.preemption_signals)) as watch:
         may_load = bool(options.resume) or handler.session.loaded

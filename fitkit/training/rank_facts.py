@@ -13,13 +13,15 @@ from fitkit.checkpointing.storage.is_checkpoint import CHECKPOINT_SUFFIXES
 from fitkit.core.callback import Callback
 from fitkit.core.callback_list import CallbackList
 from fitkit.core.event import Event
+from fitkit.core.validation_sets import pass_name
+from fitkit.data.own_part import part_facts
 from fitkit.data.spec import DataSpec
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.handler.group_options import MEMBERS
 from fitkit.handler.repr import spec_text
 from fitkit.runtime.lazy_modules import has_values
 from fitkit.training.options import FitOptions
-from fitkit.training.run_config import SEED, data_text, run_config
+from fitkit.training.run_config import SEED, TRAINING_DATA, length_text, run_config
 
 _BATCH_END = (Event.TRAIN_BATCH_END, Event.TEST_BATCH_END)
 # arguments of built-in callbacks that may differ: only rank 0 writes files and shows progress
@@ -31,7 +33,7 @@ def fit_facts(
 ) -> dict[str, Any]:
     """Everything of which a difference between ranks would end in a wait or in two runs."""
     config = run_config(handler, options, train, {})
-    for name in (SEED, "validation data", "ranks"):
+    for name in (SEED, TRAINING_DATA, "validation data", "ranks"):
         config.pop(name, None)
     parts, state = handler.parts, handler.state
     settings = {
@@ -47,7 +49,6 @@ def fit_facts(
         "scheduler monitor": parts.scheduler_monitor,
         "metrics": ", ".join(parts.metrics),
         "strategy": type(handler.parallel).__name__,
-        **_data_settings(sets),
     }
     return {
         "settings": settings,
@@ -55,7 +56,7 @@ def fit_facts(
         "callbacks": [_callback_facts(c) for c in handler.callbacks if c.needs_all_ranks],
         "seeds": (options.seed, handler.seeds.given),
         **_of_logs(handler.callbacks),
-        **_of_passes(handler, options.seed, sets),
+        **_of_passes(handler, options.seed, by_pass(train, sets)),
     }
 
 
@@ -63,18 +64,26 @@ def evaluation_facts(
     handler: BaseHandler, callbacks: CallbackList, sets: Mapping[str, DataSpec]
 ) -> dict[str, Any]:
     """What ``evaluate`` compares."""
-    return {
-        "settings": _data_settings(sets),
-        **_of_logs(callbacks),
-        **_of_passes(handler, None, sets),
-    }
+    return {"settings": {}, **_of_logs(callbacks), **_of_passes(handler, None, by_pass(None, sets))}
+
+
+def by_pass(train: DataSpec | None, sets: Mapping[str, DataSpec]) -> dict[str, DataSpec]:
+    """The data by the name of its pass."""
+    named = {pass_name(name): spec for name, spec in sets.items()}
+    return named if train is None else {"train": train, **named}
 
 
 def _of_passes(
-    handler: BaseHandler, seed: int | None, sets: Mapping[str, DataSpec]
+    handler: BaseHandler, seed: int | None, specs: Mapping[str, DataSpec]
 ) -> dict[str, Any]:
-    data_seed = handler.seeds.data if seed is None else seed
-    return {"sets": list(sets), "data_seed": data_seed}
+    size = handler.world.size
+    return {
+        "data": {
+            name: part_facts(spec.data, spec.split, size, length_text(spec))
+            for name, spec in specs.items()
+        },
+        "data_seed": handler.seeds.data if seed is None else seed,
+    }
 
 
 def _of_logs(callbacks: CallbackList) -> dict[str, Any]:
@@ -92,14 +101,6 @@ def _of_logs(callbacks: CallbackList) -> dict[str, Any]:
 def _logs(callback: Callback) -> bool:
     logs = callback.logs_at_epoch_end
     return callback.may_log if logs is None else logs
-
-
-def _data_settings(sets: Mapping[str, DataSpec]) -> dict[str, Any]:
-    return {
-        f"validation set {name!r}" if name else "validation data": data_text(spec)
-        or f"a {type(spec.data).__name__}"
-        for name, spec in sets.items()
-    }
 
 
 def _kind_of_resume(resume: Any) -> str:

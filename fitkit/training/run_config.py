@@ -15,6 +15,7 @@ from fitkit.core.state import FitState
 from fitkit.core.validation_sets import UNNAMED
 from fitkit.data.in_memory import common_length, is_in_memory
 from fitkit.data.make_source import batch_size_of
+from fitkit.data.own_part import RANK
 from fitkit.data.spec import DataSpec
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.handler.group_options import differs
@@ -119,7 +120,12 @@ def _sets_text(sets: Mapping[str, DataSpec]) -> str | None:
 
 
 def data_text(spec: DataSpec) -> str | None:
-    """The number of samples, or of batches; ``None`` if the data does not say it."""
+    """The number of samples, or of batches; ``None`` if the data does not say that of all ranks."""
+    return None if spec.split == RANK else length_text(spec)
+
+
+def length_text(spec: DataSpec) -> str | None:
+    """As ``data_text``, of this rank."""
     data, unit = spec.data, "samples"
     if is_in_memory(data):
         return f"{common_length(data)} samples"

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from fitkit import ConfigurationError
-from fitkit.data.validation_sets import add_validation_sets, as_validation_sets, in_order_of
+from fitkit.data.validation_sets import add_validation_sets, as_validation_sets
 
 X, Y = torch.ones(4, 2), torch.zeros(4, 1)
 DATASET = TensorDataset(X, Y)
@@ -115,10 +115,6 @@ def test_a_dataset_with_a_length_only_is_a_set():
             return np.ones(2)
 
     assert list(as_validation_sets({"own": Own()})) == ["own"]
-
-
-def test_ranks_evaluate_the_sets_in_one_order():
-    assert list(in_order_of(["a", "b"], {"b": 1, "a": 2}).items()) == [("a", 2), ("b", 1)]
 
 
 def test_pairs_under_names_of_targets_are_sets():

@@ -1,0 +1,185 @@
+"""Finds out whether each rank brings its own part of the data, or all bring the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Subset
+
+from fitkit.core.errors import ConfigurationError, listed
+from fitkit.core.tree import iterate_leaves
+from fitkit.data.generator_state import UserGenerators, samplers_of
+from fitkit.data.in_memory import is_in_memory, tensors_of
+
+AUTO, RANK = "auto", "rank"
+SPLITS = (AUTO, RANK)
+
+# of samplers, batch samplers and data sets of torch, transformers and accelerate
+_NUMBERS_OF_RANKS = ("num_replicas", "num_processes")
+_SKETCH_SIZE = 256
+_OVERLAP = 0.1  # share of common samples from which on index sets are no parts of one set
+DATA_REMEDY = (
+    "pass split='rank' beside it if the data of each rank is its own part; else give all ranks the "
+    "same data"
+)
+
+
+def require_split(split: Any) -> str:
+    """``split``, or ``ConfigurationError`` if there is no such way."""
+    if split not in SPLITS:
+        raise ConfigurationError(
+            f"split must be one of {listed(SPLITS)}, received {split!r}: 'rank' says that the data "
+            f"of each rank is its own part."
+        )
+    return str(split)
+
+
+def replaces_sampler(loader: Any) -> bool:
+    """Whether a loader has torch's ``DistributedSampler``, for which fitkit splits the data.
+
+    That sampler repeats samples to give all ranks equally many.
+    """
+    batches: Any = getattr(loader, "batch_sampler", None)
+    sampler: Any = batches.sampler if type(batches) is BatchSampler else None
+    return type(sampler) is DistributedSampler
+
+
+def splits_itself(data: Any, num_ranks: int) -> str | None:
+    """How data gives each rank its own part, in words; ``None``: nothing is known of it."""
+    if replaces_sampler(data):
+        return None
+    dataset = data.dataset if isinstance(data, DataLoader) else data
+    for part in (*samplers_of(data), dataset):
+        for name in _NUMBERS_OF_RANKS:
+            if num_ranks > 1 and getattr(part, name, None) == num_ranks:
+                return f"{type(part).__name__} has {name}={num_ranks}"
+    distributed = getattr(dataset, "_distributed", None)  # of split_dataset_by_node
+    if getattr(distributed, "world_size", 1) > 1:
+        return "it was split by split_dataset_by_node"
+    pipeline = getattr(dataset, "pipeline", None)  # of webdataset
+    stages = pipeline if isinstance(pipeline, (list, tuple)) else ()
+    if any(getattr(stage, "__name__", "") == "split_by_node" for stage in stages):
+        return "its pipeline has split_by_node"
+    return None
+
+
+def part_facts(data: Any, split: str, num_ranks: int, length: str | None) -> dict[str, Any]:
+    """What ranks compare of the data of one pass; no sample of a dataset is loaded."""
+    indices = _indices(data)
+    states = UserGenerators(data).states()
+    return {
+        "split": split,
+        "itself": splits_itself(data, num_ranks),
+        "length": length or f"a {type(data).__name__}",
+        "indices": None if indices is None else _digest(indices.tobytes()),
+        "sketch": None if indices is None else _sketch(indices),
+        "rows": _digest_of_rows(data),
+        "generators": _digest(b"".join(s.numpy().tobytes() for s in states)) if states else None,
+    }
+
+
+def resolve(name: str, facts: Sequence[Mapping[str, Any]]) -> tuple[str, list[str], str | None]:
+    """How the data of a pass is split, from the facts of all ranks.
+
+    Returns:
+        the split; what prevents it, as ``(what, of each rank)`` in sentences; a warning, or
+        ``None``.
+    """
+    declared = {one["split"] for one in facts}
+    if declared == {RANK} or (RANK not in declared and all(one["itself"] for one in facts)):
+        return RANK, [], None
+    if len({one["split"] for one in facts}) > 1:
+        return AUTO, [f"{name} is declared split='rank' on some ranks only"], None
+    if len({one["indices"] for one in facts}) > 1:
+        if _are_parts([one["sketch"] for one in facts]):
+            return RANK, [], None
+        return (
+            AUTO,
+            [f"{name} has other indices on other ranks, which overlap: {DATA_REMEDY}"],
+            None,
+        )
+    if len({one["length"] for one in facts}) > 1:
+        return AUTO, [], None  # the lengths are named elsewhere
+    if len({one["generators"] for one in facts}) > 1:
+        problem = f"the generator of the loader of {name} is in another state on other ranks, so "
+        return AUTO, [f"{problem}their orders of samples differ: seed it equally"], None
+    if len({one["rows"] for one in facts}) > 1:
+        return AUTO, [], different_data(name)
+    return AUTO, [], None
+
+
+def different_data(name: str) -> str:
+    """The warning for data of which each rank would train a part, but that differs."""
+    return (
+        f"{name} differs between ranks, of which each trains only its share, so a part of the data "
+        f"is left out: {DATA_REMEDY}."
+    )
+
+
+def _are_parts(sketches: Sequence[Sequence[int] | None]) -> bool:
+    """Whether index sets have nothing, or next to nothing, in common."""
+    seen: set[int] = set()
+    for sketch in sketches:
+        if sketch is None:
+            return False
+        if len(seen & set(sketch)) > _OVERLAP * len(sketch):
+            return False
+        seen |= set(sketch)
+    return True
+
+
+def _indices(data: Any) -> Any:
+    """The indices of a subset, or of a sampler that has some, as an int64 array."""
+    found: Any = next((s.indices for s in samplers_of(data) if hasattr(s, "indices")), None)
+    dataset = data.dataset if isinstance(data, DataLoader) else data
+    while isinstance(dataset, Subset):
+        own = np.asarray(dataset.indices, dtype=np.int64)
+        found = own if found is None else own[np.asarray(found, dtype=np.int64)]
+        dataset = dataset.dataset
+    return None if found is None else np.asarray(found, dtype=np.int64)
+
+
+def _sketch(indices: Any) -> list[int]:
+    """The smallest hashes of the indices: sets with common elements have them in common."""
+    with np.errstate(over="ignore"):
+        hashes = indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    hashes = np.sort(np.unique(hashes ^ (hashes >> np.uint64(32))))
+    return [int(value) for value in hashes[:_SKETCH_SIZE]]
+
+
+def _digest_of_rows(data: Any) -> str | None:
+    """Of the first and the last sample of data in memory."""
+    tensors = data if is_in_memory(data) else tensors_of(data)
+    if tensors is None:
+        return None
+    return _digest(
+        b"".join(_bytes(leaf[i]) for leaf in iterate_leaves(tensors) for i in (0, -1) if len(leaf))
+    )
+
+
+def batch_digest(batch: Any) -> str:
+    """A short text that is the same for equal batches."""
+    return _digest(b"".join(map(_bytes, iterate_leaves(batch))))
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        return (
+            value.contiguous().view(torch.uint8).numpy().tobytes()
+            if value.ndim and value.numel()
+            else repr(value).encode()
+        )
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tobytes()
+    is_plain = isinstance(value, (bool, int, float, str, bytes, type(None)))
+    return repr(value).encode() if is_plain else type(value).__name__.encode()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
