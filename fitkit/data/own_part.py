@@ -83,34 +83,30 @@ def part_facts(data: Any, split: str, num_ranks: int, length: str | None) -> dic
     }
 
 
-def resolve(name: str, facts: Sequence[Mapping[str, Any]]) -> tuple[str, list[str], str | None]:
+def resolve(name: str, facts: Sequence[Mapping[str, Any]]) -> tuple[str, str | None, str | None]:
     """How the data of a pass is split, from the facts of all ranks.
 
     Returns:
-        the split; what prevents it, as ``(what, of each rank)`` in sentences; a warning, or
-        ``None``.
+        the split; what prevents it, or ``None``; a warning, or ``None``.
     """
-    declared = {one["split"] for one in facts}
-    if declared == {RANK} or (RANK not in declared and all(one["itself"] for one in facts)):
-        return RANK, [], None
-    if len({one["split"] for one in facts}) > 1:
-        return AUTO, [f"{name} is declared split='rank' on some ranks only"], None
-    if len({one["indices"] for one in facts}) > 1:
+
+    def differs(fact: str) -> bool:
+        return len({one[fact] for one in facts}) > 1
+
+    if differs("split"):
+        return AUTO, f"{name} is passed with split='rank' on some ranks only (pass it on all)", None
+    if facts[0]["split"] == RANK or all(one["itself"] for one in facts):
+        return RANK, None, None
+    if differs("indices"):
         if _are_parts([one["sketch"] for one in facts]):
-            return RANK, [], None
-        return (
-            AUTO,
-            [f"{name} has other indices on other ranks, which overlap: {DATA_REMEDY}"],
-            None,
-        )
-    if len({one["length"] for one in facts}) > 1:
-        return AUTO, [], None  # the lengths are named elsewhere
-    if len({one["generators"] for one in facts}) > 1:
-        problem = f"the generator of the loader of {name} is in another state on other ranks, so "
-        return AUTO, [f"{problem}their orders of samples differ: seed it equally"], None
-    if len({one["rows"] for one in facts}) > 1:
-        return AUTO, [], different_data(name)
-    return AUTO, [], None
+            return RANK, None, None
+        return AUTO, f"{name} has other indices on each rank, which overlap ({DATA_REMEDY})", None
+    if differs("generators"):
+        problem = f"the generator of the loader of {name} is in another state on each rank"
+        return AUTO, f"{problem} (seed it equally)", None
+    if differs("rows") and not differs("length"):
+        return AUTO, None, different_data(name)
+    return AUTO, None, None
 
 
 def different_data(name: str) -> str:

@@ -16,6 +16,7 @@ _UNKNOWN = -1
 class Ranks(Protocol):
     """The ranks of a run, all of which call each method in the same order."""
 
+    rank: int
     size: int
 
     def largest(self, values: list[int]) -> list[int]:
@@ -97,12 +98,13 @@ class RankPartSource:
         """Whether any rank has a batch."""
         if not is_unknown:
             return number < longest
-        has_none = batch is _END and spare is _END
-        any_has, any_lacks = self._ranks.largest([int(batch is not _END), int(has_none)])
-        if any_has and any_lacks:
+        lacks = batch is _END and spare is _END
+        rank = self._ranks.rank + 1 if lacks else 0
+        any_has, lacking = self._ranks.largest([int(batch is not _END), rank])
+        if any_has and lacking:
             raise DataError(
-                "the part of a rank has no batch, or none after the position of the checkpoint, "
-                "while others have: give each rank at least one batch."
+                f"the part of rank {lacking - 1} has no batch, while others have: give each rank "
+                f"at least one batch, or all ranks the same data without split='rank'."
             )
         return bool(any_has)
 

@@ -20,9 +20,9 @@ from fitkit.metrics.metric import Metric
 from fitkit.training.options import FitOptions
 from fitkit.training.rank_facts import by_pass, evaluation_facts, fit_facts, model_lines
 
-_REMEDY = (
-    "Give all ranks the same arguments, data and callbacks. A callback that saves or that changes "
-    "training belongs on every rank: only rank 0 writes files."
+_SAME = "give all ranks the same arguments and data"
+_CALLBACKS = (
+    "attach callbacks that save or change training to every rank, as only rank 0 writes files"
 )
 
 
@@ -66,7 +66,7 @@ def agree_on_fit(
     if handler.world.size == 1:
         return Agreement(), options, train, dict(sets)
     ranks = handler.world.gather_all(fit_facts(handler, options, train, sets))
-    lines = _differing_settings(ranks) + _differing_callbacks(ranks)
+    lines = [*_differing_settings(ranks), *_differing_callbacks(ranks)]
     if len({facts["model"] for facts in ranks}) > 1:
         lines += _differing_models(handler.world.gather_all(model_lines(handler)))
     specs = _agree_on_data(handler, by_pass(train, sets), ranks, lines)
@@ -106,24 +106,29 @@ def _agree_on_data(
     """
     names = [list(facts["data"]) for facts in ranks]
     if any(set(one) != set(names[0]) for one in names):
-        raise _error([*lines, f"the data is {by_value([listed(one) for one in names])}"])
+        shown = [listed(name for name in one if name != "train") for one in names]
+        raise _error([*lines, f"the data to validate on is {by_value(shown)} ({_SAME})"])
     agreed = {}
     for name in names[0]:
-        facts = [one["data"][name] for one in ranks]
-        title = "the training data" if name == "train" else f"the data of {name!r}"
-        split, problems, warning = resolve(title, facts)
+        facts, title = [one["data"][name] for one in ranks], f"the {_title(name)} data"
+        split, problem, warning = resolve(title, facts)
         lengths = [one["length"] for one in facts]
-        if split == AUTO and not problems and len(set(lengths)) > 1:
-            problems = [f"{title} is {by_value(lengths)}: {DATA_REMEDY}"]
-        lines += problems
-        if warning is not None and handler.world.is_main:
-            warnings.warn(warning, stacklevel=2)
-        if split != specs[name].split and handler.world.is_main:
-            handler.logger.info("%s is taken as split by rank: each rank trains its part", title)
+        if split == AUTO and problem is None and len(set(lengths)) > 1:
+            problem = f"{title} is {by_value(lengths)} ({DATA_REMEDY})"
+        lines += [] if problem is None else [problem]
+        if handler.world.is_main:
+            if warning is not None:
+                warnings.warn(warning, stacklevel=2)
+            if split != specs[name].split:
+                handler.logger.info("%s is split by rank already: each takes its own", title)
         agreed[name] = replace(specs[name], split=split)
     if lines:
         raise _error(lines)
     return agreed
+
+
+def _title(name: str) -> str:
+    return "training" if name == "train" else name
 
 
 def _agreement(ranks: Sequence[Mapping[str, Any]]) -> Agreement:
@@ -159,7 +164,7 @@ def _with_seed_of_rank_0(
 
 
 def _error(lines: Sequence[str]) -> ConfigurationError:
-    return ConfigurationError(f"the ranks differ: {'; '.join(lines)}. {_REMEDY}")
+    return ConfigurationError(f"the ranks differ: {'; '.join(lines)}.")
 
 
 # ---- differences, in words ----------------------------------------------------------------------
@@ -197,7 +202,7 @@ def _differing_settings(ranks: Sequence[Mapping[str, Any]]) -> list[str]:
         values = [_shown(one[name]) if name in one else "none" for one in settings]
         if len(set(values)) > 1:
             lines.append(f"{name} is {by_value(values)}")
-    return lines
+    return [f"{', '.join(lines)} ({_SAME})"] if lines else []
 
 
 def _shown(value: Any) -> str:
@@ -213,20 +218,20 @@ def _differing_callbacks(ranks: Sequence[Mapping[str, Any]]) -> list[str]:
         if len(set(numbers)) > 1:
             having = [rank for rank, number in enumerate(numbers) if number]
             is_partial = len(having) < len(numbers)
-            where = f"attached to {ranks_text(having)} only"
-            lines.append(f"{name} is {where if is_partial else by_value(list(map(str, numbers)))}")
+            many = f"attached {by_value([f'{number} times' for number in numbers])}"
+            lines.append(f"{name} is {f'on {ranks_text(having)} only' if is_partial else many}")
     if lines:
-        return lines
+        return [f"{', '.join(lines)} ({_CALLBACKS})"]
     orders = [", ".join(entry["class"] for entry in entries) for entries in of_ranks]
     if len(set(orders)) > 1:
-        return [f"the order of callbacks is {by_value(orders)}"]
+        return [f"the order of callbacks is {by_value(orders)} (pass them in one order)"]
     for entries in zip(*of_ranks, strict=True):
         configs = [entry["config"] for entry in entries]
         for name in dict.fromkeys(name for config in configs for name in config):
             values = [repr(config.get(name)) for config in configs]
             if len(set(values)) > 1:
                 lines.append(f"{name} of {entries[0]['class']} is {by_value(values)}")
-    return lines
+    return [f"{', '.join(lines)} ({_SAME})"] if lines else []
 
 
 def _differing_models(of_ranks: Sequence[Sequence[str]]) -> list[str]:
@@ -235,5 +240,6 @@ def _differing_models(of_ranks: Sequence[Sequence[str]]) -> list[str]:
     for index in range(longest):
         lines = [one[index] if index < len(one) else "nothing more" for one in of_ranks]
         if len(set(lines)) > 1:
-            return [f"the model's parameter or buffer number {index + 1} is {by_value(lines)}"]
+            where = f"parameter or buffer number {index + 1} of the model"
+            return [f"{where} is {by_value(lines)} (build the same model on all ranks)"]
     return []

@@ -24,6 +24,7 @@ from fitkit.training.options import FitOptions
 from fitkit.training.run_config import SEED, TRAINING_DATA, length_text, run_config
 
 _BATCH_END = (Event.TRAIN_BATCH_END, Event.TEST_BATCH_END)
+_OF_GROUP = (*MEMBERS, "initial_lr")  # the scheduler sets the latter
 # arguments of built-in callbacks that may differ: only rank 0 writes files and shows progress
 _OF_ONE_RANK = frozenset({"filepath", "save_path", "save_model_name", "verbose"})
 
@@ -43,7 +44,7 @@ def fit_facts(
         "resume": _kind_of_resume(options.resume),
         "epochs done before": state.epoch,
         "training batches done before": state.global_step,
-        "optimizer": _optimizer_text(handler),
+        **_optimizer_settings(handler),
         "scheduler": spec_text(parts.scheduler_spec) or None,
         "scheduler interval": parts.scheduler_interval,
         "scheduler monitor": parts.scheduler_monitor,
@@ -111,17 +112,17 @@ def _kind_of_resume(resume: Any) -> str:
     return "a file" if is_file else "a folder"
 
 
-def _optimizer_text(handler: BaseHandler) -> str | None:
-    """The class of the optimizer with the options of each group."""
+def _optimizer_settings(handler: BaseHandler) -> dict[str, Any]:
+    """The class of the optimizer, and the options of each parameter group."""
     optimizer = handler.optimizer
     if optimizer is None:
-        return None
-    groups = [
-        f"{len(group['params'])} parameters, "
-        + ", ".join(f"{k}={_text(v)}" for k, v in group.items() if k not in MEMBERS)
-        for group in optimizer.param_groups
-    ]
-    return f"{type(optimizer).__name__}({'; '.join(groups)})"
+        return {"optimizer": None}
+    settings: dict[str, Any] = {"optimizer": type(optimizer).__name__}
+    for number, group in enumerate(optimizer.param_groups):
+        where = f" of parameter group {number}"
+        settings[f"number of parameters{where}"] = len(group["params"])
+        settings |= {k + where: _text(v) for k, v in group.items() if k not in _OF_GROUP}
+    return settings
 
 
 def _text(value: Any) -> str:
