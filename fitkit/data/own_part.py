@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -45,16 +47,19 @@ def replaces_sampler(loader: Any) -> bool:
     That sampler repeats samples to give all ranks equally many.
     """
     batches: Any = getattr(loader, "batch_sampler", None)
-    sampler: Any = batches.sampler if type(batches) is BatchSampler else None
+    sampler = getattr(loader, "sampler", None) if batches is None else None
+    if type(batches) is BatchSampler:
+        sampler = batches.sampler
     return type(sampler) is DistributedSampler
 
 
-def splits_itself(data: Any, num_ranks: int) -> str | None:
+def splits_itself(data: Any, loader_kwargs: Mapping[str, Any], num_ranks: int) -> str | None:
     """How data gives each rank its own part, in words; ``None``: nothing is known of it."""
-    if replaces_sampler(data):
+    owner = _loader_of(data, loader_kwargs)
+    if replaces_sampler(owner):
         return None
     dataset = data.dataset if isinstance(data, DataLoader) else data
-    for part in (*samplers_of(data), dataset):
+    for part in (*samplers_of(owner), dataset):
         for name in _NUMBERS_OF_RANKS:
             if num_ranks > 1 and getattr(part, name, None) == num_ranks:
                 return f"{type(part).__name__} has {name}={num_ranks}"
@@ -68,19 +73,39 @@ def splits_itself(data: Any, num_ranks: int) -> str | None:
     return None
 
 
-def part_facts(data: Any, split: str, num_ranks: int, length: str | None) -> dict[str, Any]:
+def _loader_of(data: Any, loader_kwargs: Mapping[str, Any]) -> Any:
+    """What has the samplers: the loader, or the arguments for the one that fitkit will make."""
+    return data if isinstance(data, DataLoader) else SimpleNamespace(**loader_kwargs)
+
+
+def part_facts(
+    data: Any, loader_kwargs: Mapping[str, Any], split: str, num_ranks: int, length: str | None
+) -> dict[str, Any]:
     """What ranks compare of the data of one pass; no sample of a dataset is loaded."""
-    indices = _indices(data)
-    states = UserGenerators(data).states()
+    owner = _loader_of(data, loader_kwargs)
+    indices, states = _indices(data, owner), UserGenerators(owner).states()
+    length = length or f"a {type(data).__name__}"
+    if (number := _num_batches(owner)) is not None:
+        length += f", {number} batches"
     return {
         "split": split,
-        "itself": splits_itself(data, num_ranks),
-        "length": length or f"a {type(data).__name__}",
+        "itself": splits_itself(data, loader_kwargs, num_ranks),
+        "length": length,
         "indices": None if indices is None else _digest(indices.tobytes()),
         "sketch": None if indices is None else _sketch(indices),
         "rows": _digest_of_rows(data),
         "generators": _digest(b"".join(s.numpy().tobytes() for s in states)) if states else None,
     }
+
+
+def _num_batches(owner: Any) -> int | None:
+    """What samplers say of the number of batches."""
+    for sampler in samplers_of(owner):
+        try:
+            return len(sampler)
+        except (TypeError, NotImplementedError):
+            continue
+    return None
 
 
 def resolve(name: str, facts: Sequence[Mapping[str, Any]]) -> tuple[str, str | None, str | None]:
@@ -129,15 +154,28 @@ def _are_parts(sketches: Sequence[Sequence[int] | None]) -> bool:
     return True
 
 
-def _indices(data: Any) -> Any:
+def _indices(data: Any, owner: Any) -> Any:
     """The indices of a subset, or of a sampler that has some, as an int64 array."""
-    found: Any = next((s.indices for s in samplers_of(data) if hasattr(s, "indices")), None)
+    found = next((i for s in samplers_of(owner) if (i := _of_sampler(s)) is not None), None)
     dataset = data.dataset if isinstance(data, DataLoader) else data
     while isinstance(dataset, Subset):
         own = np.asarray(dataset.indices, dtype=np.int64)
-        found = own if found is None else own[np.asarray(found, dtype=np.int64)]
+        found = own if found is None else own[found]
         dataset = dataset.dataset
-    return None if found is None else np.asarray(found, dtype=np.int64)
+    return found
+
+
+def _of_sampler(sampler: Any) -> Any:
+    """The indices that a sampler holds: a list of them, or of batches of them."""
+    indices = getattr(sampler, "indices", sampler)
+    if isinstance(indices, (list, tuple)) and all(isinstance(i, (list, tuple)) for i in indices):
+        indices = list(chain(*indices))
+    is_sequence = isinstance(indices, (list, tuple, range, np.ndarray, Tensor))
+    try:
+        array = np.asarray(indices, dtype=np.int64) if is_sequence else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return array if array is not None and array.ndim == 1 and array.size else None
 
 
 def _sketch(indices: Any) -> list[int]:
@@ -153,9 +191,8 @@ def _digest_of_rows(data: Any) -> str | None:
     tensors = data if is_in_memory(data) else tensors_of(data)
     if tensors is None:
         return None
-    return _digest(
-        b"".join(_bytes(leaf[i]) for leaf in iterate_leaves(tensors) for i in (0, -1) if len(leaf))
-    )
+    leaves = [leaf for leaf in iterate_leaves(tensors) if getattr(leaf, "ndim", 0) and len(leaf)]
+    return _digest(b"".join(_bytes(leaf[index]) for leaf in leaves for index in (0, -1)))
 
 
 def batch_digest(batch: Any) -> str:

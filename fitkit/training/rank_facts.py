@@ -80,7 +80,7 @@ def _of_passes(
     size = handler.world.size
     return {
         "data": {
-            name: part_facts(spec.data, spec.split, size, length_text(spec))
+            name: part_facts(spec.data, spec.loader_kwargs, spec.split, size, length_text(spec))
             for name, spec in specs.items()
         },
         "data_seed": handler.seeds.data if seed is None else seed,

@@ -54,7 +54,7 @@ class Sub(DistributedSampler):
 def decided(*data, split=AUTO, lengths=None):
     """What is decided for the data of each rank."""
     lengths = [None] * len(data) if lengths is None else lengths
-    facts = [part_facts(one, split, len(data), n) for one, n in zip(data, lengths, strict=True)]
+    facts = [part_facts(one, {}, split, len(data), n) for one, n in zip(data, lengths, strict=True)]
     return resolve("the data", facts)
 
 
@@ -80,7 +80,7 @@ def test_plain_distributed_samplers_are_replaced():
         loader(batch_sampler=BatchSampler(sampler, 4, drop_last=False)),
     ):
         assert replaces_sampler(one)
-        assert splits_itself(one, 2) is None
+        assert splits_itself(one, {}, 2) is None
         assert decided(one, one) == (AUTO, None, None)
 
 
@@ -95,9 +95,9 @@ def test_plain_distributed_samplers_are_replaced():
     ],
 )
 def test_samplers_and_data_sets_that_say_how_many_ranks_there_are(data):
-    assert splits_itself(data, 2) is not None
-    assert splits_itself(data, 1) is None
-    assert splits_itself(data, 3) is None
+    assert splits_itself(data, {}, 2) is not None
+    assert splits_itself(data, {}, 1) is None
+    assert splits_itself(data, {}, 3) is None
     assert decided(data, data) == (RANK, None, None)
 
 
@@ -108,7 +108,7 @@ def test_ordinary_data_is_the_same_on_all_ranks():
 
 def test_what_is_declared_counts():
     assert decided(DATA, DATA, split=RANK) == (RANK, None, None)
-    facts = [part_facts(DATA, split, 2, None) for split in (RANK, AUTO)]
+    facts = [part_facts(DATA, {}, split, 2, None) for split in (RANK, AUTO)]
     split, problem, _ = resolve("the data", facts)
     assert (split, "on some ranks only" in problem) == (AUTO, True)
 
@@ -119,6 +119,8 @@ def test_what_is_declared_counts():
         lambda part: part,
         lambda part: DataLoader(part, 4),
         lambda part: loader(sampler=SubsetRandomSampler(part.indices)),
+        lambda part: loader(sampler=list(part.indices)),
+        lambda part: loader(batch_sampler=[[i] for i in part.indices]),
         lambda part: Subset(DATA, list(part.indices)),
         lambda part: Subset(DATA, np.array(part.indices)),
         lambda part: Subset(Subset(DATA, range(19, -1, -1)), part.indices),
@@ -174,3 +176,29 @@ def test_digests_of_batches():
     assert len({batch_digest(one) for one in (same, *others)}) == 4
     for odd in (torch.zeros(0), torch.tensor(1.0), torch.ones(3, 4)[:, ::2], object(), None):
         assert batch_digest(odd) == batch_digest(odd)
+
+
+def test_samplers_that_are_arguments_of_a_setter():
+    for kwargs in ({"sampler": Of(DATA)}, {"batch_sampler": BatchSampler(Of(DATA), 4, False)}):
+        assert splits_itself(DATA, kwargs, 2) is not None
+    plain = DistributedSampler(DATA, 2, 0)
+    for kwargs in ({"sampler": plain}, {"batch_sampler": BatchSampler(plain, 4, False)}):
+        assert splits_itself(DATA, kwargs, 2) is None
+    parts_of_sampler = [{"sampler": SubsetRandomSampler(part.indices)} for part in parts()]
+    facts = [part_facts(DATA, kwargs, AUTO, 2, "20 samples") for kwargs in parts_of_sampler]
+    assert resolve("the data", facts) == (RANK, None, None)
+
+
+def test_the_length_says_how_many_batches_samplers_have():
+    facts = part_facts(loader(batch_size=8), {}, AUTO, 2, "20 samples")
+    assert facts["length"] == "20 samples, 3 batches"
+    assert part_facts(DATA, {}, AUTO, 2, "20 samples")["length"] == "20 samples"
+    assert part_facts([X], {}, AUTO, 2, None)["length"] == "a list"
+
+
+@pytest.mark.parametrize("indices", [lambda: 3, None, "text", [], [[1], 2], torch.ones(2, 2)])
+def test_indices_of_samplers_that_are_no_indices(indices):
+    sampler = Of(DATA)
+    sampler.num_replicas, sampler.indices = 1, indices
+    one = loader(sampler=sampler)
+    assert part_facts(one, {}, AUTO, 2, None)["indices"] is None
