@@ -212,7 +212,7 @@ class NNHandler(BaseHandler):
         Args:
             dataset: a data set, arrays, a DataLoader or an iterable of batches.
             **loader_kwargs: ``batch_size`` (32), ``shuffle`` (yes), or ``global_batch_size``,
-                ``num_samples`` as in ``fit``, and other arguments of
+                ``num_samples`` and ``split`` as in ``fit``, and other arguments of
                 ``torch.utils.data.DataLoader``.
         """
         self.session.require_outside_fit("set_train_loader")
@@ -337,6 +337,7 @@ class NNHandler(BaseHandler):
         batch_size: int | None = None,
         shuffle: bool | None = None,
         num_samples: Callable[[Any], int] | None = None,
+        split: str = "auto",
         drop_last: bool | None = None,
         collate_fn: Callable[[Any], Any] | None = None,
         steps_per_epoch: int | None = None,
@@ -376,6 +377,9 @@ class NNHandler(BaseHandler):
             shuffle: whether to shuffle where fitkit makes the batches; default: yes.
             num_samples: returns the number of samples in a batch of training or validation data
                 that are passed here, where a loader or the batch does not say it.
+            split: how several ranks share data that is passed here. ``"rank"``: the data of each
+                rank is its own part, of any length; ``"auto"``: all ranks have the same data, of
+                which each trains its share, unless the data is known to be split by rank.
             drop_last: leave out a last training batch that is not full.
             collate_fn: makes a batch of a list of samples, also for a Dataset to validate on.
             steps_per_epoch: training batches per epoch; ``None``: all there are.
@@ -427,6 +431,7 @@ class NNHandler(BaseHandler):
             batch_size=batch_size,
             shuffle=shuffle,
             num_samples=num_samples,
+            split=split,
             drop_last=drop_last,
             collate_fn=collate_fn,
             steps_per_epoch=steps_per_epoch,
@@ -466,6 +471,7 @@ class NNHandler(BaseHandler):
         precision: str | None = None,
         grad: bool = False,
         callbacks: Iterable[Callback] = (),
+        split: str = "auto",
     ) -> dict[str, float]:
         """Loss and metrics over ``data``, each sample counted once.
 
@@ -478,12 +484,13 @@ class NNHandler(BaseHandler):
             precision: as in ``fit``.
             grad: whether gradients are recorded, as in ``fit``.
             callbacks: attached for this call.
+            split: as in ``fit``.
 
         Returns:
             the values by name; those of a named set have its name before theirs, as in
             ``clean_loss``.
         """
-        options = PassOptions(batch_size, num_samples, steps, precision, grad, callbacks)
+        options = PassOptions(batch_size, num_samples, steps, precision, grad, callbacks, split)
         return evaluate(self, with_targets(data, y), options)
 
     @together_or_alone

@@ -39,6 +39,7 @@ class _BoundaryRecorder(Saver):
     """
 
     order = 10_000
+    needs_all_ranks = False
 
     def __init__(self, copies: Path | None = None) -> None:
         super().__init__()

@@ -63,8 +63,8 @@ MOST_LINES = 260
 # The facade documents every argument of every verb; the other is one idea that reads in one go.
 MOST_LINES_OF = {
     "nn_handler.py": 860,
-    "callbacks/model_checkpoint.py": 270,
-    "core/callback.py": 270,
+    "callbacks/model_checkpoint.py": 280,
+    "core/callback.py": 290,
     "handler/state_dict.py": 275,  # a table with an entry for each key of a checkpoint
     "callbacks/progress_bar.py": 275,
     "checkpointing/save_queue/save_queue.py": 270,

@@ -16,6 +16,7 @@ class ConsoleLogger(BuiltinCallback):
     ``logging``), the line goes to standard error.
     """
 
+    needs_all_ranks = False
     order = 100
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:

@@ -31,6 +31,7 @@ class History(BuiltinCallback):
         interrupted: whether Ctrl-C ended the last ``fit``.
     """
 
+    needs_all_ranks = False
     has_fixed_state_types = True
     order = 100
     spans_fits = True

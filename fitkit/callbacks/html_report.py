@@ -47,6 +47,7 @@ class HTMLReport(BuiltinCallback):
     >>> callback = HTMLReport("runs/report.html", every_n_epochs=5)
     """
 
+    needs_all_ranks = False
     has_fixed_state_types = True
     order = 110
     spans_fits = True

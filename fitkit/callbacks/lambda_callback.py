@@ -24,7 +24,9 @@ class LambdaCallback(BuiltinCallback):
     >>> callback = LambdaCallback(on_epoch_end=lambda epoch, logs: losses.append(logs["loss"]))
     """
 
+    needs_all_ranks = False
     may_log = True
+    batch_logs_interval = 1
 
     def __init__(self, **hooks: Callable[..., Any]) -> None:
         known = [event.value for event in Event]

@@ -17,6 +17,8 @@ class LearningRateMonitor(BuiltinCallback):
             groups that have one.
     """
 
+    needs_all_ranks = False
+
     def __init__(self, log_momentum: bool = False) -> None:
         self.log_momentum = bool(log_momentum)
 

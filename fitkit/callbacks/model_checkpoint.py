@@ -132,6 +132,16 @@ class ModelCheckpoint(Saver):
         fixed = self.filepath.split("{")[0].rpartition("/")[:2]
         return self.filepath[len("".join(fixed)) :]
 
+    @property
+    def batch_logs_interval(self) -> int:  # type: ignore[override]
+        """How often a save within an epoch depends on values of the batch, or is named by them."""
+        named = set(filenames.placeholders(self.filepath)) - {"epoch", "batch", "global_step"}
+        if not (self._must_score() or self.retention is not None or named):
+            return 0
+        if self.every_n_seconds is not None or self.max_overhead is not None:
+            return 1
+        return self.save_freq if isinstance(self.save_freq, int) else 0
+
     def identity(self) -> str:
         """The file's name, unless the saver has one, and what is best."""
         best = "" if self._comparator is None else f"{self.monitor} {self._comparator.mode}"

@@ -41,6 +41,7 @@ class PredictionWriter(BuiltinCallback):
     torch.Size([5, 1])
     """
 
+    needs_all_ranks = False
     writes_files = True
 
     def __init__(

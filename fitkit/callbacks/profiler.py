@@ -46,6 +46,7 @@ class Profiler(BuiltinCallback):
     >>> callback = Profiler("runs/trace.json.gz", wait=5, active=10)
     """
 
+    needs_all_ranks = False
     has_fixed_state_types = True
     writes_files = True
     state_fields = ("num_batches",)

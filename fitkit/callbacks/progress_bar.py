@@ -50,6 +50,7 @@ class ProgressBar(BuiltinCallback):
         ConfigurationError: ``refresh_seconds`` is negative or not a number.
     """
 
+    needs_all_ranks = False
     order = 110
 
     def __init__(self, refresh_seconds: float = 0.1) -> None:

@@ -42,9 +42,10 @@ class TerminateOnNaN(BuiltinCallback):
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Check the loss."""
-        if "loss" not in logs:  # the batch was skipped, or had no weight
+        # of this rank, without communication: a stop ends all ranks
+        loss: Any = logs.of_this_rank.get("loss")
+        if loss is None:  # the batch was skipped, or had no weight
             return
-        loss: Any = logs.raw("loss")
         if not isinstance(loss, Tensor) or is_on_host(loss):
             value = float(loss)
             if not math.isfinite(value):

@@ -11,7 +11,7 @@ from fitkit.core.logs import Logs
 class ThroughputMonitor(BuiltinCallback):
     """Logs the speed of each epoch's training batches, without validation.
 
-    It logs ``samples_per_second`` and ``batches_per_second`` of this rank, and ``waiting_share``,
+    It logs ``samples_per_second`` and ``batches_per_second`` of rank 0, and ``waiting_share``,
     the share (0 to 1) of time between the end of a batch and the beginning of the next: data
     loading, other callbacks, and saving. On an accelerator, which works asynchronously, only the
     two speeds are exact.
@@ -23,7 +23,9 @@ class ThroughputMonitor(BuiltinCallback):
         num_samples: samples in it.
     """
 
+    needs_all_ranks = False
     has_fixed_state_types = True
+    logs_at_epoch_end = True
     state_fields = ("seconds", "waiting_seconds", "num_batches", "num_samples", "samples_before")
 
     def __init__(self) -> None:
@@ -64,7 +66,7 @@ class ThroughputMonitor(BuiltinCallback):
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Log the speed."""
-        if self.seconds > 0:
+        if self.seconds > 0 and self.handler.world.is_main:
             self.log("samples_per_second", self.num_samples / self.seconds)
             self.log("batches_per_second", self.num_batches / self.seconds)
             self.log("waiting_share", self.waiting_seconds / self.seconds)

@@ -40,6 +40,12 @@ class Callback:
             same handler continues it instead of resetting it.
         writes_files: ``True`` for savers and loggers, which a trial run leaves out.
         may_log: whether it may log values of its own in some epochs, for which monitors wait.
+        batch_logs_interval: it reads ``logs`` of ``on_train_batch_end`` and ``on_test_batch_end``
+            in every n-th batch (for training by ``state.global_step``); 0: never. With several
+            ranks these values are summed over the ranks only if a callback reads them, and the logs
+            of other batches are empty.
+        needs_all_ranks: ``True`` if it must be attached on all ranks, because it changes training
+            or communicates.
         name: key of the state in a checkpoint; the class name unless set.
         handler: the handler that runs the callback, set when training begins.
         run: the run that the state belongs to, set when ``fit`` begins.
@@ -67,6 +73,10 @@ class Callback:
     spans_fits: bool = False
     writes_files: bool = False
     may_log: bool = True
+    batch_logs_interval: int = 1
+    needs_all_ranks: bool = False
+    # whether it logs values in on_epoch_end that later callbacks may read; None: as may_log
+    logs_at_epoch_end: bool | None = None
     name: str = "Callback"
     handler: Handler = _NO_HANDLER
     run: object = None
@@ -121,7 +131,11 @@ class Callback:
         self._known_config = copy.deepcopy(self.config())
 
     def log(self, name: str, value: Any) -> None:
-        """Add ``value`` (one number) to the logs of this epoch, which every logger receives."""
+        """Add ``value`` (one number) to the logs of this epoch, which every logger receives.
+
+        With several ranks the logs hold the value of rank 0. The ranks share it before a scheduler,
+        a monitor or a callback of a higher ``order`` reads the logs of the epoch.
+        """
         self.handler.log(name, value)
 
     # ---- state ----------------------------------------------------------------------------------
@@ -257,6 +271,8 @@ class BuiltinCallback(Callback):
     """
 
     may_log = False
+    batch_logs_interval = 0
+    needs_all_ranks = True
     handler: Any = None
 
     def __init__(self, *, name: str | None = None) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from copy import copy
 from typing import Any
 
-from fitkit.core.callback import Callback
-from fitkit.core.callback_entries import describe, entry_of, match_entries
+from fitkit.core.callback import BuiltinCallback, Callback
+from fitkit.core.callback_entries import entry_of
 from fitkit.core.callback_states import CallbackStates
 from fitkit.core.errors import ConfigurationError, add_note, listed
 from fitkit.core.event import Event
 from fitkit.core.logs import Logs
-
-Hook = Callable[..., None]
-Listener = tuple[Callback, Hook]
+from fitkit.core.pending_event import Fired, Listener, describe_pending_event, waiting_ids
 
 # The run's position moves on before these events, so a resume does not fire them again.
 _NOT_REPEATED_BY_RESUME = (
@@ -25,6 +22,17 @@ _NOT_REPEATED_BY_RESUME = (
     Event.TEST_END,
     Event.EPOCH_END,
 )
+
+
+class _Sharing(BuiltinCallback):
+    """The place in ``on_epoch_end`` at which the ranks share what callbacks have logged."""
+
+    def __init__(self, order: int, share: Callable[[], None]) -> None:
+        self.order, self._share = order, share
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """Share."""
+        self._share()
 
 
 class CallbackList(CallbackStates):
@@ -39,9 +47,11 @@ class CallbackList(CallbackStates):
         self._flush_saves: Callable[[], None] | None = None
         # events that are being fired, the outermost first: with their arguments and the listeners
         # that are still to be called
-        self._current: list[tuple[Event, tuple[Any, ...], Iterator[Listener]]] = []
+        self._current: list[Fired] = []
         self._bound: tuple[Any, Mapping[str, Any]] = (None, {})
         self._table: dict[Event, tuple[Listener, ...]] = {}
+        self._sharing: list[_Sharing] = []
+        self.may_log_on_another_rank = False
         self._rebuild()
         for callback in callbacks:
             self.add(callback)
@@ -130,10 +140,12 @@ class CallbackList(CallbackStates):
 
     def _rebuild(self) -> None:
         self._callbacks.sort(key=lambda callback: callback.order)
+        # stable: the ranks share after the callbacks of the same order
+        listeners = sorted([*self._callbacks, *self._sharing], key=lambda callback: callback.order)
         self._table = {
             event: tuple(
                 (callback, getattr(callback, event.value))
-                for callback in self._callbacks
+                for callback in listeners
                 if _overrides(callback, event)
             )
             for event in Event
@@ -149,9 +161,23 @@ class CallbackList(CallbackStates):
         self._flush_saves = flush_saves
         self._rebuild()
 
+    def share_after(self, orders: Iterable[int], share: Callable[[], None]) -> None:
+        """Call ``share`` in ``on_epoch_end`` after the callbacks of each of these orders."""
+        self._sharing = [_Sharing(order, share) for order in orders]
+        self._rebuild()
+
+    @property
+    def may_log(self) -> bool:
+        """Whether a callback, on any rank, may log values of its own in some epochs."""
+        return self.may_log_on_another_rank or any(c.may_log for c in self._callbacks)
+
     def listens(self, event: Event) -> bool:
         """Whether any callback overrides the hook of ``event``."""
-        return bool(self._table[event])
+        return bool(self.listeners(event))
+
+    def listeners(self, event: Event) -> list[Callback]:
+        """The callbacks that override the hook of ``event``."""
+        return [c for c, _ in self._table[event] if c not in self._sharing]
 
     @property
     def is_nested(self) -> bool:
@@ -208,23 +234,7 @@ class CallbackList(CallbackStates):
         """
         if not self._current or self._current[0][0] not in _NOT_REPEATED_BY_RESUME:
             return None
-        event, args, remaining = self._current[0]
-        inner = [event.value for event, *_ in self._current[1:]]
-        if inner and inner != [Event.CHECKPOINT_SAVED.value]:
-            raise ConfigurationError(
-                f"the handler cannot be saved in {inner[-1]} of an evaluation that a callback runs "
-                f"in {event.value}, because a resume could not finish that hook: save in "
-                f"{event.value}, after the evaluation."
-            )
-        waiting = [callback for callback, _ in copy(remaining)]
-        if not waiting:
-            return None
-        plain_args = [dict(arg) if isinstance(arg, Logs) else arg for arg in args]
-        listeners = [
-            {**describe(callback), "waits": any(callback is other for other in waiting)}
-            for callback, _ in self._table[event]
-        ]
-        return {"event": event.value, "args": plain_args, "listeners": listeners}
+        return describe_pending_event(self._current, self.listeners(self._current[0][0]))
 
     def replay_event(self, pending_event: Mapping[str, Any], epoch_logs: Logs) -> None:
         """Call the hooks that ``pending_event`` of a checkpoint says are still to be called.
@@ -235,20 +245,10 @@ class CallbackList(CallbackStates):
         args = [Logs(arg) if isinstance(arg, dict) else arg for arg in pending_event["args"]]
         if event is Event.EPOCH_END:
             args = [epoch_logs if isinstance(arg, Logs) else arg for arg in args]
-        waiting = self._waiting(self._table[event], pending_event)
+        # what was shared before is the same on all ranks, and is shared once more
+        waiting = waiting_ids(self.listeners(event), pending_event)
+        waiting |= set(map(id, self._sharing))
         self._call(event, tuple(args), [x for x in self._table[event] if id(x[0]) in waiting])
-
-    @staticmethod
-    def _waiting(listeners: Iterable[Listener], pending_event: Mapping[str, Any]) -> set[int]:
-        """The ids of the callbacks that have yet to hear the event."""
-        callbacks = [callback for callback, _ in listeners]
-        entries = pending_event.get("listeners")
-        if entries is None:  # fitkit 0.2 saved only those that wait, which are the last ones
-            waiting = reversed(pending_event["waiting"])
-            entries = [{"name": n, "identity": i, "waits": True} for n, i in waiting]
-            callbacks.reverse()
-        pairs = match_entries(callbacks, entries)
-        return {id(pair.callback) for pair in pairs if entries[pair.number]["waits"]}
 
 
 def _overrides(callback: Callback, event: Event) -> bool:

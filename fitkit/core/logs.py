@@ -53,17 +53,21 @@ class Logs(Mapping[str, float]):
     """A read-only mapping of named values.
 
     Values may be tensors on a device, or functions that compute them; each becomes a float when it
-    is first read, so a hook that reads nothing does not synchronize with the device.
+    is first read, so a hook that reads nothing does not synchronize with the device. They are the
+    same bits on all ranks; only ``of_this_rank`` is not.
 
     >>> logs = Logs({"loss": 0.5})
     >>> logs["loss"], dict(logs)
     (0.5, {'loss': 0.5})
     """
 
-    __slots__ = ("_floats", "_values")
+    __slots__ = ("_floats", "_own", "_values")
 
-    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, values: Mapping[str, Any] | None = None, own: Mapping[str, Any] | None = None
+    ) -> None:
         self._values: Mapping[str, Any] = {} if values is None else values
+        self._own = self._values if own is None else own
         self._floats: dict[str, float] = {}
 
     def __getitem__(self, name: str) -> float:
@@ -97,6 +101,11 @@ class Logs(Mapping[str, float]):
         """The value as it was logged; a tensor stays on its device, without synchronization."""
         value = self._values[name]
         return value() if isinstance(value, Deferred) else value
+
+    @property
+    def of_this_rank(self) -> Mapping[str, Any]:
+        """The values of this rank's share of a batch, as they were logged."""
+        return self._own
 
     def copy(self) -> dict[str, float]:
         """The values as a new dict."""

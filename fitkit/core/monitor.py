@@ -104,8 +104,9 @@ class MonitoredValue:
         if handler is not None:
             if self.name in handler.history.history:
                 return None
-            may_come = any(callback.may_log for callback in handler.callbacks)
-            if may_come and not did_you_mean(self.name, logs):  # else it is misspelled
+            if handler.callbacks.may_log and not did_you_mean(
+                self.name, logs
+            ):  # else it is misspelled
                 self._warn_once(owner, handler)
                 return None
         raise MonitorError(self.not_logged(logs, owner))

@@ -87,6 +87,9 @@ class FitState:
         self.validated: list[str] = []
         self.epoch_logs: dict[str, float] = {}
         self.logged: dict[str, Any] = {}
+        # Of several ranks: what this one has logged since the ranks last shared their values, so
+        # that nobody reads a value that another rank has otherwise. ``None``: there is one rank.
+        self.unshared: dict[str, Any] | None = None
 
     @property
     def stopping(self) -> bool:
@@ -115,7 +118,8 @@ class FitState:
         """Add a value to the logs of the epoch.
 
         Args:
-            name: its name in the logs.
+            name: its name in the logs. With several ranks the logs hold the value of rank 0, from
+                the next time on that the ranks share theirs.
             value: a number, or a scalar tensor, which stays on its device until it is read.
             reserved: names of the loss and the metrics, in training and in validation.
 
@@ -129,11 +133,18 @@ class FitState:
                 f"a callback cannot log {name!r}: choose a non-empty name that is not logged "
                 f"already."
             )
-        self.logged[name] = as_loggable(name, value)
+        logged = self.logged if self.unshared is None else self.unshared
+        logged[name] = as_loggable(name, value)
 
     def live_logs(self) -> Logs:
-        """A live view of the epoch's values and of what callbacks logged."""
+        """A live view of the epoch's values and of what callbacks logged, the same on all ranks."""
         return Logs(ChainMap(self.logged, self.epoch_logs))
+
+    def clear_logs(self) -> None:
+        """Forget the values of the epoch before."""
+        self.epoch_logs, self.logged, self.last_lr = {}, {}, None
+        if self.unshared:
+            self.unshared = {}
 
     def counters(self) -> dict[str, int]:
         """What was done so far, over all calls of ``fit``."""
@@ -199,19 +210,22 @@ class FitState:
         for name in self._ADDED:
             if not saved[name]:  # as in most runs, whose files then are those of earlier versions
                 del saved[name]
-        epoch_logs = dict(self.epoch_logs)
+        if self.unshared:
+            saved["unshared"] = list(self.unshared)
+        epoch_logs, logged = dict(self.epoch_logs), {**self.logged, **(self.unshared or {})}
         if self.phase is not Phase.BEGIN and self.last_lr is not None:
             epoch_logs["lr"] = float(self.last_lr)
         return {
             **saved,
             "phase": self.phase.value,
             "epoch_logs": epoch_logs,
-            "contributed": {name: float(value) for name, value in self.logged.items()},
+            "contributed": {name: float(value) for name, value in logged.items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the counters, or raise ``CheckpointError`` without any change."""
         state_dict = {**{name: getattr(FitState(), name) for name in self._ADDED}, **state_dict}
+        unshared = tuple(state_dict.pop("unshared", ()))
         expected = {*self._SAVED, "phase", "epoch_logs", "contributed"}
         if set(state_dict) != expected:
             raise CheckpointError(
@@ -234,3 +248,5 @@ class FitState:
         # inside an epoch it is not logged yet
         self.last_lr = None if self.phase is Phase.BEGIN else self.epoch_logs.pop("lr", None)
         self.logged = dict(state_dict["contributed"])
+        if self.unshared is not None:
+            self.unshared = {n: self.logged.pop(n) for n in unshared if n in self.logged}

@@ -17,7 +17,7 @@ class UserGenerators:
     """
 
     def __init__(self, loader: Any) -> None:
-        owners = (loader, *_samplers_of(loader))
+        owners = (loader, *samplers_of(loader))
         generators = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
         self._generators = [g for g in generators.values() if isinstance(g, torch.Generator)]
         self._open_epoch: int | None = None
@@ -30,7 +30,7 @@ class UserGenerators:
             is_same_pass = self._restored["epoch"] == epoch
             self._set_states(self._restored["start" if is_same_pass else "now"])
             self._restored = None
-        self._at_start = self._states()
+        self._at_start = self.states()
         self._open_epoch = epoch
 
     def close(self) -> None:
@@ -43,7 +43,7 @@ class UserGenerators:
             return self._restored
         if not self._generators:
             return {}
-        return {"epoch": self._open_epoch, "start": self._at_start, "now": self._states()}
+        return {"epoch": self._open_epoch, "start": self._at_start, "now": self.states()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep states for the next ``open``; warn and ignore them if their number differs."""
@@ -67,18 +67,19 @@ class UserGenerators:
         for generator, state in zip(self._generators, states, strict=True):
             generator.set_state(state.cpu())
 
-    def _states(self) -> list[Tensor]:
+    def states(self) -> list[Tensor]:
+        """The states of the generators now."""
         return [generator.get_state() for generator in self._generators]
 
 
 def announce_epoch(loader: Any, epoch: int) -> None:
     """Call ``set_epoch`` of the loader, its dataset and its samplers, where they have it."""
-    for part in (loader, getattr(loader, "dataset", None), *_samplers_of(loader)):
+    for part in (loader, getattr(loader, "dataset", None), *samplers_of(loader)):
         if callable(getattr(part, "set_epoch", None)):
             part.set_epoch(epoch)
 
 
-def _samplers_of(loader: Any) -> list[Any]:
+def samplers_of(loader: Any) -> list[Any]:
     """The samplers and batch samplers of a loader, with those that they wrap."""
     samplers: list[Any] = []
     for name in ("batch_sampler", "sampler"):

@@ -9,6 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from fitkit.core.errors import CheckpointError, DataError
+from fitkit.core.types import Share
 from fitkit.data.generator_state import UserGenerators, announce_epoch
 from fitkit.data.loader_workers import start_iterator
 from fitkit.data.split_batch import as_fields, collates_fields
@@ -27,6 +28,10 @@ class _IterableBase:
         self._generators = UserGenerators(batches)
         self._open_epoch: int | None = None
         self._restored: dict[str, Any] | None = None
+
+    def as_part(self) -> IterableSource:
+        """A source of the same iterable, as the part of one of several ranks."""
+        return IterableSource(self._batches, self._seed, may_end_early=True)
 
     @property
     def num_batches(self) -> int | None:
@@ -59,12 +64,30 @@ class IterableSource(_IterableBase):
     """An iterable of batches without a state of its own, which is replayed to a position.
 
     It is iterated once per pass; an iterator, which can be consumed only once, continues.
+
+    Args:
+        batches: the iterable.
+        seed: seed of the streams that it draws from.
+        may_end_early: a pass may end before the position of a checkpoint, as on one of several
+            ranks, each of which has another number of batches.
+
+    Attributes:
+        skipped_last: the last batch that was skipped, if it may end early.
     """
 
-    def __init__(self, batches: Any, seed: int) -> None:
+    def __init__(self, batches: Any, seed: int, *, may_end_early: bool = False) -> None:
         super().__init__(batches, seed)
+        self._may_end_early = may_end_early
+        self.skipped_last: list[Any] = []
+        self.share: Share | None = None
         self._taken = 0
         self._taken_at_start = 0
+
+    @property
+    def num_batches(self) -> int | None:
+        """As above; a stream that is a part may have the length of the whole."""
+        is_certain = not self._may_end_early or isinstance(self._batches, (list, tuple))
+        return super().num_batches if is_certain else None
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Yield the batches of pass ``epoch`` from batch ``start`` on, or raise ``DataError``."""
@@ -87,9 +110,10 @@ class IterableSource(_IterableBase):
             self._taken += 1
             if skipped:
                 skipped -= 1
+                self.skipped_last = [batch] if self._may_end_early else []
             else:
                 yield batch
-        if skipped:
+        if skipped and not self._may_end_early:
             raise DataError(
                 f"{type(self._batches).__name__} ended {skipped} batches before the position of "
                 f"the checkpoint: pass the data of the interrupted run, from its beginning."

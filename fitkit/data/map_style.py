@@ -11,7 +11,6 @@ import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
-    DistributedSampler,
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
@@ -23,6 +22,7 @@ from fitkit.data.epoch_sampler import EpochSampler
 from fitkit.data.generator_state import UserGenerators, announce_epoch
 from fitkit.data.iterables import draw_inside
 from fitkit.data.loader_workers import start_iterator
+from fitkit.data.own_part import replaces_sampler
 from fitkit.data.rank_split import SINGLE_RANK, RankSplit, Stride
 from fitkit.data.seeded_fetch import Request, SeededFetch, WorkerDataset
 from fitkit.data.split_batch import as_fields, collates_fields
@@ -190,13 +190,13 @@ def _is_batched(loader: DataLoader[Any]) -> bool:
     return loader.batch_sampler is not None
 
 
-def _indices_of(loader: DataLoader[Any], seed: int) -> Iterable[Any]:
-    indices = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-    if not (isinstance(loader.sampler, DistributedSampler) and type(indices) is BatchSampler):
+def _indices_of(loader: DataLoader[Any], seed: int) -> Any:
+    indices: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    if not replaces_sampler(loader):
         return indices
     # split by RankSplit instead, because a DistributedSampler repeats samples
     length = len(loader.dataset)  # type: ignore[arg-type]
-    shuffles = loader.sampler.shuffle
+    shuffles = indices.sampler.shuffle
     order = EpochSampler(length, seed) if shuffles else SequentialSampler(range(length))
     return BatchSampler(order, indices.batch_size, indices.drop_last)
 

@@ -6,7 +6,7 @@ that makes its own), so a run can be resumed with another number of ranks or ano
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -90,7 +90,13 @@ class RoundRobinSource:
     """An iterable of batches, of which each rank takes one per round.
 
     Every rank reads the whole iterable, because an iterable cannot be asked for a part.
+
+    Attributes:
+        compare: called once, with the first round of batches that is read, to find out whether all
+            ranks have read the same; ``None``: it is not compared.
     """
+
+    compare: Callable[[list[Any]], None] | None = None
 
     def __init__(
         self, batches: Batches, ranks: RankSplit, count: SampleCount | None = None
@@ -114,6 +120,9 @@ class RoundRobinSource:
             yield from batches
             return
         while batches_of_round := list(islice(batches, self._ranks.size)):
+            if self.compare is not None:
+                self.compare(batches_of_round)
+                self.compare = None
             sizes = [self._count.of(batch) for batch in batches_of_round]
             index, self.share = self._ranks.pick(sizes)
             yield batches_of_round[index]

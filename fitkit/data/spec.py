@@ -19,6 +19,7 @@ from fitkit.core.argument_checks import require_count
 from fitkit.core.errors import ConfigurationError, describe
 from fitkit.data.frames import as_arrays
 from fitkit.data.in_memory import common_length, is_in_memory, slice_samples, tensors_of
+from fitkit.data.own_part import AUTO, require_split
 from fitkit.data.sample_count import SampleCount, SizeOf
 from fitkit.data.seeded_fetch import is_map_style, require_length
 
@@ -34,6 +35,7 @@ class DataSpec:
         loader_kwargs: other arguments of ``torch.utils.data.DataLoader``.
         global_batch_size: samples per batch over all ranks, instead of ``batch_size``.
         num_samples: returns the number of samples in a batch; ``None``: see ``SampleCount``.
+        split: ``"rank"`` if the data of each rank is its own part; ``"auto"``: see ``own_part``.
     """
 
     data: Any
@@ -42,6 +44,7 @@ class DataSpec:
     loader_kwargs: Mapping[str, Any] = field(default_factory=dict)
     global_batch_size: int | None = None
     num_samples: SizeOf | None = None
+    split: str = AUTO
 
     @classmethod
     def from_loader_kwargs(cls, dataset: Any, loader_kwargs: Mapping[str, Any]) -> DataSpec:
@@ -54,7 +57,8 @@ class DataSpec:
             raise ConfigurationError("batch_size and global_batch_size were both given: pass one.")
         shuffle = kwargs.pop("shuffle", None)
         num_samples = SampleCount(kwargs.pop("num_samples", None)).function
-        return cls(dataset, batch_size, shuffle, kwargs, global_batch_size, num_samples)
+        split = require_split(kwargs.pop("split", AUTO))
+        return cls(dataset, batch_size, shuffle, kwargs, global_batch_size, num_samples, split)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", as_arrays(self.data))
@@ -64,11 +68,17 @@ class DataSpec:
         return replace(self, loader_kwargs={**self.loader_kwargs, **kwargs}) if kwargs else self
 
     def override(
-        self, *, batch_size: int | None, shuffle: bool | None, num_samples: SizeOf | None = None
+        self,
+        *,
+        batch_size: int | None,
+        shuffle: bool | None,
+        num_samples: SizeOf | None = None,
+        split: str = AUTO,
     ) -> DataSpec:
-        """The same data with other options; ``None`` keeps an option."""
+        """The same data with other options; ``None`` and ``"auto"`` keep an option."""
         return replace(
             self,
+            split=self.split if split == AUTO else split,
             num_samples=self.num_samples if num_samples is None else num_samples,
             batch_size=self.batch_size if batch_size is None else batch_size,
             global_batch_size=self.global_batch_size if batch_size is None else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -13,15 +13,6 @@ from fitkit.data.in_memory import is_in_memory
 from fitkit.data.seeded_fetch import is_map_style
 from fitkit.data.spec import DataSpec
 from fitkit.data.split_batch import INPUT_KEYS, TARGET_KEYS
-
-
-class Ranks(Protocol):
-    """The ranks of a run."""
-
-    size: int
-
-    def gather_all(self, value: Any) -> list[Any]:
-        """The values of all ranks, on every rank."""
 
 
 def as_validation_sets(data: Any) -> dict[str, Any]:
@@ -77,24 +68,6 @@ def add_validation_sets(
             f"{listed(sets)}: leave out name=."
         )
     return {**before, name: DataSpec.from_loader_kwargs(data, loader_kwargs)}
-
-
-def in_order_of_rank_0(sets: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
-    """The sets in one order on all ranks, which evaluate them together.
-
-    Raises:
-        ConfigurationError: the ranks have sets of other names.
-    """
-    if ranks.size == 1:
-        return dict(sets)
-    names: list[list[str]] = ranks.gather_all(list(sets))
-    for rank, one in enumerate(names):
-        if set(one) != set(names[0]):
-            raise ConfigurationError(
-                f"every rank needs the same validation sets, but rank 0 has {listed(names[0])} and "
-                f"rank {rank} has {listed(one)}: pass the same names on all ranks."
-            )
-    return {name: sets[name] for name in names[0]}
 
 
 def require_set_name(name: Any) -> None:

@@ -45,7 +45,8 @@ def evaluate(
                     values = data_pass.meters.update(output, output.num_samples or 0, output.weight)
                 del output  # else the device would hold it through the next forward pass
             state.batch = index + 1
-            callbacks.fire(Event.TEST_BATCH_END, index, Logs(values))
+            logs = run.batch_logs.of(Event.TEST_BATCH_END, index + 1, data_pass.meters, values)
+            callbacks.fire(Event.TEST_BATCH_END, index, logs)
             run.rank_sync.check()
         if state.batch == 0:
             raise DataError("the evaluation data yields no batch: check that it is not empty.")

@@ -6,7 +6,7 @@ import math
 
 from fitkit.core.errors import DataError, raise_first
 from fitkit.core.event import Event
-from fitkit.core.logs import EMPTY_LOGS, Logs
+from fitkit.core.logs import EMPTY_LOGS
 from fitkit.core.state import Phase
 from fitkit.core.validation_sets import UNNAMED
 from fitkit.engine.run import FitRun
@@ -27,6 +27,7 @@ def fit(run: FitRun) -> None:
         run.lifecycle.replay_interrupted_event()
         while not is_complete(run):
             run_epoch(run)
+        run.rank_sync.share_logs()
     except BaseException as error:  # noqa: BLE001  raised below, after the hooks
         errors.append(first_error(error))
         errors += map(first_error, run.callbacks.fire_to_all(Event.EXCEPTION, errors[0]))
@@ -61,9 +62,7 @@ def run_epoch(run: FitRun) -> None:
     """One epoch, from where it was interrupted: begin, train, validate, end."""
     state = run.state
     if state.phase is Phase.BEGIN:
-        state.epoch_logs = {}
-        state.logged = {}
-        state.last_lr = None
+        state.clear_logs()
         state.enter(Phase.TRAIN)
         run.train.meters.reset()
         run.callbacks.fire(Event.EPOCH_BEGIN, state.epoch, EMPTY_LOGS)
@@ -100,8 +99,8 @@ def train_pass(run: FitRun) -> None:
         is_last_step = _max_steps_reached(run)
         if is_last_step:
             state.stop(f"max_steps: {run.last_step} training batches are done", final=False)
-        if callbacks.listens(Event.TRAIN_BATCH_END):
-            callbacks.fire(Event.TRAIN_BATCH_END, index, Logs(values))
+        logs = run.batch_logs.of(Event.TRAIN_BATCH_END, state.global_step, meters, values)
+        callbacks.fire(Event.TRAIN_BATCH_END, index, logs)
         rank_sync.check()
         if is_last_step or rank_sync.must_stop:
             break
@@ -126,7 +125,7 @@ def end_epoch(run: FitRun) -> None:
     if learning_rate is not None:
         state.epoch_logs["lr"] = float(learning_rate)
     logs = run.state.live_logs()
-    run.rank_sync.share(state.logged)  # first: the schedule may monitor such a value
+    run.rank_sync.share_logs()  # first: the schedule may monitor such a value
     run.schedule.after_epoch(logs)
     epoch = state.epoch
     state.advance_epoch()

@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 from fitkit.core.callback_list import CallbackList
 from fitkit.core.data_timer import DataTimer
-from fitkit.core.errors import Preempted
+from fitkit.core.errors import CheckpointError, Preempted
 from fitkit.core.state import FitState, Phase
 from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.types import BatchSource, Share
 from fitkit.core.validation_sets import pass_name
+from fitkit.engine.batch_logs import BatchLogs
 from fitkit.engine.forward import Forward
 from fitkit.engine.lr_schedule import Schedule
 from fitkit.engine.train_step import TrainStep
@@ -62,8 +63,8 @@ class RankSync:
             self.check(now=True)
             raise
 
-    def share(self, logged: dict[str, Any]) -> None:
-        """Give all ranks the values that callbacks of rank 0 logged."""
+    def share_logs(self) -> None:
+        """Give all ranks the values that callbacks of rank 0 have logged."""
 
     def check(self, *, now: bool = False) -> None:
         """Called after each batch, and with ``now`` after each epoch.
@@ -166,6 +167,7 @@ class EvaluationRun:
         callbacks: hear the events.
         state: counts the batches.
         rank_sync: what all ranks have to do at the same batch.
+        batch_logs: makes the logs of a batch.
         grad: whether autograd records operations in evaluation, for a model, a loss or a step
             that computes gradients itself.
     """
@@ -176,6 +178,7 @@ class EvaluationRun:
     callbacks: CallbackList
     state: FitState
     rank_sync: RankSync
+    batch_logs: BatchLogs = field(default_factory=BatchLogs, kw_only=True)
     grad: bool = field(default=False, kw_only=True)
 
 
@@ -231,7 +234,8 @@ class FitRun(EvaluationRun):
                 data_pass.meters.load_state_dict(progress["meters"][name])
         for name, data_pass in self.passes().items():
             if name in positions:
-                data_pass.source.load_state_dict(positions[name])
+                is_inside = self.state.batch > 0 and name == self._open_pass()
+                load_position(data_pass.source, positions[name], is_inside=is_inside)
 
     def _unfinished_passes(self) -> dict[str, DataPass]:
         """The passes whose sums are progress; a new epoch or validation begins new sums."""
@@ -240,7 +244,29 @@ class FitRun(EvaluationRun):
         names = begun.get(self.state.phase, ())
         return {name: p for name, p in self.passes().items() if name in names}
 
+    def _open_pass(self) -> str | None:
+        """The name of the pass that ``state.batch`` counts."""
+        of_set = pass_name(self.state.evaluation_set)
+        return {Phase.TRAIN: "train", Phase.TEST: of_set}.get(self.state.phase)
+
     def passes(self) -> dict[str, DataPass]:
         """The passes over data by the names that a checkpoint has for them."""
         sets = {pass_name(name): data_pass for name, data_pass in self.validation.items()}
         return {"train": self.train, **sets}
+
+
+def load_position(source: BatchSource, position: dict[str, Any], *, is_inside: bool) -> None:
+    """Restore the position in data; that in other parts begins anew at the next epoch.
+
+    Raises:
+        CheckpointError: the position is inside a pass over data that was split otherwise.
+    """
+    parts, saved = getattr(source, "parts", 1), position.get("parts", 1)
+    if parts == saved:
+        source.load_state_dict(position)
+    elif is_inside:
+        raise CheckpointError(
+            f"the epoch was interrupted in the middle of data with a part per rank (split='rank'): "
+            f"{saved} part{'s' if saved > 1 else ''} then, {parts} now. Resume with as many ranks "
+            f"and the same split=, or from the end of an epoch."
+        )

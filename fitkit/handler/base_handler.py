@@ -69,6 +69,7 @@ class BaseHandler:
         self._callbacks.add(self._history)
         self._callbacks.adopt(self._history)
         self._state = FitState(self.module)
+        self._state.unshared = None if world.size == 1 else {}
         self.session = FitSession(world, parallel)
         self.run_identity = RunIdentity()
         self.gradient_accumulation_steps = 1

@@ -106,9 +106,15 @@ class MetricAccumulator:
             return True  # statistics of real samples are never so
         return list(entries(name, value)) == [name]
 
-    def _value_of(self, row: Tensor) -> Any:
-        row = row.to(accumulation_dtype(row.device)).unsqueeze(0)
-        return self.metric.compute(self.metric.add_up(row))
+    def _value_of(self, *statistics: Any) -> Any:
+        return self.metric.compute(self._sums_of(*statistics))
+
+    def _sums_of(self, row: Tensor) -> Tensor:
+        return self.metric.add_up(row.to(accumulation_dtype(row.device)).unsqueeze(0))
+
+    def sums_behind(self, value: Deferred) -> Tensor:
+        """The sums of the batch whose value ``measure`` has returned."""
+        return self._sums_of(*value.args)
 
     @property
     def sums(self) -> Tensor | None:
@@ -167,10 +173,10 @@ class MeanAccumulator(MetricAccumulator):
             self._rows.add(total)
         if max(len(self._totals), len(self._numbers)) >= FOLD_AFTER:
             self._add_counts()
-        return Deferred(self._value_of_mean, total, number)
+        return Deferred(self._value_of, total, number)
 
-    def _value_of_mean(self, total: Tensor, number: int | Tensor) -> Any:
-        return self.metric.compute(_pair(total.to(accumulation_dtype(total.device)), number))
+    def _sums_of(self, total: Tensor, number: int | Tensor) -> Tensor:  # type: ignore[override]
+        return _pair(total.to(accumulation_dtype(total.device)), number)
 
     def _add_counts(self) -> None:
         if self._totals:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fitkit.core.errors import CheckpointError, ConfigurationError, DataError, add_note, listed
-from fitkit.core.state_placement import is_on_host
 from fitkit.core.types import StepOutput
 from fitkit.metrics.accumulators import MeanAccumulator, MetricAccumulator, make_accumulator
 from fitkit.metrics.entries import loggable
@@ -21,8 +20,9 @@ from fitkit.metrics.merge_states import require_mergeable
 from fitkit.metrics.metric import Metric, as_scalar, is_reserved
 from fitkit.metrics.outputs import detach
 from fitkit.metrics.ranks import Ranks, sum_by_name
+from fitkit.metrics.running_sum import read_together
 from fitkit.metrics.stateful import StatefulMetric, accumulates
-from fitkit.metrics.weighted_mean import Weight, WeightedMean
+from fitkit.metrics.weighted_mean import Weight, WeightedMean, weighted_sums
 
 Meter = FunctionMeter | MetricAccumulator | StatefulMetric | EpochMeter
 
@@ -46,9 +46,10 @@ class Meters:
     ) -> None:
         self._loss = WeightedMean()
         self._turn = 0
+        self._weights: tuple[Weight, int] = (0, 0)  # of the last batch: of the loss, of the others
         self._meters: dict[str, Meter] = {}
         for name, metric in metrics.items():
-            if num_ranks > 1 and _keeps_its_own(metric):
+            if num_ranks > 1 and accumulates(metric) and not isinstance(metric, Metric):
                 require_mergeable(name, metric)
             self._meters[name] = self._make_meter(name, metric, device)
         means = {name: m for name, m in self._meters.items() if isinstance(m, MeanAccumulator)}
@@ -90,8 +91,10 @@ class Meters:
         if not num_samples:
             return {}
         batch: dict[str, Any] = {}
+        weight = num_samples if weight is None else weight
+        self._weights = weight, num_samples
         if output.loss is not None:
-            loss, weight = output.loss.detach(), num_samples if weight is None else weight
+            loss = output.loss.detach()
             self._loss.add(loss, weight)
             if isinstance(weight, Tensor) or weight:  # without weight it may be NaN
                 batch["loss"] = loss
@@ -110,6 +113,20 @@ class Meters:
         """
         self._turn += 1
         return {}
+
+    def batch_sums(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What ranks add up of the values of the last batch, vectors by name."""
+        return {
+            name: meter.sums_behind(value)
+            if (meter := self.accumulator_of(name))
+            else weighted_sums(value, self._weights[name != "loss"])
+            for name, value in batch.items()
+        }
+
+    def accumulator_of(self, name: str) -> MetricAccumulator | None:
+        """The sums of a ``Metric``; ``None`` for values whose mean is logged."""
+        meter = self._meters.get(name)
+        return meter if isinstance(meter, MetricAccumulator) else None
 
     def _update_metrics(self, output: StepOutput, num_samples: int, batch: dict[str, Any]) -> None:
         outputs, targets = detach(output.outputs), detach(output.targets)
@@ -191,7 +208,7 @@ class Meters:
         metrics = {n: m for n, m in self._meters.items() if isinstance(m, MetricAccumulator)}
         means = {"loss": self._loss, **self._means_of_functions(), **self._extra}
         meters: dict[str, WeightedMean | MetricAccumulator] = {**means, **metrics}
-        parts = _read([meter.packed() for meter in meters.values()])
+        parts = read_together([meter.packed() for meter in meters.values()])
         values: dict[str, float] = {}
         for name, sums in sum_by_name(dict(zip(meters, parts, strict=True)), ranks).items():
             if name in metrics:
@@ -233,28 +250,8 @@ class Meters:
         self._turn = state_dict.get("turn", 0)
 
 
-def _keeps_its_own(metric: Any) -> bool:
-    return accumulates(metric) and not isinstance(metric, Metric)
-
-
 def _clash(metric: str, names: Iterable[str]) -> ConfigurationError:
     return ConfigurationError(
         f"metric {metric!r} computes {listed(names)}, which another metric or the step logs: add "
         f"one of them under another name."
     )
-
-
-def _read(parts: list[tuple[Tensor, list[float]]]) -> list[Tensor]:
-    """The sums of each meter as one vector on the host; device tensors are read in one transfer."""
-    on_device = [sums for sums, _ in parts if not is_on_host(sums)]
-    sizes = [len(sums) for sums in on_device]
-    read = iter(torch.cat(on_device).cpu().split_with_sizes(sizes) if on_device else ())
-    return [
-        torch.cat(
-            [
-                sums if is_on_host(sums) else next(read),
-                torch.tensor(host_numbers, dtype=torch.float64),
-            ]
-        )
-        for sums, host_numbers in parts
-    ]

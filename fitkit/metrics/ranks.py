@@ -30,6 +30,21 @@ def sum_by_name(vectors: dict[str, Tensor], ranks: Ranks | None) -> dict[str, Te
     """
     if ranks is None:
         return vectors
+    lengths = lengths_over_ranks(vectors, ranks)
+    terms = [
+        vectors[name] if len(vectors.get(name, ())) else torch.zeros(length, dtype=torch.float64)
+        for name, length in lengths.items()
+    ]
+    sums = ranks.sum(torch.cat(terms)) if terms else torch.zeros(0, dtype=torch.float64)
+    return dict(zip(lengths, sums.split_with_sizes(list(lengths.values())), strict=True))
+
+
+def lengths_over_ranks(vectors: dict[str, Tensor], ranks: Ranks) -> dict[str, int]:
+    """The length of the vector of each name that any rank has, in the same order on every rank.
+
+    Raises:
+        DataError: vectors of one name have different lengths.
+    """
     lengths: dict[str, int] = {}
     for of_rank in ranks.gather_all({name: len(vector) for name, vector in vectors.items()}):
         for name, length in of_rank.items():
@@ -40,9 +55,4 @@ def sum_by_name(vectors: dict[str, Tensor], ranks: Ranks | None) -> dict[str, Te
                     f"received {known} and {length}."
                 )
             lengths[name] = known
-    terms = [
-        vectors[name] if len(vectors.get(name, ())) else torch.zeros(length, dtype=torch.float64)
-        for name, length in lengths.items()
-    ]
-    sums = ranks.sum(torch.cat(terms)) if terms else torch.zeros(0, dtype=torch.float64)
-    return dict(zip(lengths, sums.split_with_sizes(list(lengths.values())), strict=True))
+    return lengths

@@ -147,3 +147,19 @@ def invalid_sums(sums: str) -> CheckpointError:
     return CheckpointError(
         f"the {sums} in the checkpoint are invalid: the file was altered, use another."
     )
+
+
+def read_together(parts: list[tuple[Tensor, list[float]]]) -> list[Tensor]:
+    """The sums of each meter as one vector on the host; device tensors are read in one transfer."""
+    on_device = [sums for sums, _ in parts if not is_on_host(sums)]
+    sizes = [len(sums) for sums in on_device]
+    read = iter(torch.cat(on_device).cpu().split_with_sizes(sizes) if on_device else ())
+    return [
+        torch.cat(
+            [
+                sums if is_on_host(sums) else next(read),
+                torch.tensor(host_numbers, dtype=torch.float64),
+            ]
+        )
+        for sums, host_numbers in parts
+    ]

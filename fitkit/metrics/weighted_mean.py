@@ -141,10 +141,23 @@ def _invalid_weight(received: Any) -> DataError:
     )
 
 
+def weighted_sums(value: Any, weight: Weight) -> Tensor:
+    """``value`` times ``weight``, and ``weight``, as a vector on the device of the value."""
+    if not isinstance(weight, Tensor):
+        device = value.device if isinstance(value, Tensor) else None
+        weight = torch.full(
+            (),
+            float(weight),
+            dtype=torch.float64 if device is None else accumulation_dtype(device),
+            device=device,
+        )
+    return _sum_pairs(_pair(value, weight).unsqueeze(0), [])
+
+
 def _pair(value: Any, weight: Tensor) -> Tensor:
     dtype = accumulation_dtype(weight.device)
     if not isinstance(value, Tensor):
-        value = torch.full((), float(value))
+        value = torch.full((), float(value), dtype=dtype, device=weight.device)
     return torch.stack([value.to(dtype).to(weight.device), weight.to(dtype)])
 
 

@@ -49,7 +49,7 @@ def buffer_watches(handler: BaseHandler) -> list[Callback]:
         return []
     watch = BufferWatch(modules)
     callback = LambdaCallback(on_train_batch_end=watch.after_batch, on_epoch_end=watch.after_epoch)
-    callback.name, callback.may_log = "BufferWatch", False
+    callback.name, callback.may_log, callback.batch_logs_interval = "BufferWatch", False, 0
     return [callback]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,11 +18,14 @@ from fitkit.core.state import FitState
 from fitkit.core.types import ModelType
 from fitkit.data.make_source import make_source
 from fitkit.data.model_arguments import call_model, model_arguments
-from fitkit.data.rank_split import RankSplit
+from fitkit.data.own_part import AUTO, RANK, batch_digest, different_data
+from fitkit.data.rank_part import RankPartSource
+from fitkit.data.rank_split import RankSplit, RoundRobinSource
 from fitkit.data.sample_count import SampleCount, SizeOf
 from fitkit.data.spec import DataSpec, is_batched_by_fitkit
 from fitkit.data.split_batch import make_split
-from fitkit.data.validation_sets import as_validation_sets, in_order_of_rank_0
+from fitkit.data.validation_sets import as_validation_sets
+from fitkit.distributed.world import World
 from fitkit.engine.evaluation import evaluation_mode
 from fitkit.engine.forward import Forward
 from fitkit.engine.loss_shapes import ShapeCheck
@@ -164,6 +168,7 @@ def make_data_pass(
 ) -> DataPass:
     """One pass over data; see ``make_source`` for ``training`` and ``in_order``."""
     count = SampleCount(spec.num_samples)
+    world = handler.world
     source = make_source(
         spec,
         count=count,
@@ -171,11 +176,15 @@ def make_data_pass(
         dtype=floating_dtype(handler.module),
         training=training,
         in_order=in_order,
-        ranks=RankSplit(handler.world.rank, handler.world.size),
+        ranks=RankSplit(world.rank, world.size),
         device=handler.device,
     )
+    if spec.split == RANK and world.size > 1:
+        source = RankPartSource(source, world, count)
+    elif isinstance(source, RoundRobinSource) and not in_order:
+        source.compare = partial(_compare_batches, handler.world, training=training)
     # a prediction, which is in order, computes no metrics
-    num_ranks = 1 if in_order else handler.world.size
+    num_ranks = 1 if in_order else world.size
     loss = handler.parts.loss_in_use
     arguments = () if loss is None else (loss.function, loss.kwargs)
     metrics = metrics_for(handler.parts.metrics, *arguments)
@@ -183,14 +192,22 @@ def make_data_pass(
     return DataPass(source, meters, count.share_in, limit)
 
 
-def evaluation_passes(
+def _compare_batches(world: World, batches: list[Any], *, training: bool) -> None:
+    """Warn, on rank 0, if the ranks have read different batches of an iterable."""
+    if len(set(world.gather_all(batch_digest(batches)))) > 1 and world.is_main:
+        name = "the training data" if training else "the data to validate on"
+        warnings.warn(different_data(name), stacklevel=2)
+
+
+def evaluation_specs(
     handler: BaseHandler,
     data: Any,
     batch_size: int | None,
     steps: int | None,
     num_samples: SizeOf | None = None,
-) -> dict[str, DataPass]:
-    """One pass over each set in ``data`` by name, or over the validation data set before.
+    split: str = AUTO,
+) -> dict[str, DataSpec]:
+    """Each set in ``data`` by name, or the validation data set before.
 
     Raises:
         ConfigurationError: there is no data.
@@ -198,7 +215,9 @@ def evaluation_passes(
     require_count("steps", steps, optional=True)
     if data is None:
         specs = {
-            name: spec.override(batch_size=batch_size, shuffle=None, num_samples=num_samples)
+            name: spec.override(
+                batch_size=batch_size, shuffle=None, num_samples=num_samples, split=split
+            )
             for name, spec in handler.parts.validation_data.items()
         }
     else:
@@ -207,14 +226,14 @@ def evaluation_passes(
                 one,
                 batch_size if len(sets) == 1 or is_batched_by_fitkit(one) else None,
                 num_samples=num_samples,
+                split=split,
             )
             for sets in (as_validation_sets(data),)
             for name, one in sets.items()
         }
     if not specs:
         raise _no_data()
-    specs = in_order_of_rank_0(specs, handler.world)
-    return {name: make_data_pass(handler, spec, limit=steps) for name, spec in specs.items()}
+    return specs
 
 
 def prediction_pass(

@@ -16,7 +16,7 @@ from fitkit.core.validation_sets import UNNAMED, pass_name, require_distinct_nam
 from fitkit.data.in_memory import is_in_memory
 from fitkit.data.make_source import batch_size_of
 from fitkit.data.spec import DataSpec, is_batched_by_fitkit, loader_settings, split_off_validation
-from fitkit.data.validation_sets import as_validation_sets, in_order_of_rank_0
+from fitkit.data.validation_sets import as_validation_sets
 from fitkit.engine.lr_schedule import Schedule, warn_of_interval
 from fitkit.engine.run import DataPass, FitRun, RankSync
 from fitkit.engine.train_step import TrainStep
@@ -43,11 +43,18 @@ def training_specs(handler: BaseHandler, options: FitOptions) -> Specs:
                 "no training data: pass it to fit, or call handler.set_train_loader(...) before."
             )
         train = parts.train_data.override(
-            batch_size=options.batch_size, shuffle=options.shuffle, num_samples=options.num_samples
+            batch_size=options.batch_size,
+            shuffle=options.shuffle,
+            num_samples=options.num_samples,
+            split=options.split,
         )
     else:
         train = DataSpec(
-            options.train_data, options.batch_size, options.shuffle, num_samples=options.num_samples
+            options.train_data,
+            options.batch_size,
+            options.shuffle,
+            num_samples=options.num_samples,
+            split=options.split,
         )
     train = train.with_loader_kwargs(options.loader_kwargs())
     if options.validation_split:
@@ -61,7 +68,7 @@ def training_specs(handler: BaseHandler, options: FitOptions) -> Specs:
 
 def _validation_spec(data: Any, train: DataSpec, options: FitOptions) -> DataSpec:
     """The validation data of the call, batched as the training data where fitkit makes batches."""
-    spec = DataSpec(data, num_samples=options.num_samples)
+    spec = DataSpec(data, num_samples=options.num_samples, split=options.split)
     if not is_batched_by_fitkit(spec.data):
         return spec
     collates = options.collate_fn is not None and not is_in_memory(spec.data)
@@ -123,8 +130,7 @@ def build_run(
         parts.compile(options.compile_options)
     precision = make_precision(options.precision, parts.device)
     require_distinct_names(specs[1], ("loss", *parts.metrics))
-    sets = in_order_of_rank_0(specs[1], handler.world)
-    train, validation = make_data_passes(handler, options, specs[0], sets)
+    train, validation = make_data_passes(handler, options, *specs)
     if options.epochs:
         require_batches(train, validation)
     schedule = _make_schedule(handler, validation)

@@ -11,6 +11,7 @@ from fitkit.core.callback_list import CallbackList
 from fitkit.core.state import Phase
 from fitkit.core.validation_sets import log_prefix, named_values, require_distinct_names
 from fitkit.data.model_arguments import declares_one_list
+from fitkit.data.own_part import AUTO, require_split
 from fitkit.data.sample_count import SampleCount, SizeOf
 from fitkit.data.spec import DataSpec, may_list_samples
 from fitkit.data.split_batch import is_list_of_samples, split_inputs
@@ -21,10 +22,12 @@ from fitkit.engine.model_loss import named_inputs
 from fitkit.engine.prediction import Prediction
 from fitkit.engine.run import EvaluationRun
 from fitkit.handler.base_handler import BaseHandler
+from fitkit.training.agreement import agree_on_evaluation
 from fitkit.training.build_evaluation import (
     bound_step,
     build_evaluation,
-    evaluation_passes,
+    evaluation_specs,
+    make_data_pass,
     prediction_pass,
 )
 
@@ -39,16 +42,21 @@ class PassOptions:
     precision: str | None = None
     grad: bool = False
     callbacks: Iterable[Callback] = ()
+    split: str = AUTO
 
 
 def evaluate(handler: BaseHandler, data: Any, options: PassOptions) -> dict[str, float]:
     """Loss and metrics over ``data``; see ``NNHandler.evaluate``."""
     values: dict[str, float] = {}
     run = _build_run(handler, options)
-    passes = evaluation_passes(
-        handler, data, options.batch_size, options.steps, options.num_samples
+    require_split(options.split)
+    specs = evaluation_specs(
+        handler, data, options.batch_size, options.steps, options.num_samples, options.split
     )
-    require_distinct_names(passes, ("loss", *handler.parts.metrics))
+    require_distinct_names(specs, ("loss", *handler.parts.metrics))
+    agreement, specs = agree_on_evaluation(handler, run.callbacks, specs)
+    run.batch_logs = agreement.batch_logs(handler)
+    passes = {n: make_data_pass(handler, spec, limit=options.steps) for n, spec in specs.items()}
     for name, data_pass in passes.items():
         run.state.enter(Phase.VALIDATE)
         prefix = log_prefix(name).removeprefix("val_")

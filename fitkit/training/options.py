@@ -15,6 +15,7 @@ from fitkit.callbacks.timer import Timer
 from fitkit.core.argument_checks import require_count, require_number
 from fitkit.core.callback import Callback
 from fitkit.core.errors import ConfigurationError
+from fitkit.data.own_part import AUTO, require_split
 from fitkit.data.sample_count import SampleCount, SizeOf
 from fitkit.handler.torch_compile import require_compile_options
 
@@ -36,6 +37,7 @@ class FitOptions:
     batch_size: int | None = None
     shuffle: bool | None = None
     num_samples: SizeOf | None = None
+    split: str = AUTO
     drop_last: bool | None = None
     collate_fn: Callable[[Any], Any] | None = None
     steps_per_epoch: int | None = None
@@ -79,6 +81,7 @@ class FitOptions:
         for name in ("gradient_clipping_norm", "gradient_clipping_value"):
             _require_positive(name, getattr(self, name))
         SampleCount(self.num_samples)
+        require_split(self.split)
         require_number("ema_decay", self.ema_decay)
         require_compile_options(self.compile)
         require_number("validation_split", self.validation_split)

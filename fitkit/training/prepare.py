@@ -21,6 +21,7 @@ from fitkit.runtime.rng import (
     seed_streams,
 )
 from fitkit.runtime.signals import SignalWatch
+from fitkit.training.agreement import Agreement
 from fitkit.training.begin_checks import (
     auto_save_hint,
     drop_unattached_average,
@@ -40,6 +41,7 @@ def prepare_run(
     specs: Specs,
     watch: SignalWatch,
     in_memory: dict[str, Any] | None,
+    agreement: Agreement,
 ) -> tuple[FitRun, dict[str, Any] | None] | None:
     """Resume what ``resume=`` means, and build the run.
 
@@ -49,6 +51,7 @@ def prepare_run(
         specs: the data to train on and to validate on.
         watch: records signals.
         in_memory: the state of a call that was interrupted in this process.
+        agreement: what the ranks have found in common.
 
     Returns:
         the run, and the program's random streams to be restored after it; ``None`` if this call was
@@ -67,7 +70,15 @@ def prepare_run(
         _begin_new_epoch(handler)
     drop_unattached_average(handler)
     warn_of_untrained_loss(handler)
-    run = _build(handler, options, specs, watch, continues=resumed.continues, is_resumed=is_resumed)
+    run = _build(
+        handler,
+        options,
+        specs,
+        watch,
+        agreement,
+        continues=resumed.continues,
+        is_resumed=is_resumed,
+    )
     with as_checkpoint_error() if is_resumed else nullcontext():
         _begin(handler, run, specs)
         is_reseeded = options.seed is not None
@@ -84,6 +95,7 @@ def _build(
     options: FitOptions,
     specs: Specs,
     watch: SignalWatch,
+    agreement: Agreement,
     *,
     continues: bool,
     is_resumed: bool,
@@ -95,14 +107,16 @@ def _build(
         handler,
         options,
         specs,
-        make_rank_sync(state, watch, handler.world, saves),
+        make_rank_sync(handler, watch),
         first_epoch=first_epoch,
         first_step=state.first_step if continues else state.global_step,
         continues=continues,
     )
+    run.batch_logs = agreement.batch_logs(handler)
     saves.begin(state.global_step)
     params = run_params(handler, run, options, specs[0], first_epoch, resumed=is_resumed)
     handler.callbacks.bind(handler, params, saves.flush)
+    handler.callbacks.share_after(agreement.share_after, run.rank_sync.share_logs)
     return run
 
 

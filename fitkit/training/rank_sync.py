@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +13,7 @@ from fitkit.checkpointing.save_queue.save_queue import SaveQueue
 from fitkit.core.state import FitState
 from fitkit.distributed.world import World
 from fitkit.engine.run import RankSync
+from fitkit.handler.base_handler import BaseHandler
 from fitkit.runtime.signals import SignalWatch
 
 
@@ -26,14 +29,24 @@ class PeriodicRankSync(RankSync):
         watch: signals that this rank received.
         world: the ranks.
         saves: knows whether a saver of this rank would like to save.
+        logger: says which logged values ranks have differently.
     """
 
     INTERVAL_SECONDS = 0.25
 
-    def __init__(self, state: FitState, watch: SignalWatch, world: World, saves: SaveQueue) -> None:
+    def __init__(
+        self,
+        state: FitState,
+        watch: SignalWatch,
+        world: World,
+        saves: SaveQueue,
+        logger: logging.Logger,
+    ) -> None:
         super().__init__(state, watch)
+        self._logger = logger
         self._world = world
         self._saves = saves
+        self._named: set[str] = set()  # logged values that ranks have differently
         self.restart()
         self._batches, self._next = 0, 1
         self._synced_at = time.monotonic()
@@ -75,12 +88,40 @@ class PeriodicRankSync(RankSync):
         """The batches; other ranks may be at another batch, so an error stays an error."""
         return batches
 
-    def share(self, logged: dict[str, Any]) -> None:
-        """Give all ranks the values that callbacks of rank 0 logged."""
-        values = {name: float(value) for name, value in logged.items()}
-        values = self._world.broadcast(values)
-        logged.clear()
-        logged.update(values)
+    def share_logs(self) -> None:
+        """Give all ranks the values that callbacks of rank 0 have logged since the last time.
+
+        What other ranks have logged otherwise is left out, and is named once.
+        """
+        own = {name: float(value) for name, value in (self._state.unshared or {}).items()}
+        of_ranks: list[dict[str, float]] = self._world.gather_all(own)
+        self._state.unshared = {}
+        self._state.logged |= of_ranks[0]
+        if self._world.is_main:
+            self._name_differences(of_ranks)
+
+    def _name_differences(self, of_ranks: list[dict[str, float]]) -> None:
+        main = of_ranks[0]
+        for rank, values in enumerate(of_ranks):
+            for name, value in values.items():
+                if name in self._named or repr(value) == repr(main.get(name)):
+                    continue
+                self._named.add(name)
+                if name in main:
+                    self._logger.info(
+                        "a callback logs %r as %r on rank 0 and as %r on rank %d: the logs hold "
+                        "the value of rank 0",
+                        name,
+                        main[name],
+                        value,
+                        rank,
+                    )
+                else:
+                    warnings.warn(
+                        f"a callback logs {name!r} on rank {rank} and not on rank 0, whose values "
+                        f"the logs hold, so it is left out: log it on rank 0 too.",
+                        stacklevel=2,
+                    )
 
     def _batches_until_next(self) -> int:
         seconds_per_batch = (time.monotonic() - self._synced_at) / self._batches
@@ -97,8 +138,8 @@ class PeriodicRankSync(RankSync):
         self._must_stop = True
 
 
-def make_rank_sync(state: FitState, watch: SignalWatch, world: World, saves: SaveQueue) -> RankSync:
-    """The ``RankSync`` for the number of ranks."""
-    if world.size == 1:
-        return RankSync(state, watch)
-    return PeriodicRankSync(state, watch, world, saves)
+def make_rank_sync(handler: BaseHandler, watch: SignalWatch) -> RankSync:
+    """The ``RankSync`` for the number of ranks of a handler."""
+    if handler.world.size == 1:
+        return RankSync(handler.state, watch)
+    return PeriodicRankSync(handler.state, watch, handler.world, handler.saves, handler.logger)

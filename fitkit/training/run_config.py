@@ -15,6 +15,7 @@ from fitkit.core.state import FitState
 from fitkit.core.validation_sets import UNNAMED
 from fitkit.data.in_memory import common_length, is_in_memory
 from fitkit.data.make_source import batch_size_of
+from fitkit.data.own_part import RANK
 from fitkit.data.spec import DataSpec
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.handler.group_options import differs
@@ -52,7 +53,7 @@ def run_config(
         "loss": _loss_text(parts.loss),
         "training step": _name(parts.train_step),
         SEED: handler.seed if options.seed is None else options.seed,
-        TRAINING_DATA: _data_text(train),
+        TRAINING_DATA: data_text(train),
         "validation data": _sets_text(sets),
         "batch size": None if batch_size is None else batch_size * ranks,  # over all ranks
         "ranks": ranks,
@@ -113,13 +114,18 @@ def _text(value: Any) -> str:
 def _sets_text(sets: Mapping[str, DataSpec]) -> str | None:
     """The size of the validation set, or the names and sizes of several."""
     if UNNAMED in sets and len(sets) == 1:
-        return _data_text(sets[UNNAMED])
-    texts = {name or "without a name": _data_text(spec) for name, spec in sets.items()}
+        return data_text(sets[UNNAMED])
+    texts = {name or "without a name": data_text(spec) for name, spec in sets.items()}
     return ", ".join(f"{name}: {text or 'unknown'}" for name, text in texts.items()) or None
 
 
-def _data_text(spec: DataSpec) -> str | None:
-    """The number of samples, or of batches; ``None`` if the data does not say it."""
+def data_text(spec: DataSpec) -> str | None:
+    """The number of samples, or of batches; ``None`` if the data does not say that of all ranks."""
+    return None if spec.split == RANK else length_text(spec)
+
+
+def length_text(spec: DataSpec) -> str | None:
+    """As ``data_text``, of this rank."""
     data, unit = spec.data, "samples"
     if is_in_memory(data):
         return f"{common_length(data)} samples"

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from fitkit.callbacks.support.plots import plot_lr_sweep
 from fitkit.core.argument_checks import require_count, require_number
 from fitkit.core.callback import BuiltinCallback
@@ -76,6 +74,8 @@ class LearningRateSweep:
 class _Sweep(BuiltinCallback):
     """Sets the rate of each batch and records its loss, until the loss has grown too far."""
 
+    batch_logs_interval = 1
+
     def __init__(self, lrs: list[float], smoothing: float, divergence: float) -> None:
         self._lrs = lrs
         self._smoothing, self._divergence = smoothing, divergence
@@ -136,11 +136,10 @@ def find_learning_rate(
     data, _ = training_specs(handler, fit_options)
     with trial(handler, data, "find_learning_rate"):
         run_trial(handler, fit_options)
-    values = torch.tensor([sweep.losses, sweep.smoothed], dtype=torch.float64)
-    losses, smoothed = (handler.world.sum(values) / handler.world.size).tolist()
+    losses, smoothed = tuple(sweep.losses), tuple(sweep.smoothed)
     lrs = lrs[: len(losses)]
-    suggestion = steepest(lrs, smoothed)
-    return LearningRateSweep(tuple(lrs), tuple(losses), tuple(smoothed), suggestion, sweep.diverged)
+    suggestion = steepest(lrs, sweep.smoothed)
+    return LearningRateSweep(tuple(lrs), losses, smoothed, suggestion, sweep.diverged)
 
 
 def _require_arguments(

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitkit import Callback, EarlyStopping, LambdaCallback, ReduceLROnPlateau
+from fitkit.core.callback_list import CallbackList
 from fitkit.core.errors import ConfigurationError, MonitorError
 from fitkit.core.monitor import Monitor, MonitoredValue, resolve_mode
 
@@ -132,7 +133,7 @@ class Watched:
     """What a monitor asks of a handler."""
 
     def __init__(self, *callbacks, logged=()):
-        self.callbacks = callbacks
+        self.callbacks = CallbackList(callbacks)
         self.history = SimpleNamespace(history=dict.fromkeys(logged))
         self.lines = []
         self.logger = SimpleNamespace(warning=lambda text, *args: self.lines.append(text % args))

@@ -99,6 +99,7 @@ def test_state_round_trip_through_plain_types(number, phase, reason):
 def test_every_plain_attribute_is_saved():
     state = FitState()
     state.evaluation_set, state.validated = "noisy", ["clean"]  # which files of most runs lack
+    state.unshared = {"mine": 1.0}  # of several ranks
     public = {name for name in vars(state) if not name.startswith("_")}
     keys = {"logged": "contributed"}  # the key of a checkpoint is older than the attribute
     public.remove("last_lr")  # inside an epoch it is among its logs
@@ -132,3 +133,29 @@ def test_live_logs_show_what_is_logged_later():
     logs = state.live_logs()
     state.log("extra", 2)
     assert dict(logs) == {"loss": 0.5, "extra": 2.0}
+
+
+def test_what_a_rank_logs_is_not_in_the_logs_before_it_is_shared():
+    state = FitState()
+    state.unshared = {}
+    state.log("mine", 1.0)
+    assert dict(state.live_logs()) == {}
+    state.logged["mine"] = 2.0  # of rank 0, in an earlier exchange
+    assert dict(state.live_logs()) == {"mine": 2.0}
+    state.clear_logs()
+    assert (state.unshared, state.logged) == ({}, {})
+
+
+def test_values_that_are_not_shared_yet_are_so_after_a_resume():
+    state = FitState()
+    state.unshared = {}
+    state.logged["before"] = 1.0
+    state.log("since", torch.tensor(2.0))
+    saved = json.loads(json.dumps(state.state_dict()))
+    assert saved["contributed"] == {"before": 1.0, "since": 2.0}
+    several, single = FitState(), FitState()
+    several.unshared = {}
+    several.load_state_dict(saved)
+    assert (several.logged, several.unshared) == ({"before": 1.0}, {"since": 2.0})
+    single.load_state_dict(saved)
+    assert (single.logged, single.unshared) == ({"before": 1.0, "since": 2.0}, None)

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from fitkit import ConfigurationError
-from fitkit.data.validation_sets import add_validation_sets, as_validation_sets, in_order_of_rank_0
+from fitkit.data.validation_sets import add_validation_sets, as_validation_sets
 
 X, Y = torch.ones(4, 2), torch.zeros(4, 1)
 DATASET = TensorDataset(X, Y)
@@ -115,25 +115,6 @@ def test_a_dataset_with_a_length_only_is_a_set():
             return np.ones(2)
 
     assert list(as_validation_sets({"own": Own()})) == ["own"]
-
-
-class Two:
-    size = 2
-
-    def __init__(self, others):
-        self.others = others
-
-    def gather_all(self, value):
-        return [self.others, value]
-
-
-def test_ranks_evaluate_the_sets_in_the_order_of_rank_0():
-    assert list(in_order_of_rank_0({"b": 1, "a": 2}, Two(["a", "b"])).items()) == [
-        ("a", 2),
-        ("b", 1),
-    ]
-    with pytest.raises(ConfigurationError, match=r"rank 0 has 'a', 'b' and rank 1 has 'a': pass"):
-        in_order_of_rank_0({"a": 2}, Two(["a", "b"]))
 
 
 def test_pairs_under_names_of_targets_are_sets():

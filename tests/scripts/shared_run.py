@@ -149,6 +149,7 @@ class Records(fitkit.Callback):
     """What callbacks were told, and what their process draws."""
 
     order = 500
+    batch_logs_interval = 0
     state_fields = ("logs", "steps", "drawn")
 
     def __init__(self, out: Path) -> None:

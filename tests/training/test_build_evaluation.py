@@ -19,7 +19,7 @@ from fitkit.training.build_evaluation import (
     HandlerContext,
     HandlerEvaluator,
     evaluation_forward,
-    evaluation_passes,
+    evaluation_specs,
     forward_of,
     make_data_pass,
 )
@@ -44,6 +44,11 @@ def rank(number, size=2):
     world = World()
     world.rank, world.size = number, size
     return world
+
+
+def evaluation_passes(handler, data, batch_size, steps):
+    specs = evaluation_specs(handler, data, batch_size, steps)
+    return {name: make_data_pass(handler, spec, limit=steps) for name, spec in specs.items()}
 
 
 def rows(data_pass):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from types import SimpleNamespace
@@ -13,6 +14,8 @@ from fitkit.core.state import FitState
 from fitkit.distributed.world import World
 from fitkit.engine.run import RankSync
 from fitkit.training.rank_sync import PeriodicRankSync, make_rank_sync
+
+LOGGER = logging.getLogger("fitkit")
 
 
 class Meeting:
@@ -45,6 +48,9 @@ class OneOfSeveral(World):
             max(column) for column in zip(*self.meeting.exchange(self.rank, values), strict=True)
         ]
 
+    def gather_all(self, value):
+        return self.meeting.exchange(self.rank, value)
+
     def broadcast(self, value, source=0):
         return self.meeting.exchange(self.rank, value)[source]
 
@@ -63,7 +69,7 @@ def together(size, act):
 
     def run(rank):
         state, watch, saves = FitState(), SimpleNamespace(received=None), Saves()
-        rank_sync = PeriodicRankSync(state, watch, OneOfSeveral(meeting, rank), saves)
+        rank_sync = PeriodicRankSync(state, watch, OneOfSeveral(meeting, rank), saves, LOGGER)
         try:
             found[rank] = act(rank, rank_sync, state, watch, saves)
         except BaseException as error:  # noqa: BLE001  handed to the test
@@ -115,7 +121,7 @@ def test_a_stop_that_a_checkpoint_brought_holds_from_the_beginning():
     watch = SimpleNamespace(received=None)
     assert RankSync(state, watch).must_stop
     meeting = Meeting(1)
-    assert PeriodicRankSync(state, watch, OneOfSeveral(meeting, 0), Saves()).must_stop
+    assert PeriodicRankSync(state, watch, OneOfSeveral(meeting, 0), Saves(), LOGGER).must_stop
 
 
 @pytest.mark.parametrize(
@@ -166,9 +172,13 @@ def test_the_end_of_an_epoch_is_always_agreed():
     assert together(2, act)[1].reductions == 5
 
 
+def handler_of(world, state=None):
+    return SimpleNamespace(state=state or FitState(), world=world, saves=Saves(), logger=LOGGER)
+
+
 def test_one_process_agrees_with_itself_after_every_batch():
     state, watch = FitState(), SimpleNamespace(received=None)
-    rank_sync = make_rank_sync(state, watch, World(), Saves())
+    rank_sync = make_rank_sync(handler_of(World(), state), watch)
     assert type(rank_sync) is RankSync
     rank_sync.check()
     assert not rank_sync.must_stop
@@ -181,7 +191,7 @@ def test_one_process_agrees_with_itself_after_every_batch():
 
 def test_several_processes_share_an_agreement():
     world = OneOfSeveral(Meeting(2), 0)
-    made = make_rank_sync(FitState(), SimpleNamespace(received=None), world, Saves())
+    made = make_rank_sync(handler_of(world), SimpleNamespace(received=None))
     assert type(made) is PeriodicRankSync
 
 
@@ -195,3 +205,30 @@ def test_one_of_several_ranks_does_not_end_alone_when_its_data_breaks():
         return list(rank_sync.guard(batches()))
 
     assert [type(error) for error in together(2, act)[0]] == [RuntimeError] * 2
+
+
+def test_the_value_of_rank_0_is_everybodys_and_a_difference_is_named_once(caplog):
+    caplog.set_level(logging.INFO, "fitkit")
+
+    def act(rank, rank_sync, state, watch, saves):
+        for _ in range(2):
+            state.unshared = {"mine": rank + 0.5, "same": float("nan")}
+            rank_sync.share_logs()
+        return dict(state.live_logs()), state.unshared
+
+    found, _ = together(3, act)
+    assert str(found) == str([({"mine": 0.5, "same": float("nan")}, {})] * 3)
+    assert [record.getMessage() for record in caplog.records] == [
+        "a callback logs 'mine' as 0.5 on rank 0 and as 1.5 on rank 1: the logs hold the value of "
+        "rank 0"
+    ]
+
+
+def test_a_value_that_rank_0_lacks_is_left_out_with_a_warning():
+    def act(rank, rank_sync, state, watch, saves):
+        state.unshared = {"mine": 1.0} if rank else {}
+        rank_sync.share_logs()
+        return dict(state.live_logs())
+
+    with pytest.warns(UserWarning, match=r"logs 'mine' on rank 1 and not on rank 0.*left out"):
+        assert together(2, act)[0] == [{}, {}]

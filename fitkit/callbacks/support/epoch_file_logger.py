@@ -44,6 +44,7 @@ class EpochFileLogger(BuiltinCallback):
         text: the content of the file; ``None`` before a run has begun.
     """
 
+    needs_all_ranks = False
     order = 100
     spans_fits = True
     writes_files = True

@@ -31,8 +31,8 @@ class TrackerLogger(BuiltinCallback):
 
     The step of every value is ``state.global_step``, the number of training batches so far. Values
     of an epoch keep their names (``loss``, ``val_loss``, ``lr``) and come with ``epoch`` (from 0).
-    Values of a batch are named ``batch/loss`` and so on, with ``batch/lr``; they are those of rank
-    0, and stay on the device until they are written. With several parameter groups the learning
+    Values of a batch are named ``batch/loss`` and so on, with ``batch/lr``; they are those of all
+    ranks, and stay on the device until they are written. With several parameter groups the learning
     rates are ``lr_0``, ``lr_1`` and so on.
 
     The run in the tracker is part of the checkpoint, so a resumed training continues it: rows that
@@ -51,6 +51,7 @@ class TrackerLogger(BuiltinCallback):
         rates: the learning rates of the last batch.
     """
 
+    needs_all_ranks = False
     order = 100
     spans_fits = True
     writes_files = True
@@ -88,6 +89,11 @@ class TrackerLogger(BuiltinCallback):
         self._status = "finished"
         self._last_write = 0.0
         self._logged_steps = LoggedSteps({}, "")
+
+    @property
+    def batch_logs_interval(self) -> int:  # type: ignore[override]
+        """As ``every_n_batches``."""
+        return self.every_n_batches or 0
 
     # ---- implemented for each tracker -----------------------------------------------------------
 

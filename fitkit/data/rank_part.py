@@ -1,0 +1,117 @@
+"""RankPartSource: batches of data of which each rank has a part of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from fitkit.core.errors import DataError
+from fitkit.core.types import Batches, Share
+from fitkit.data.sample_count import SampleCount
+
+_END = object()
+_UNKNOWN = -1
+
+
+class Ranks(Protocol):
+    """The ranks of a run, all of which call each method in the same order."""
+
+    rank: int
+    size: int
+
+    def largest(self, values: list[int]) -> list[int]:
+        """The elementwise maximum over the ranks."""
+
+    def gather_all(self, value: Any) -> list[Any]:
+        """The values of all ranks, on every rank."""
+
+
+class RankPartSource:
+    """The batches of this rank's part; a rank that runs out repeats one that counts 0 samples.
+
+    So all ranks take equally many steps, and each sample counts once. If each rank knows how many
+    batches it has, they exchange that once per pass, else whether there is one before each batch.
+
+    Args:
+        batches: the part of this rank.
+        ranks: the ranks.
+        count: counts the samples of a batch.
+
+    Raises:
+        DataError: a rank is known to have no batch.
+    """
+
+    def __init__(self, batches: Batches, ranks: Ranks, count: SampleCount) -> None:
+        self.batches = batches
+        self.parts = ranks.size
+        self.share: Share | None = None
+        self._ranks, self._count = ranks, count
+        numbers: list[int | None] = ranks.gather_all(batches.num_batches)
+        empty = [rank for rank, number in enumerate(numbers) if number == 0]
+        if empty:
+            raise DataError(
+                f"the part of rank {empty[0]} has no batch, while others have: give each rank at "
+                f"least one batch, or all ranks the same data without split='rank'."
+            )
+        known = [number for number in numbers if number is not None]
+        self._num_batches = max(known) if len(known) == len(numbers) else None
+
+    @property
+    def num_batches(self) -> int | None:
+        """Batches of the longest part, if all ranks know theirs."""
+        return self._num_batches
+
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """Yield this rank's batches of pass ``epoch`` from batch ``start`` on.
+
+        Raises:
+            DataError: a rank has not even one batch to repeat.
+        """
+        own = self.batches.num_batches
+        numbers = [_UNKNOWN if own is None else own, int(own is None)]
+        longest, is_unknown = self._ranks.largest(numbers)
+        self._num_batches = None if is_unknown else longest
+        if own is not None and start >= own:  # after a resume, one to repeat
+            batches = self.batches.iterate(epoch, own - 1)
+            spare = next(batches, _END)
+            batches = iter(())
+        else:
+            batches, spare = self.batches.iterate(epoch, start), _END
+        number = start
+        while True:
+            batch = next(batches, _END) if is_unknown or number < longest else _END
+            if batch is _END and spare is _END:
+                spare = next(iter(getattr(self.batches, "skipped_last", ())), _END)
+            if not self._goes_on(number, longest, batch, spare, is_unknown=bool(is_unknown)):
+                return
+            self.share = Share(0, None)
+            if batch is not _END:
+                inner = getattr(self.batches, "share", None)
+                self.share = Share(self._count.of(batch) if inner is None else inner.local, None)
+                spare = batch
+            number += 1
+            yield spare
+
+    def _goes_on(
+        self, number: int, longest: int, batch: Any, spare: Any, *, is_unknown: bool
+    ) -> bool:
+        """Whether any rank has a batch."""
+        if not is_unknown:
+            return number < longest
+        lacks = batch is _END and spare is _END
+        rank = self._ranks.rank + 1 if lacks else 0
+        any_has, lacking = self._ranks.largest([int(batch is not _END), rank])
+        if any_has and lacking:
+            raise DataError(
+                f"the part of rank {lacking - 1} has no batch, while others have: give each rank "
+                f"at least one batch, or all ranks the same data without split='rank'."
+            )
+        return bool(any_has)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, which is the same in each part, and the number of parts."""
+        return {**self.batches.state_dict(), "parts": self.parts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the position for the next ``iterate``."""
+        self.batches.load_state_dict({k: v for k, v in state_dict.items() if k != "parts"})
