@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -25,7 +25,15 @@ class Parallel:
     is_sharded = False
 
     def __init__(self, world: World) -> None:
+        self._world = world
         self.side_world = world
+
+    def place(self, build: Callable[[], nn.Module], device: torch.device) -> nn.Module:
+        """Build a module, on ``device``, sharded, with rank 0's values; every rank must call it."""
+        module = build().to(device)
+        self._world.copy_from_main(module.state_dict().values())
+        self.shard(module)
+        return module
 
     def shard(self, module: nn.Module) -> None:
         """Shard the parameters over the ranks, in place."""
@@ -58,9 +66,11 @@ class Parallel:
         """``tensor_map`` applied to the local part of each tensor."""
         return tensor_map
 
-    def empty_dtensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialized tensor on the host, into which a checkpoint is read."""
-        return torch.empty(shape, dtype=dtype)
+    def empty_dtensor(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu"
+    ) -> Tensor:
+        """An uninitialized tensor on the host or on ``"meta"``, into which a checkpoint is read."""
+        return torch.empty(shape, dtype=dtype, device=device)
 
 
 class DDPParallel(Parallel):
@@ -68,7 +78,7 @@ class DDPParallel(Parallel):
 
     def __init__(self, world: World, **options: Any) -> None:
         super().__init__(world)
-        self._world, self._options = world, options
+        self._options = options
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The model to call in training; all ranks start with the weights of rank 0."""

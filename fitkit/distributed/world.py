@@ -78,6 +78,13 @@ class World:
         """
         return self
 
+    def subgroup(self, ranks: list[list[int]]) -> Any:
+        """A group for host tensors of this rank and those in its row of ``ranks``.
+
+        All ranks must call it with the same rows, of which each rank is in one.
+        """
+        raise NotImplementedError  # a single rank has no groups
+
     def run_on(self, rank: int, action: Callable[[], Result]) -> Result | None:
         """Run ``action`` on one rank while the others wait; they get ``None``.
 
