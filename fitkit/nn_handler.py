@@ -116,11 +116,9 @@ class NNHandler(BaseHandler):
         with world.call("NNHandler"):
             # a seed given here must not disturb the program's own random streams
             with nullcontext() if seed is None else seeded_streams(seed, own_device):
-                parts = Parts(model_class, model_kwargs, kind, own_device)
+                parts = Parts(model_class, model_kwargs, kind, own_device, parallel)
             arguments = () if parts.model_spec is None else parts.model_spec.kwargs.values()
             code = model_source(parts.module, arguments) if save_model_code else None
-            world.copy_from_main(parts.module.state_dict().values())
-            parallel.shard(parts.module)
         super().__init__(parts, world, parallel, logger, seed, code)
         self.saves = make_save_queue(self)
         self._score_model = ScoreModel(parts.generative, HandlerEvaluator(self))

@@ -47,14 +47,14 @@ SPEAKS_TO_OTHER_PROCESSES = {
     "distributed/process_group.py",
     "distributed/rendezvous_store.py",
     "distributed/strategy.py",
-    "checkpointing/storage/sharded_checkpoint.py",
+    "distributed/mesh.py",
+    "checkpointing/storage/torch_metadata.py",
 }
 # May be imported inside functions: extras, what takes a second, and the one upward arrow.
 OPTIONAL = {"matplotlib", "mlflow", "onnxscript", "safetensors", "scipy", "tensorboard", "wandb"}
 LATE = {
     "torch.distributed.tensor.DTensor",
-    "fitkit.checkpointing.storage.sharded_checkpoint",
-    "fitkit.checkpointing.save_queue.sharded_ranks.ShardedRanks",
+    "fitkit.checkpointing.storage.torch_metadata",
     "fitkit.distributed.fsdp.FSDPParallel",
 }
 LATE_ANYWHERE = {*LATE, "fitkit.nn_handler.NNHandler", "fitkit.cli.all_commands.run"}

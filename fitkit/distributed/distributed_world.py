@@ -61,6 +61,7 @@ class DistributedWorld(World):
         self._default_group = dist.group.WORLD
         self._failure: RankError | None = None
         self._raised: tuple[Any, int] = (None, 0)  # where this rank raised last, and how often
+        self._subgroups: list[Any] = []
 
     def group_for(self, device: torch.device) -> Any:
         """As in ``World``; raises a ``RankError`` after a failure, and in a call of one rank."""
@@ -129,7 +130,17 @@ class DistributedWorld(World):
             process_group.set_timeout(timeout, self.group)
         if self._side_group is not None:
             self._side_group.set_timeout(timeout)
+        for group in self._subgroups:
+            process_group.set_timeout(timeout, group)
         self._timeout = timeout
+
+    def subgroup(self, ranks: list[list[int]]) -> Any:
+        before = group_sockets.open_sockets()
+        groups = [process_group.new_host_group(self._timeout, row) for row in ranks]
+        self._sockets.update(group_sockets.sockets_opened_since(before))
+        (own,) = (group for group, row in zip(groups, ranks, strict=True) if self.rank in row)
+        self._subgroups.append(own)
+        return own
 
     def side_group(self) -> DistributedWorld:
         if self._side_group is None:
@@ -271,10 +282,13 @@ class DistributedWorld(World):
             if is_ours and self.has_group():
                 dist.destroy_process_group()
             else:
+                for group in self._subgroups:
+                    process_group.destroy(group)
                 for world in (self._side_group, self):
                     if world is not None and world.group is not None:
                         process_group.destroy(world.group)
                         world.group = None
         # an object that still holds this world must not keep the threads of its groups alive
         self.group = self._side_group = self._default_group = None
+        self._subgroups.clear()
         gc.collect()

@@ -30,6 +30,22 @@ def full_tensor(tensor: Any) -> Tensor:
     return full
 
 
+def own_box(tensor: Any) -> tuple[list[int], list[int]]:
+    """Offsets and sizes of the part of ``tensor`` on this rank; all of a tensor that is whole."""
+    if not is_dtensor(tensor):
+        return [0] * tensor.ndim, list(tensor.shape)
+    (box,) = tensor.__create_chunk_list__()
+    return list(box.offsets), list(box.sizes)
+
+
+def is_first_replica(tensor: Any) -> bool:
+    """Whether no rank before this one has the same part of ``tensor``."""
+    if not is_dtensor(tensor):
+        return True
+    coordinates = zip(tensor.device_mesh.get_coordinate(), tensor.placements, strict=True)
+    return not any(index for index, placement in coordinates if placement.is_replicate())
+
+
 def from_local(local: Tensor, like: Any, mesh: Any) -> Tensor:
     """The ``DTensor`` on ``mesh`` that has the part ``local`` here, and the layout of ``like``."""
     from torch.distributed.tensor import DTensor  # a second of imports

@@ -5,25 +5,33 @@ The import takes a second, so it happens only for sharded models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Shard, empty
+from torch.distributed.tensor import distribute_tensor, empty
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.tree import TensorMap
+from fitkit.distributed.deferred_values import DeferredValues, return_memory
 from fitkit.distributed.dtensor import from_local, is_dtensor, local_tensor
 from fitkit.distributed.fsdp_step_sync import FSDPStepSync
 from fitkit.distributed.gathered_model import GatheredModel
+from fitkit.distributed.mesh import make_meshes
 from fitkit.distributed.parallel import Parallel
 from fitkit.distributed.step_sync import StepSync
 from fitkit.distributed.world import World
+
+_LOGGER = logging.getLogger("fitkit")
+_MANY_BYTES = 1 << 30
 
 
 class FSDPParallel(Parallel):
@@ -42,25 +50,48 @@ class FSDPParallel(Parallel):
         blocks: Any = None,
         param_dtype: torch.dtype | None = None,
         reduce_dtype: torch.dtype | None = None,
+        device_mesh: Any = None,
     ) -> None:
         super().__init__(world)
-        self._world = world
         self.side_world = world.side_group()
         self._blocks = blocks
         self._precision = MixedPrecisionPolicy(param_dtype, reduce_dtype)
         self._models: dict[nn.Module, GatheredModel] = {}
-        # checkpoints are written from, and read into, DTensors on the host
-        self._host_mesh = _host_mesh(world)
-        self._mesh = self._host_mesh
-        if device.type != "cpu":
-            self._mesh = init_device_mesh(device.type, (world.size,))
+        self._meshes = make_meshes(world, device, device_mesh)
 
-    def shard(self, module: nn.Module) -> None:
-        """Shard the parameters in place; the optimizer must be built afterwards."""
-        options: dict[str, Any] = {"mesh": self._mesh, "mp_policy": self._precision}
+    def place(self, build: Callable[[], nn.Module], device: torch.device) -> nn.Module:
+        """As in ``Parallel``, but each rank holds no more than its part and one block at a time."""
+        with DeferredValues() as values:
+            module = build()
+        values.restore_all_but(module)
+        _report_whole(module)
+
+        def prepare(part: nn.Module) -> None:
+            """Give the parameters that are sharded next memory, device and values."""
+            owners = [it for it in part.modules() if not any(map(is_dtensor, _own(it)))]
+            values.restore(chain(*map(_own, owners)), with_values=self._world.is_main)
+            for owner in owners:
+                _move(owner, device)
+            distinct = {id(it): it.detach() for it in chain(*map(_own, owners))}
+            self._world.copy_from_main(distinct.values())
+
+        self.shard(module, prepare)
+        self._world.copy_from_main(module.buffers())
+        return module
+
+    def shard(
+        self, module: nn.Module, prepare: Callable[[nn.Module], None] = lambda _: None
+    ) -> None:
+        """Shard the parameters in place; the optimizer must be built afterwards.
+
+        ``prepare`` is called with each part of the module before it is sharded.
+        """
+        options: dict[str, Any] = {"mesh": self._meshes.model, "mp_policy": self._precision}
         for part in (*_blocks(module, self._blocks), module):
+            prepare(part)
             # else parameters stay gathered after an evaluation and hide averaged weights
             fully_shard(part, **options, reshard_after_forward=True)
+            return_memory()
 
     def step_sync(
         self, modules: TrainedModules, optimizer: Optimizer | None, *, is_custom: bool
@@ -85,30 +116,62 @@ class FSDPParallel(Parallel):
             if not is_dtensor(tensor):
                 return tensor_map(tensor)
             local = tensor_map(local_tensor(tensor))
-            mesh = self._host_mesh if local.device.type == "cpu" else self._mesh
+            is_on_host = local.device.type == "cpu"
+            mesh = self._meshes.host if is_on_host else self._meshes.model
             return from_local(local, tensor, mesh)
 
         return map_local
 
-    def empty_dtensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def empty_dtensor(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu"
+    ) -> Tensor:
         """An uninitialized ``DTensor`` on the host, sharded along its first dimension."""
-        return empty(shape, dtype=dtype, device_mesh=self._host_mesh, placements=[Shard(0)])
+        mesh, placements = self._meshes.host, self._meshes.placements
+        if device == "meta":
+            whole = torch.empty(shape, dtype=dtype, device=device)
+            return distribute_tensor(whole, mesh, placements, src_data_rank=None)
+        return empty(shape, dtype=dtype, device_mesh=mesh, placements=placements)
 
 
-def _blocks(module: nn.Module, kinds: Any) -> Iterator[nn.Module]:
-    """The submodules that are gathered one at a time, inner ones first."""
+def _blocks(module: nn.Module, kinds: Any) -> list[nn.Module]:
+    """The submodules that are gathered one at a time, inner ones first.
+
+    One that shares parameters with modules outside is none: both must be gathered together.
+    """
+    owners = defaultdict[nn.Parameter, set[nn.Module]](set)
+    for part in module.modules():
+        for parameter in _own(part):
+            owners[parameter].add(part)
+    found = []
     for name, part in reversed(list(module.named_modules())):
         if kinds is None:
             parent = module.get_submodule(name.rpartition(".")[0])
             is_block = isinstance(parent, nn.ModuleList)
         else:
             is_block = isinstance(part, kinds)
-        if is_block and part is not module and any(True for _ in part.parameters()):
-            yield part
+        if is_block and part is not module and (parameters := list(part.parameters())):
+            inside = set(part.modules())
+            if all(owners[parameter] <= inside for parameter in parameters):
+                found.append(part)
+    return found
 
 
-def _host_mesh(world: World) -> DeviceMesh:
-    group = world.group_for(torch.device("cpu"))
-    if group is None:
-        return init_device_mesh("cpu", (world.size,))
-    return DeviceMesh.from_group(group, "cpu")  # the default group may take no host tensors
+def _move(owner: Any, device: torch.device) -> None:
+    owner._apply(lambda tensor: tensor.to(device), recurse=False)  # noqa: SLF001  no public form
+
+
+def _own(module: nn.Module) -> Iterator[nn.Parameter]:
+    return module.parameters(recurse=False)
+
+
+def _report_whole(module: nn.Module) -> None:
+    """Say once if much of a model is whole on each rank until it is sharded."""
+    whole = {it.untyped_storage() for it in module.parameters() if not is_lazy(it)}
+    num_bytes = sum(storage.nbytes() for storage in whole)
+    if num_bytes > _MANY_BYTES:
+        _LOGGER.warning(
+            "%.1f GB of %s are whole on each rank until it is sharded: pass the model's class and "
+            "its arguments, and initialize parameters in place, as torch.nn.init does.",
+            num_bytes / 1e9,
+            type(module).__name__,
+        )

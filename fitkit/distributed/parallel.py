@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -27,7 +28,15 @@ class Parallel:
     is_sharded = False
 
     def __init__(self, world: World) -> None:
+        self._world = world
         self.side_world = world
+
+    def place(self, build: Callable[[], nn.Module], device: torch.device) -> nn.Module:
+        """Build a module, on ``device``, sharded, with rank 0's values; every rank must call it."""
+        module = build().to(device)
+        self._world.copy_from_main(module.state_dict().values())
+        self.shard(module)
+        return module
 
     def shard(self, module: nn.Module) -> None:
         """Shard the parameters over the ranks, in place."""
@@ -49,9 +58,11 @@ class Parallel:
         """``tensor_map`` applied to the local part of each tensor."""
         return tensor_map
 
-    def empty_dtensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialized tensor on the host, into which a checkpoint is read."""
-        return torch.empty(shape, dtype=dtype)
+    def empty_dtensor(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu"
+    ) -> Tensor:
+        """An uninitialized tensor on the host or on ``"meta"``, into which a checkpoint is read."""
+        return torch.empty(shape, dtype=dtype, device=device)
 
 
 class DDPParallel(Parallel):
@@ -59,7 +70,7 @@ class DDPParallel(Parallel):
 
     def __init__(self, world: World, **options: Any) -> None:
         super().__init__(world)
-        self._world, self._options = world, options
+        self._options = options
 
     def step_sync(
         self, modules: TrainedModules, optimizer: Optimizer | None, *, is_custom: bool

@@ -45,9 +45,9 @@ def default_store() -> Any:
     return store
 
 
-def new_host_group(timeout: timedelta | None) -> Any:
-    """A new group of all ranks for host tensors and objects; every rank must call it."""
-    return dist.new_group(backend="gloo", timeout=timeout)
+def new_host_group(timeout: timedelta | None, ranks: list[int] | None = None) -> Any:
+    """A new group for host tensors and objects, of all ranks or some; every rank must call it."""
+    return dist.new_group(ranks, backend="gloo", timeout=timeout)
 
 
 def sequence_numbers(group: Any = None) -> tuple[int, ...]:

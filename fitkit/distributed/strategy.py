@@ -86,6 +86,10 @@ class FSDP(Strategy):
         param_dtype: dtype in which parameters are gathered and used, such as ``torch.bfloat16``;
             default: their own.
         reduce_dtype: dtype in which gradients are reduced; default: ``param_dtype``.
+        device_mesh: ``(copies, parts)``: so many copies of the model, each divided into so many
+            parts (hybrid sharding), with one copy per machine for ``(machines, ranks of each)``;
+            or a ``DeviceMesh`` of one or two dimensions, if the program made its process group
+            itself. Default: one copy, divided over all ranks.
         timeout: as in ``DDP``.
 
     Raises:
@@ -95,6 +99,7 @@ class FSDP(Strategy):
     blocks: type[nn.Module] | tuple[type[nn.Module], ...] | None = None
     param_dtype: torch.dtype | None = None
     reduce_dtype: torch.dtype | None = None
+    device_mesh: Any = None
     timeout: timedelta | float | None = None
 
     def __post_init__(self) -> None:
@@ -115,11 +120,23 @@ class FSDP(Strategy):
                     f"received {value!r}."
                 )
 
+        mesh = self.device_mesh
+        is_mesh = mesh is None or hasattr(mesh, "mesh_dim_names")
+        if not is_mesh and not (
+            isinstance(mesh, (tuple, list)) and all(type(it) is int and it > 0 for it in mesh)
+        ):
+            raise ConfigurationError(
+                f"FSDP's device_mesh must be sizes such as (2, 4), two copies of the model with "
+                f"four ranks each, or a DeviceMesh, received {mesh!r}."
+            )
+
     def bind(self, world: World, device: torch.device) -> Parallel:
         """The work of this rank."""
         from fitkit.distributed.fsdp import FSDPParallel  # a second of imports
 
-        return FSDPParallel(world, device, self.blocks, self.param_dtype, self.reduce_dtype)
+        return FSDPParallel(
+            world, device, self.blocks, self.param_dtype, self.reduce_dtype, self.device_mesh
+        )
 
 
 STRATEGIES: dict[str, type[Strategy]] = {"auto": DDP, "ddp": DDP, "fsdp": FSDP}

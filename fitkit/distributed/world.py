@@ -103,6 +103,13 @@ class World:
         """Inside ``with`` these signals end this rank also while it waits for others in vain."""
         return nullcontext()
 
+    def subgroup(self, ranks: list[list[int]]) -> Any:
+        """A group for host tensors of this rank and those in its row of ``ranks``.
+
+        All ranks must call it with the same rows, of which each rank is in one.
+        """
+        raise NotImplementedError  # a single rank has no groups
+
     def run_on(self, ranks: int | Sequence[int], action: Callable[[], Result]) -> Result | None:
         """Run ``action`` on one or several ranks while the others wait; they get ``None``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.tree import map_tensors
 from fitkit.core.types import ModelType
 from fitkit.data.spec import DataSpec
+from fitkit.distributed.parallel import Parallel
+from fitkit.distributed.world import World
 from fitkit.engine.loss_weight import loss_weight
 from fitkit.engine.lr_schedule import require_interval
 from fitkit.engine.model_loss import takes_labels
@@ -50,12 +53,16 @@ class Parts:
     """
 
     def __init__(
-        self, model: Any, kwargs: Mapping[str, Any], model_type: ModelType, device: torch.device
+        self,
+        model: Any,
+        kwargs: Mapping[str, Any],
+        model_type: ModelType,
+        device: torch.device,
+        parallel: Parallel | None = None,
     ) -> None:
-        self.model_type = model_type
-        self.device = device
-        self.model_spec, module = build_model(model, kwargs)
-        self.module = module.to(device)
+        self.model_type, self.device = model_type, device
+        place = partial((parallel or Parallel(World())).place, device=device)
+        self.model_spec, self.module = build_model(model, kwargs, place)
         self.model: nn.Module = self.module
         self.optimizer_spec: ComponentSpec | None = None
         self.optimizer: Optimizer | None = None

@@ -10,6 +10,7 @@ from fitkit.checkpointing.catalog import latest
 from fitkit.checkpointing.save_queue.replicated_ranks import ReplicatedRanks
 from fitkit.checkpointing.save_queue.save_queue import SaveQueue
 from fitkit.checkpointing.save_queue.save_source import SaveSource
+from fitkit.checkpointing.save_queue.sharded_ranks import ShardedRanks
 from fitkit.checkpointing.savers.saver import Saver
 from fitkit.checkpointing.storage.run_record import RunIdentity
 from fitkit.core.event import Event
@@ -69,7 +70,4 @@ def make_save_queue(handler: BaseHandler) -> SaveQueue:
     source, world, parallel = _HandlerSource(handler), handler.world, handler.parallel
     if not parallel.is_sharded or world.size == 1:
         return SaveQueue(source, ReplicatedRanks(world))
-    # torch.distributed.checkpoint takes a second to import
-    from fitkit.checkpointing.save_queue.sharded_ranks import ShardedRanks
-
     return SaveQueue(source, ShardedRanks(world, parallel.side_world))

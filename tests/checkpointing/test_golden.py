@@ -16,10 +16,11 @@ from fitkit import CheckpointError, NNHandler
 from fitkit.checkpointing.catalog import latest
 from fitkit.checkpointing.catalog.metadata import read_metadata
 from fitkit.checkpointing.format import schema
-from fitkit.checkpointing.storage import atomic_write, safe_load
+from fitkit.checkpointing.storage import atomic_write, safe_load, single_or_sharded
 
 REPOSITORY = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
+SHARDED = Path(__file__).parent / "golden_sharded"
 RUNS = ["plain", "rich"]
 
 
@@ -157,6 +158,25 @@ def test_weights(script):
     with pytest.raises(CheckpointError, match=r"weights\.pth.*holds weights only"):
         script.fit(run, options, resume=GOLDEN / "weights.pth")
     assert not (GOLDEN.parent / "nowhere").exists()
+
+
+# ---- sharded ------------------------------------------------------------------------------------
+
+
+def test_a_sharded_file_of_two_ranks_with_one_index(tmp_path):
+    """What fitkit wrote when rank 0 gathered all chunks into one index."""
+    expected = json.loads((SHARDED / "sharded.json").read_text())
+    single_or_sharded.verify(SHARDED / "sharded.pth")
+    single_or_sharded.convert(SHARDED / "sharded.pth", tmp_path / "again.pth", sharded=True)
+    for path in (SHARDED / "sharded.pth", tmp_path / "again.pth"):
+        state = single_or_sharded.read(path)
+        weights = {name: it.tolist() for name, it in state["model_state_dict"].items()}
+        assert weights == expected["weights"]
+        moments = state["optimizer_state_dict"]["state"].values()
+        assert [moment["exp_avg"].tolist() for moment in moments] == expected["exp_avg"]
+    handler = NNHandler.load(SHARDED / "sharded.pth", "cpu")
+    assert handler.module.weight.tolist() == expected["weights"]["weight"]
+    assert handler.state.global_step == 1
 
 
 # ---- newer and older ----------------------------------------------------------------------------

@@ -218,7 +218,7 @@ handler = fitkit.NNHandler(nn.Linear(2, 1), device="cpu", strategy="fsdp")
 handler.set_optimizer(torch.optim.SGD, lr=0.1)
 handler.set_loss_fn(nn.MSELoss())
 handler.fit((torch.ones(4, 2), torch.ones(4, 1)), progress_bar=False)
-late = ("fitkit.distributed.fsdp", "fitkit.checkpointing.storage.sharded_checkpoint",
+late = ("fitkit.distributed.fsdp", "fitkit.checkpointing.storage.torch_metadata",
         "torch.distributed.checkpoint")
 print([name for name in late if name in sys.modules])
 """

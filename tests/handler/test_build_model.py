@@ -18,6 +18,16 @@ def test_a_model_from_a_class_or_ready():
     assert build_model(module, {}) == (None, module)
 
 
+def test_the_place_decides_where_it_is_built():
+    def place(build):
+        return nn.Sequential(build())
+
+    spec, module = build_model(nn.Linear, {"in_features": 2, "out_features": 1}, place)
+    assert spec.cls is nn.Linear
+    assert type(module) is nn.Sequential
+    assert build_model(module, {}, place)[1][0] is module
+
+
 @pytest.mark.parametrize(
     ("model", "arguments", "sentence"),
     [

@@ -271,6 +271,8 @@ def data_of(options: argparse.Namespace, count: int, seed: int, *, shuffle: bool
 STRATEGIES = {
     "ddp-unused": fitkit.DDP(find_unused_parameters=True),
     "fsdp-blocks": fitkit.FSDP(blocks=(Block, nn.Tanh)),
+    "fsdp-copies": fitkit.FSDP(device_mesh=(2, 1)),
+    "fsdp-hybrid": fitkit.FSDP(device_mesh=(2, 2)),
     "fsdp-bf16": fitkit.FSDP(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
 }
 

@@ -2,7 +2,7 @@
 
 The checkpoint itself is an ordinary file that is written last and names its folder: if the file
 exists, the folder is complete. A folder is never written to twice, so no crash can mix old and new
-data. Where each part of a tensor is stands in ``index.json``, with a checksum for each part.
+data. Each rank writes its shards, and an index of them with a checksum for each part of a tensor.
 torch's own ``.metadata`` is there for torch's tools; fitkit does not read it, because unpickling it
 could run code.
 """
@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,7 @@ from typing import Any
 from fitkit.checkpointing.storage import atomic_write, safe_load, temp_files
 from fitkit.checkpointing.storage.is_checkpoint import SHARDS_SUFFIX, may_be_checkpoint
 from fitkit.checkpointing.storage.run_record import RunRecord
-from fitkit.checkpointing.storage.shard_index import (
-    INDEX_NAME,
-    Chunk,
-    ShardedTensor,
-    damaged_shards,
-    read_index,
-)
+from fitkit.checkpointing.storage.shard_index import Chunk, damaged_shards, read_index
 from fitkit.core.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -37,28 +31,14 @@ from fitkit.core.errors import (
 
 # Keys of the checkpoint file: one for which folder is its own, one for everything but tensors.
 REFERENCE_KEY, CONTENT_KEY = "__fitkit_shards__", "content"
-_MARKER_NAME = "fitkit.json"
+MARKER_NAME = "fitkit.json"
 _CHUNK_BYTES = 1 << 20
 
 
-def write_index(folder: Path, tensors: Mapping[str, ShardedTensor]) -> dict[str, Any]:
-    """Write the index and make the folder durable; return size and checksum of the index."""
-    index = {
-        "tensors": {
-            key: {**tensor._asdict(), "chunks": [chunk._asdict() for chunk in tensor.chunks]}
-            for key, tensor in tensors.items()
-        },
-        "files": {
-            path.name: [path.stat().st_size, checksum(path)] for path in sorted(folder.iterdir())
-        },
-    }
-    text = json.dumps(index).encode()
-    with (folder / INDEX_NAME).open("xb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    atomic_write.flush_folder(folder)
-    return {"bytes": len(text), "crc32": zlib.crc32(text)}
+def describe_files(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
+    """Size and checksum of files in ``folder``."""
+    paths = {name: folder / name for name in names}
+    return {name: [path.stat().st_size, checksum(path)] for name, path in paths.items()}
 
 
 def find_folder(path: Path, reference: Any) -> Path:
@@ -84,6 +64,8 @@ def verify(path: Path, reference: Any) -> None:
         verify_chunk(path, folder, key, chunk)
     for name in index.files.keys() - {chunk.file for _, chunk in chunks}:
         file = index.files[name]
+        if file.crc32 is None:
+            raise damaged_shards(path, f"{name!r} has no checksum")
         try:
             size = max(file.bytes, (folder / name).stat().st_size)
         except OSError as error:
@@ -128,13 +110,13 @@ def link_into(folder: Path, parent: Path) -> None:
 def mark(folder: Path, record: RunRecord | None) -> None:
     """Write into a new shard folder that fitkit made it, and for which run."""
     run_id = None if record is None else record.run_id
-    (folder / _MARKER_NAME).write_text(json.dumps({"run_id": run_id}))
+    (folder / MARKER_NAME).write_text(json.dumps({"run_id": run_id}))
 
 
 def _is_ours(folder: Path, run_id: str | None) -> bool:
     """Whether fitkit made ``folder``, for the run ``run_id`` unless that is ``None``."""
     try:
-        marker = json.loads((folder / _MARKER_NAME).read_text())
+        marker = json.loads((folder / MARKER_NAME).read_text())
     except (OSError, ValueError, RecursionError):
         return False
     is_marker = isinstance(marker, dict) and "run_id" in marker

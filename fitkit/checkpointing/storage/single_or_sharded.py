@@ -5,7 +5,6 @@ Only this module tells the two forms apart. Savers, retention and the catalog kn
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,18 @@ import torch
 from torch import Tensor
 
 from fitkit.checkpointing.format import schema, tensor_stubs
-from fitkit.checkpointing.storage import atomic_write, run_record, safe_load, shard_folder
+from fitkit.checkpointing.storage import (
+    atomic_write,
+    run_record,
+    safe_load,
+    shard_folder,
+    sharded_checkpoint,
+)
 from fitkit.checkpointing.storage.is_checkpoint import SHARDS_SUFFIX
+from fitkit.checkpointing.storage.shard_chunks import Empty as Empty
 from fitkit.core.errors import CheckpointError
 from fitkit.core.tree import iterate_tensors
 from fitkit.distributed.world import World
-
-Empty = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
 
 def verify(path: Path) -> None:
@@ -43,8 +47,8 @@ def read(path: Path, *, mmap: bool = False, empty: Empty | None = None) -> Any:
         path: the file.
         mmap: map tensors from the file instead of copying them to memory; the file must not be
             changed in place while they are used. Shards are always copied.
-        empty: allocates the tensor for each sharded one from its shape and type; default: a whole
-            tensor on the CPU.
+        empty: allocates the tensor for each sharded one from its shape, its type and a device,
+            ``"cpu"`` or ``"meta"``; default: a whole tensor.
 
     Raises:
         CheckpointError: it cannot be used: missing, damaged, or unsafe to read.
@@ -53,9 +57,7 @@ def read(path: Path, *, mmap: bool = False, empty: Empty | None = None) -> Any:
     reference = _shard_reference(content)
     if reference is None:
         return content
-    from fitkit.checkpointing.storage import sharded_checkpoint  # a second of imports
-
-    empty = empty or (lambda shape, dtype: torch.empty(shape, dtype=dtype))
+    empty = empty or (lambda *args: torch.empty(args[0], dtype=args[1], device=args[2]))
     return sharded_checkpoint.read(content.get(shard_folder.CONTENT_KEY), reference, path, empty)
 
 
@@ -122,8 +124,6 @@ def convert(source: Path, target: Path, *, sharded: bool) -> None:
     if not sharded:
         atomic_write.write(content, target, record=record)
         return
-    from fitkit.checkpointing.storage import sharded_checkpoint  # a second of imports
-
     is_full = schema.is_full(content)
     parts = [content.get(key) for key in schema.SHARDED_KEYS] if is_full else [content]
     large = {id(it) for it in iterate_tensors(parts) if it.ndim and it.layout is torch.strided}

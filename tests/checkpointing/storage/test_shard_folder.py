@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import pickle
@@ -27,8 +26,8 @@ from fitkit.checkpointing.storage import (
     temp_files,
 )
 from fitkit.checkpointing.storage.run_record import RunRecord
-from fitkit.checkpointing.storage.shard_index import Chunk, ShardedTensor
 
+INDEX_NAME = shard_index.index_name(0)
 CONTENT = {
     "weight": torch.arange(35.0).reshape(7, 5),
     "half": torch.arange(6, dtype=torch.bfloat16),
@@ -65,13 +64,14 @@ def reference_of(path: Path) -> dict:
 
 def rewrite_index(path: Path, change) -> None:
     """Put another index there, with the checksum that the checkpoint then has to carry."""
-    index_path = folder_of(path) / shard_index.INDEX_NAME
+    index_path = folder_of(path) / INDEX_NAME
     index = json.loads(index_path.read_text())
     changed = change(index)
     text = json.dumps(index if changed is None else changed).encode()
     index_path.write_bytes(text)
     content = torch.load(path, weights_only=True)
-    content[shard_folder.REFERENCE_KEY] |= {"bytes": len(text), "crc32": zlib.crc32(text)}
+    indexes = content[shard_folder.REFERENCE_KEY][shard_index.INDEXES_KEY]
+    indexes[INDEX_NAME] = [len(text), zlib.crc32(text)]
     torch.save(content, path)
 
 
@@ -106,13 +106,15 @@ def test_any_reader_of_torch_can_open_the_file_and_the_folder(saved):
     assert torch.equal(target["weight"], CONTENT["weight"])
 
 
-def test_the_index_has_a_checksum_for_each_piece_and_each_file(saved):
+def test_there_is_a_checksum_for_each_piece_and_each_file(saved):
     folder = folder_of(saved)
-    index = json.loads((folder / shard_index.INDEX_NAME).read_text())
+    index = json.loads((folder / INDEX_NAME).read_text())
     assert set(index["tensors"]) == {"weight", "half", "nested.a.0"}
-    assert set(index["files"]) == {path.name for path in folder.iterdir()} - {
-        shard_index.INDEX_NAME
-    }
+    reference = reference_of(saved)
+    assert set(reference["indexes"]) == {INDEX_NAME}
+    assert set(reference["files"]) == {"fitkit.json", ".metadata"}
+    names = {path.name for path in folder.iterdir()}
+    assert {*index["files"], *reference["files"], *reference["indexes"]} == names
     for tensor in index["tensors"].values():
         for chunk in tensor["chunks"]:
             begin = chunk["at"]
@@ -145,7 +147,7 @@ def place_in(path: Path, part: int, parts: int) -> int:
 def damaged_file(saved: Path, name: str) -> Path:
     folder = folder_of(saved)
     (piece,) = folder.glob("__*.distcp")
-    found = {"piece": piece, "index": folder / shard_index.INDEX_NAME, "file": saved}
+    found = {"piece": piece, "index": folder / INDEX_NAME, "file": saved}
     return found.get(name, folder / ".metadata")
 
 
@@ -164,7 +166,7 @@ def test_a_flipped_bit_anywhere_is_found(saved, name, part):
 
 def test_what_is_read_is_verified(saved):
     folder = folder_of(saved)
-    index = json.loads((folder / shard_index.INDEX_NAME).read_text())
+    index = json.loads((folder / INDEX_NAME).read_text())
     chunk = index["tensors"]["weight"]["chunks"][0]
     flip(folder / chunk["file"], chunk["at"] + chunk["bytes"] // 2)
     with pytest.raises(DamagedCheckpointError, match=r"'weight' in '__0_0\.distcp' does not match"):
@@ -238,7 +240,7 @@ def test_the_folder_of_another_checkpoint_is_not_taken(saved):
     shutil.rmtree(own)
     theirs.rename(own)
     for verb in (single_or_sharded.read, single_or_sharded.verify):
-        with pytest.raises(DamagedCheckpointError, match=r"the checksum of 'index\.json'"):
+        with pytest.raises(DamagedCheckpointError, match=r"the checksum of 'index\.0\.json'"):
             verb(saved)
 
 
@@ -425,6 +427,37 @@ def test_a_crafted_reference_is_refused(tmp_path, reference):
             verb(tmp_path / "a.pth")
 
 
+@pytest.mark.parametrize(
+    "indexes",
+    [
+        3,
+        None,
+        [],
+        {},
+        {INDEX_NAME: 3},
+        {INDEX_NAME: []},
+        {"../a.pth": [1, 1]},
+        {3: [1, 1]},
+        {"": []},
+    ],
+    ids=str,
+)
+def test_crafted_indexes_of_a_reference_are_refused(saved, indexes):
+    content = torch.load(saved, weights_only=True)
+    content[shard_folder.REFERENCE_KEY]["indexes"] = indexes
+    torch.save(content, saved)
+    with pytest.raises(DamagedCheckpointError):
+        single_or_sharded.read(saved)
+
+
+def test_a_file_without_any_checksum_is_refused(saved):
+    content = torch.load(saved, weights_only=True)
+    content[shard_folder.REFERENCE_KEY]["files"]["fitkit.json"][1] = None
+    torch.save(content, saved)
+    with pytest.raises(DamagedCheckpointError, match=r"'fitkit\.json' has no checksum"):
+        single_or_sharded.verify(saved)
+
+
 def test_a_description_of_another_tensor_is_refused(saved):
     content = torch.load(saved, weights_only=True)
     for other in ({"shape": [5, 7]}, {"dtype": "float64"}, {"key": "none"}):
@@ -498,44 +531,6 @@ def test_a_parameter_may_have_the_name_of_the_reference(tmp_path):
         found = single_or_sharded.read(path)
         assert set(found) == {name, "b"}
         assert torch.equal(found[name], torch.ones(3))
-
-
-@st.composite
-def divided(draw):
-    """A tensor of rows and columns in boxes, and perhaps one box too many, or too few."""
-    rows, columns = draw(st.integers(1, 6)), draw(st.integers(1, 6))
-    cuts = sorted(draw(st.sets(st.integers(1, max(1, rows - 1)), max_size=3))) if rows > 1 else []
-    edges = [0, *cuts, rows]
-    boxes = [([a, 0], [b - a, columns]) for a, b in itertools.pairwise(edges)]
-    return [rows, columns], boxes
-
-
-def chunks_of(boxes):
-    return [
-        Chunk(offsets, sizes, "file", 0, sizes[0] * sizes[1] * 4, 0) for offsets, sizes in boxes
-    ]
-
-
-@given(case=divided())
-def test_boxes_that_are_all_of_a_tensor_are_accepted(case):
-    shape, boxes = case
-    assert shard_index._check_tensor(ShardedTensor(shape, "float32", chunks_of(boxes)))
-
-
-@given(case=divided(), data=st.data())
-def test_boxes_that_are_not_are_refused(case, data):
-    shape, boxes = case
-    which = data.draw(st.integers(0, len(boxes) - 1))
-    how = data.draw(st.sampled_from(["left out", "twice", "moved"]))
-    if how == "left out":
-        boxes = boxes[:which] + boxes[which + 1 :]
-    elif how == "twice":
-        boxes = [*boxes, boxes[which]]
-    else:
-        offsets, sizes = boxes[which]
-        boxes[which] = ([offsets[0] + 1, 0], sizes)  # over the next one, or over the end
-    with pytest.raises(ValueError, match="shards of a tensor"):
-        shard_index._check_tensor(ShardedTensor(shape, "float32", chunks_of(boxes)))
 
 
 # ---- folders come and go ------------------------------------------------------------------------

@@ -121,10 +121,10 @@ def test_the_checkpoint_is_written_last_and_everything_before_it_is_durable(tmp_
     kinds = [kind for kind, _ in calls]
     named = len(kinds) - 1 - kinds[::-1].index("rename")  # torch renames its own file before
     flushed = [name for kind, name in calls[:named] if kind == "fsync"]
-    # pieces and torch's file, the index, and the folder; then it gets its name; then the file
-    assert any(name.endswith(".distcp") for name in flushed)
-    assert any(name.startswith(".metadata") for name in flushed)
-    assert flushed[-2] == shard_index.INDEX_NAME
+    # pieces, their index, torch's file and the folder; then it gets its name; then the file
+    assert flushed[0].endswith(".distcp")
+    assert flushed[1] == shard_index.index_name(0)
+    assert flushed[-2].startswith(".metadata")
     assert flushed[-1].endswith(is_checkpoint.TEMP_SUFFIX)
     assert kinds[named + 1 :] == ["fsync", "fsync", "replace", "fsync"]
     assert calls[-1] == ("fsync", tmp_path.name)
@@ -353,10 +353,9 @@ def read_together(rank, size, folder):
     world = joined(rank, size, folder)
     mesh = init_device_mesh("cpu", (size,))
 
-    def empty(shape, dtype):
-        return torch.distributed.tensor.empty(
-            shape, dtype=dtype, device_mesh=mesh, placements=[Shard(0)]
-        )
+    def empty(shape, dtype, device):
+        whole = torch.empty(shape, dtype=dtype, device=device)
+        return distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None)
 
     for rows in (7, 1, 3):
         found = single_or_sharded.read(folder / f"{rows}.pth", empty=empty)["a"]

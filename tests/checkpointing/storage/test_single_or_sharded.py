@@ -198,12 +198,17 @@ def test_nothing_is_removed_that_is_no_checkpoint(tmp_path):
 def test_where_a_part_of_each_tensor_goes_is_asked_by_shape_and_type(both):
     asked = []
 
-    def empty(shape, dtype):
-        asked.append((shape, dtype))
-        return torch.empty(shape, dtype=dtype)
+    def empty(shape, dtype, device):
+        asked.append((shape, dtype, device))
+        return torch.empty(shape, dtype=dtype, device=device)
 
     single_or_sharded.read(both / "shards" / "a.pth", empty=empty)
-    assert ((1, 2), torch.float32) in asked
+    devices = [
+        device for shape, dtype, device in asked if (shape, dtype) == ((1, 2), torch.float32)
+    ]
+    # memory is taken only when it is known that the folder has the bytes for it
+    assert devices == sorted(devices, reverse=True)
+    assert set(devices) == {"meta", "cpu"}
     single_or_sharded.read(both / "one" / "a.pth", empty=None)
     with pytest.raises(CheckpointError):
         single_or_sharded.read(both / "one", empty=empty)

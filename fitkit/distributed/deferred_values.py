@@ -1,0 +1,259 @@
+"""DeferredValues: builds a module without holding the values of all of its parameters.
+
+Inside ``with`` the module's constructor runs as always, on real memory, and draws its random
+numbers as always. The memory of a large tensor is freed as soon as another tensor is computed,
+because what was done to it is recorded: it is done again, with the same random numbers, whenever
+something reads the tensor. A tensor that was computed from others, or read from a file, stays.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import cache
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+MIN_BYTES = 1 << 16  # smaller tensors keep their memory
+
+_WITHOUT_VALUES = {"empty", "empty_strided", "empty_like", "new_empty"}
+_FACTORIES = _WITHOUT_VALUES | {"zeros", "ones", "full", "rand", "randn", "arange", "eye"}
+# what they leave does not depend on what was there
+_FILLS = {"normal_", "uniform_", "fill_", "zero_", "random_", "exponential_", "log_normal_"}
+_READ_NOTHING = {"detach", "alias", "lift_fresh"}
+_RESIZES = {"resize_", "resize_as_", "set_"}
+# by these, memory is reached without an operation
+_RAW_ACCESS = {"numpy", "tolist", "data_ptr", "untyped_storage", "storage", "_typed_storage"}
+_RAW_ACCESS |= {"__array__", "__dlpack__", "__reduce_ex__", "share_memory_", "pin_memory", "set_"}
+
+
+class _Step(NamedTuple):
+    """An operation on one tensor and numbers.
+
+    Attributes:
+        operation: the operation.
+        args: its arguments; without the tensor that it changes, if it does not make one.
+        kwargs: its arguments by name.
+        view: dtype, offset, size and stride of the tensor that it changes; ``None``: it makes one.
+        random_state: that of the CPU's generator before it, if it draws random numbers.
+    """
+
+    operation: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    view: tuple[Any, ...] | None
+    random_state: Tensor | None
+
+    def apply_to(self, storage: Any) -> None:
+        if self.random_state is not None:
+            torch.set_rng_state(self.random_state)
+        if self.view is None:
+            storage.copy_(self.operation(*self.args, **self.kwargs).untyped_storage())
+            return
+        dtype, *place = self.view
+        tensor = torch.empty(0, dtype=dtype).set_(storage, *place)
+        self.operation(tensor, *self.args, **self.kwargs)
+
+
+class _History(NamedTuple):
+    """How the values of a storage came about."""
+
+    num_bytes: int
+    steps: list[_Step]
+
+
+class DeferredValues:
+    """Records how the tensors of a module get their values; see above."""
+
+    def __init__(self) -> None:
+        self._histories: WeakKeyDictionary[Any, _History] = WeakKeyDictionary()
+        self._in_memory: list[Any] = []  # those of them whose memory is to be freed next
+        self._modes = ExitStack()
+        self._is_filling = False
+
+    def __enter__(self) -> DeferredValues:
+        self._modes.enter_context(_RawAccess(self))
+        self._modes.enter_context(_Operations(self))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._modes.close()
+        self._in_memory.clear()
+
+    def restore_all_but(self, module: nn.Module) -> None:
+        """Restore every tensor that is not a parameter of ``module``."""
+        parameters = {id(it.untyped_storage()) for it in module.parameters() if _has_storage(it)}
+        for storage in list(self._histories):
+            if id(storage) not in parameters:
+                self._restore(storage)
+
+    def restore(self, tensors: Iterable[Tensor], *, with_values: bool = True) -> None:
+        """Give tensors memory again; ``with_values=False``: of any content, for rank 0's values."""
+        for tensor in filter(_has_storage, tensors):
+            self._restore(tensor.untyped_storage(), with_values=with_values)
+
+    def _restore(self, storage: Any, *, with_values: bool = True) -> None:
+        self._fill(storage, with_values=with_values)
+        self._forget(storage)
+
+    @torch.no_grad()
+    def _fill(self, storage: Any, *, with_values: bool = True) -> None:
+        """Give a storage that was freed its memory, and its values."""
+        history = self._histories.get(storage)
+        if history is None or storage.nbytes():
+            return
+        storage.resize_(history.num_bytes)
+        if not with_values:
+            return
+        self._is_filling, before = True, torch.get_rng_state()
+        try:
+            for step in history.steps:
+                step.apply_to(storage)
+        finally:
+            torch.set_rng_state(before)
+            self._is_filling = False
+
+    def _forget(self, storage: Any) -> None:
+        self._histories.pop(storage, None)
+
+    # ---- while the constructor runs --------------------------------------------------------------
+
+    def expose(self, tensors: Iterable[Tensor]) -> None:
+        """Restore tensors whose memory is about to be reached without an operation."""
+        self.restore(tensors)
+
+    def run(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation of the constructor; record it, and free what it does not use."""
+        tensors = [it for it in tree_leaves((args, kwargs)) if isinstance(it, Tensor)]
+        name = operation.overloadpacket.__name__
+        if self._is_filling or name in _READ_NOTHING:
+            return operation(*args, **kwargs)
+        is_fill = name in _FILLS and len(tensors) == 1
+        for tensor in filter(_has_storage, tensors):
+            keeps_nothing = is_fill and self._covers_storage(tensor)
+            self._fill(tensor.untyped_storage(), with_values=not keeps_nothing)
+        is_random = torch.Tag.nondeterministic_seeded in operation.tags
+        state = torch.get_rng_state() if is_random else None
+        result = operation(*args, **kwargs)
+        made = [it for it in tree_leaves(result) if isinstance(it, Tensor)]
+        self._record(operation, args, kwargs, tensors, made, state)
+        used = [it.untyped_storage() for it in (*tensors, *made) if _has_storage(it)]
+        for storage in self._in_memory:
+            if storage in self._histories and not any(storage is it for it in used):
+                storage.resize_(0)
+                return_memory()
+        self._in_memory = [storage for storage in used if storage in self._histories]
+        return result
+
+    def _record(
+        self,
+        operation: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: list[Tensor],
+        made: list[Tensor],
+        state: Tensor | None,
+    ) -> None:
+        name = operation.overloadpacket.__name__
+        has_generator = kwargs.get("generator") is not None
+        written = [it for it in _written(operation, args, kwargs) if _has_storage(it)]
+        for tensor in written:
+            storage = tensor.untyped_storage()
+            history = self._histories.get(storage)
+            if history is None:
+                continue
+            if len(tensors) > 1 or tensor is not args[0] or has_generator or name in _RESIZES:
+                self._forget(storage)
+                continue
+            if name in _FILLS and self._covers_storage(tensor):
+                history.steps.clear()
+            view = (tensor.dtype, tensor.storage_offset(), tensor.size(), tensor.stride())
+            history.steps.append(_Step(operation, args[1:], kwargs, view, state))
+        if written or len(made) != 1 or not _has_storage(made[0]):
+            return
+        (tensor,), steps = made, None
+        if name in _WITHOUT_VALUES:
+            steps = []
+        elif name in _FACTORIES and not tensors and not has_generator:
+            options = {**kwargs, "dtype": tensor.dtype}
+            steps = [_Step(operation, args, options, None, state)]
+        elif name == "clone" and self._covers_storage(args[0]) and _is_like(tensor, args[0]):
+            steps = list(self._histories[args[0].untyped_storage()].steps)
+        storage = tensor.untyped_storage()
+        if steps is not None and storage.nbytes() >= MIN_BYTES and storage.resizable():
+            self._histories[storage] = _History(storage.nbytes(), steps)
+
+    def _covers_storage(self, tensor: Tensor) -> bool:
+        """Whether ``tensor`` is all of a storage whose history is known."""
+        if not _has_storage(tensor):
+            return False
+        history = self._histories.get(tensor.untyped_storage())
+        is_dense = tensor.is_contiguous() and tensor.storage_offset() == 0
+        return history is not None and is_dense and tensor.nbytes == history.num_bytes
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, values: DeferredValues) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._values = values
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        with torch._C.DisableTorchFunction():  # noqa: SLF001  else the other mode sees this one
+            return self._values.run(func, args, kwargs or {})
+
+
+class _RawAccess(TorchFunctionMode):
+    def __init__(self, values: DeferredValues) -> None:
+        super().__init__()
+        self._values = values
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", None) in _RAW_ACCESS:
+            self._values.expose(it for it in tree_leaves((args, kwargs)) if isinstance(it, Tensor))
+        return func(*args, **(kwargs or {}))
+
+
+def return_memory() -> None:
+    """Have the C library return freed memory to the system; glibc keeps what is under 32 MB."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library
+        return None
+
+
+def _has_storage(tensor: Any) -> bool:
+    """Whether it is an ordinary tensor in the host's memory."""
+    is_plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+    return is_plain and tensor.layout is torch.strided and tensor.device.type == "cpu"
+
+
+def _is_like(one: Tensor, other: Tensor) -> bool:
+    return (one.dtype, one.size(), one.stride()) == (other.dtype, other.size(), other.stride())
+
+
+def _written(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments that an operation changes."""
+    found = []
+    for number, argument in enumerate(operation._schema.arguments):  # noqa: SLF001
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[number] if number < len(args) else kwargs.get(argument.name)
+            found += tree_leaves(value)
+    return found
