@@ -64,6 +64,9 @@ def _check_nesting(content: Any, values_left: int) -> None:
             raise TrapError(f"it is nested more than {MAX_DEPTH} levels deep")
         if values_left < 0:
             raise TrapError("it holds far more values than bytes")
+        if type(value) is Dict:  # its keys were checked, and nothing looks into them
+            values_left -= len(value) // 2
+            value = value[1::2]
         if isinstance(value, (list, tuple)) and type(value) is not _Sizes:
             pending += [(item, depth + 1) for item in value]
 
@@ -120,7 +123,7 @@ class _Checks:
             if kind is bytes or (kind is int and -_SMALL_INT < key < _SMALL_INT) or key is None:
                 continue  # the hash of text differs in each process
             if kind is tuple:
-                self.spend(_count_parts(key))
+                self.spend(_count_parts(key) // 8)
             place = id(target), _hash(key)
             self._hashes[place] += 1
             if self._hashes[place] > _MAX_EQUAL_HASHES:
@@ -195,9 +198,6 @@ class _Checks:
     def _make_complex(self, *parts: float) -> complex:
         return complex(*parts)
 
-    def _make_size(self, sizes: tuple[int, ...] = ()) -> _Sizes:
-        return _Sizes(sizes)
-
     def _make_plain(self, *parts: Any) -> None:
         """A device or a layout."""
 
@@ -208,10 +208,8 @@ class _Checks:
         self.check_keys(made[::2], made)
         return made
 
-    def _make_set(self, items: Iterable[Any] = ()) -> list[Any]:
-        made = list(items)
-        self.check_keys(made, made)
-        return made
+    def _make_set(self, items: Iterable[Any] = ()) -> Dict:
+        return self._make_dict([(item, None) for item in items])
 
     # what torch may call, of what it knows; classes of tensors and storages would allocate
     _calls: Mapping[str, Callable[..., Any]] = MappingProxyType(
@@ -224,7 +222,7 @@ class _Checks:
             _REBUILD + "parameter_with_state": _rebuild_with_attributes,
             "torch._tensor._rebuild_from_type_v2": _rebuild_subclass,
             **dict.fromkeys(["torch.serialization._get_layout", "torch.device"], _make_plain),
-            "torch.Size": _make_size,
+            "torch.Size": lambda _, sizes=(): _Sizes(sizes),
             **dict.fromkeys(["_codecs.encode", "builtins.bytearray"], _encode_text),
             "builtins.complex": _make_complex,
             "builtins.set": _make_set,
