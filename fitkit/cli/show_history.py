@@ -11,7 +11,7 @@ from fitkit.callbacks.csv_logger import CSVLogger
 from fitkit.callbacks.support.plots import plot_history
 from fitkit.checkpointing.storage import atomic_write
 from fitkit.cli.command_group import main
-from fitkit.cli.printing import echo, format_number, json_option, print_json, table
+from fitkit.cli.printing import echo, format_number, json_option, print_json, printable, table
 from fitkit.core.errors import ConfigurationError, FitkitError
 from fitkit.reporting.curve_data import Curves, read_curves
 from fitkit.reporting.run_folder import newest_metadata
@@ -76,8 +76,9 @@ def _plot(curves: Curves, file: Path) -> None:
 
 def _write_csv(curves: Curves, file: str) -> None:
     logger = CSVLogger(file)
-    names = ["epoch", *curves.columns]
-    rows = (logger.render_row(names, {**row, "epoch": epoch}) for epoch, row in curves.rows())
+    names = ["epoch", *map(printable, curves.columns)]
+    values = ([epoch, *row.values()] for epoch, row in curves.rows())
+    rows = (logger.render_row(names, dict(zip(names, one, strict=True))) for one in values)
     text = logger.render_header(names) + "".join(rows)
     if file == _STDOUT:
         echo(*text.rstrip("\n").split("\n"))
