@@ -10,13 +10,15 @@ from typing import Any
 
 from fitkit.callbacks.support.epoch_file_logger import EpochFileLogger, EpochRow
 from fitkit.core.errors import ConfigurationError
+from fitkit.core.formatting import csv_cell, from_csv_cell
 
 
 class CSVLogger(EpochFileLogger):
     """Writes ``epoch`` (from 0) and the values of each epoch as a row of a CSV file.
 
     Numbers keep all their digits. A value that an epoch did not log is an empty cell; NaN is
-    ``nan``. See ``EpochFileLogger`` for what a resume and new columns do to the file.
+    ``nan``. A name that a spreadsheet would take for a formula gets a ``'`` before it. See
+    ``EpochFileLogger`` for what a resume and new columns do to the file.
 
     Args:
         filename: the file; its folder is created with it.
@@ -59,12 +61,14 @@ class CSVLogger(EpochFileLogger):
     def parse(self, text: str) -> tuple[list[str], list[EpochRow]]:
         """Cells stay strings, so that they are written back unchanged."""
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=self.separator))
-        columns = lines[0] if lines else []
-        return columns, [dict(zip(columns, cells, strict=False)) for cells in lines[1:] if cells]
+        columns = [from_csv_cell(name) for name in lines[0]] if lines else []
+        rows = [map(from_csv_cell, cells) for cells in lines[1:] if cells]
+        return columns, [dict(zip(columns, cells, strict=False)) for cells in rows]
 
     def _line(self, cells: Sequence[str]) -> str:
         line = io.StringIO(newline="")
-        csv.writer(line, delimiter=self.separator, lineterminator="\n").writerow(cells)
+        writer = csv.writer(line, delimiter=self.separator, lineterminator="\n")
+        writer.writerow(map(csv_cell, cells))
         return line.getvalue()
 
 

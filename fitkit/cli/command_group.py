@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from fitkit.cli.printing import printable
 from fitkit.core.errors import ConfigurationError, FitkitError
 from fitkit.version import __version__
 
@@ -76,7 +77,7 @@ class CommandFailed(click.ClickException):
     """A failure that is reported as one sentence on stderr."""
 
     def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         vars(self)["exit_code"] = exit_code  # click declares it on the class
 
 

@@ -8,7 +8,7 @@ import click
 
 from fitkit.checkpointing.storage import single_or_sharded
 from fitkit.cli.command_group import main
-from fitkit.cli.printing import force_option, json_option, print_json, require_free
+from fitkit.cli.printing import echo, force_option, json_option, print_json, require_free
 
 
 @main.command(
@@ -33,4 +33,4 @@ def convert(source: Path, target: Path, sharded: bool, force: bool, as_json: boo
     if as_json:
         print_json({"written": target, "size_bytes": single_or_sharded.size_bytes(target)})
     else:
-        click.echo(f"wrote {target}")
+        echo(f"wrote {target}")

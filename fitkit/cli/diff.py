@@ -12,7 +12,7 @@ from torch import Tensor
 from fitkit.checkpointing.read_weights import read_weights
 from fitkit.checkpointing.storage import single_or_sharded
 from fitkit.cli.command_group import EXIT_NEGATIVE, main
-from fitkit.cli.printing import format_count, format_tensor, json_option, print_json, to_json
+from fitkit.cli.printing import echo, format_count, format_tensor, json_option, print_json, to_json
 from fitkit.core.tree_diff import MISSING, Difference, compare
 
 _MOST_CHARACTERS = 60
@@ -62,10 +62,10 @@ def diff(
         print_json({"equal": not documents, "differences": documents})
     else:
         for difference in differences:  # printed one by one, as they may be many
-            click.echo(_line(difference))
+            echo(_line(difference))
             number += 1
         places = format_count(number, "place")
-        click.echo(f"They differ in {places}." if number else "They are equal.")
+        echo(f"They differ in {places}." if number else "They are equal.")
     ctx.exit(EXIT_NEGATIVE if number else 0)
 
 

@@ -9,7 +9,7 @@ import click
 from fitkit.checkpointing.catalog.file_overview import overview
 from fitkit.checkpointing.read_weights import read_weights
 from fitkit.cli.command_group import main
-from fitkit.cli.printing import force_option, json_option, print_json, require_free
+from fitkit.cli.printing import echo, force_option, json_option, print_json, require_free
 from fitkit.core.errors import CheckpointError
 from fitkit.core.formatting import format_bytes
 from fitkit.export.onnx import InputSpec, build_model, export_onnx, import_model
@@ -85,7 +85,7 @@ def export(
         print_json({"written": output, "size_bytes": size, "tied": tied, "left_out": left_out})
         return
     for name, kept in tied.items():
-        click.echo(f"{name} is tied to {kept}")
+        echo(f"{name} is tied to {kept}")
     for name in left_out:
-        click.echo(f"left out {name}: not a tensor")
-    click.echo(f"wrote {output} ({format_bytes(size)})")
+        echo(f"left out {name}: not a tensor")
+    echo(f"wrote {output} ({format_bytes(size)})")

@@ -15,12 +15,14 @@ from fitkit.checkpointing.catalog.metadata import as_damaged_error
 from fitkit.checkpointing.catalog.weight_tree import WeightNode, weight_tree, weight_tree_within
 from fitkit.cli.command_group import main
 from fitkit.cli.printing import (
+    echo,
     format_count,
     format_number,
     format_shape,
     format_tensor,
     json_option,
     json_text,
+    printable,
     table,
 )
 from fitkit.core.errors import listed
@@ -62,22 +64,24 @@ def inspect(path: Path, depth: int | None, code: bool, as_json: bool) -> None:
         if as_json:
             tree = weight_tree(weights) if depth is None else weight_tree(weights, depth)
             rows = [{**vars(branch), "dtypes": sorted(branch.dtypes)} for branch in tree]
-            text = json_text({**content, "weights": rows})
+            lines = json_text({**content, "weights": rows}).split("\n")
         else:
             tree = (
                 weight_tree_within(weights, _MOST_LINES)
                 if depth is None
                 else weight_tree(weights, depth)
             )
-            text = _as_text(content, tree, code)
-    click.echo(text)
+            lines = _as_lines(content, tree, code)
+    echo(*lines)
 
 
-def _as_text(content: Mapping[str, Any], tree: list[WeightNode], code: bool) -> str:
+def _as_lines(content: Mapping[str, Any], tree: list[WeightNode], code: bool) -> list[str]:
     parts = [_head(content), _scores(content), _callbacks(content), _other(content), _tree(tree)]
     if code and content["kind"] == "checkpoint":
-        parts.append(iter([content["model"]["code"] or "The model's code is not stored."]))
-    return "\n\n".join("\n".join(lines) for part in parts if (lines := list(part)))
+        source = content["model"]["code"] or "The model's code is not stored."
+        parts.append(iter(source.expandtabs().split("\n")))
+    found = [["", *lines] for part in parts if (lines := list(part))]
+    return [line for lines in found for line in lines][1:]
 
 
 def _head(content: Mapping[str, Any]) -> Iterator[str]:
@@ -165,7 +169,7 @@ def _value(value: Any) -> str:
 
 def _wrapped(text: str, indent: int, most_lines: int | None = None) -> list[str]:
     return textwrap.wrap(
-        text,
+        printable(text),
         _WIDTH,
         subsequent_indent=" " * indent,
         max_lines=most_lines,

@@ -12,7 +12,7 @@ import click
 
 from fitkit.checkpointing.catalog.scan import CheckpointFile, RunFiles, group_runs, scan_folder
 from fitkit.cli.command_group import main
-from fitkit.cli.printing import colored, format_number, json_option, print_json, table
+from fitkit.cli.printing import colored, echo, format_number, json_option, print_json, table
 from fitkit.core.formatting import format_age, format_bytes
 
 
@@ -42,7 +42,7 @@ def ls(folder: Path, verify: bool, score: str | None, as_json: bool) -> None:
     elif rows:
         _print(rows, score or _default_score(entries))
     else:
-        click.echo(f"There are no checkpoints below {folder}.")
+        echo(f"There are no checkpoints below {folder}.")
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,15 @@ def _print(rows: list[ListedFile], score: str) -> None:
             )
         )
     head, *lines = table(cells, right=(1, 2, 3, 4, 5))
-    click.echo(head)
+    echo(head)
     for number, (line, row) in enumerate(zip(lines, rows, strict=True)):
         if number and row.run != rows[number - 1].run:
-            click.echo()
-        click.echo(colored(line, "red") if row.entry.kind == "damaged" else line)
+            echo("")
+        is_damaged = row.entry.kind == "damaged"
+        echo("" if is_damaged else line, start=colored(line, "red") if is_damaged else "")
     for row in rows:
         if row.entry.problem is not None:
-            click.echo(row.entry.problem, err=True)
+            echo(row.entry.problem, err=True)
 
 
 def _position(entry: CheckpointFile, score: str) -> tuple[str, str, str]:

@@ -68,7 +68,7 @@ def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]
     >>> table([("a", "10"), ("bcd", "9")], right=[1])
     ['a    10', 'bcd   9']
     """
-    rows, right = [tuple(row) for row in rows], set(right)
+    rows, right = [tuple(map(printable, row)) for row in rows], set(right)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -81,7 +81,35 @@ def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]
 
 def colored(text: str, color: str) -> str:
     """The text in a color, unless ``NO_COLOR`` is set; ``click.echo`` removes it for files."""
+    text = printable(text)
     return text if os.environ.get("NO_COLOR") else click.style(text, fg=color)
+
+
+def printable(text: str) -> str:
+    r"""``text`` with escapes for what a terminal obeys: controls, line ends, text direction.
+
+    Names and messages come from files, which anybody may have written.
+
+    >>> print(printable("größe" + chr(27) + "[2J"))
+    größe\x1b[2J
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def echo(*lines: str, start: str = "", err: bool = False) -> None:
+    """Print each line, escaped as ``printable``; all text of the commands goes through it.
+
+    Args:
+        *lines: the lines; what looks like another one inside is escaped.
+        start: the colored beginning of the first one.
+        err: print to stderr.
+    """
+    click.echo(start + "\n".join(map(printable, lines)), err=err)
 
 
 def require_free(paths: Iterable[Path], force: bool) -> None:
@@ -93,7 +121,7 @@ def require_free(paths: Iterable[Path], force: bool) -> None:
 
 def print_json(value: Any) -> None:
     """Print one JSON document."""
-    click.echo(json_text(value))
+    click.echo(json_text(value))  # JSON escapes by itself
 
 
 def print_written(paths: Sequence[Path], as_json: bool) -> None:
@@ -101,7 +129,7 @@ def print_written(paths: Sequence[Path], as_json: bool) -> None:
     if as_json:
         print_json({"written": paths})
     else:
-        click.echo("\n".join(f"wrote {path}" for path in paths))
+        echo(*(f"wrote {path}" for path in paths))
 
 
 def json_text(value: Any) -> str:

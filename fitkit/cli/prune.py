@@ -10,7 +10,7 @@ from fitkit.checkpointing.catalog.pruning import plan_pruning
 from fitkit.checkpointing.catalog.scan import scan_folder
 from fitkit.checkpointing.savers.retention import Retention
 from fitkit.cli.command_group import CommandFailed, main
-from fitkit.cli.printing import format_count, json_option, print_json
+from fitkit.cli.printing import echo, format_count, json_option, print_json
 from fitkit.core.formatting import format_bytes
 
 _COUNT = click.IntRange(min=1)
@@ -73,10 +73,10 @@ def prune(
     else:
         verb = "would remove" if dry_run else "removed"
         for file in plan.obsolete:
-            click.echo(f"{verb} {file.path}")
+            echo(f"{verb} {file.path}")
         for file, why in plan.untouched:
-            click.echo(f"left alone {file.path}: {why}")
+            echo(f"left alone {file.path}: {why}")
         number = format_count(len(plan.obsolete), "file")
-        click.echo(f"{verb} {number} ({format_bytes(freed)}), kept {len(plan.kept)}")
+        echo(f"{verb} {number} ({format_bytes(freed)}), kept {len(plan.kept)}")
     if problems:
         raise CommandFailed(" ".join(problems))

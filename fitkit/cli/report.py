@@ -8,6 +8,7 @@ import click
 
 from fitkit.checkpointing.storage import atomic_write
 from fitkit.cli.command_group import main
+from fitkit.cli.printing import echo
 from fitkit.core.errors import CheckpointNotFoundError
 from fitkit.reporting.gather import gather_folder
 from fitkit.reporting.page import render
@@ -41,4 +42,4 @@ def report(folder: Path, output: Path | None, verify: bool) -> None:
     page = render(gather_folder(folder, verify=verify))
     output = folder / "report.html" if output is None else output
     atomic_write.replace(output, lambda file: file.write(page.encode("utf-8")))
-    click.echo(f"wrote {output}")
+    echo(f"wrote {output}")

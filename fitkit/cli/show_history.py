@@ -11,7 +11,7 @@ from fitkit.callbacks.csv_logger import CSVLogger
 from fitkit.callbacks.support.plots import plot_history
 from fitkit.checkpointing.storage import atomic_write
 from fitkit.cli.command_group import main
-from fitkit.cli.printing import format_number, json_option, print_json, table
+from fitkit.cli.printing import echo, format_number, json_option, print_json, printable, table
 from fitkit.core.errors import ConfigurationError, FitkitError
 from fitkit.reporting.curve_data import Curves, read_curves
 from fitkit.reporting.run_folder import newest_metadata
@@ -62,7 +62,7 @@ def history(path: Path, plot: Path | None, csv_file: str | None, as_json: bool) 
     elif as_json:
         print_json({"path": metadata.path, "epoch": curves.epochs, "history": curves.columns})
     else:
-        click.echo("\n".join(_as_table(curves)))
+        echo(*_as_table(curves))
 
 
 def _plot(curves: Curves, file: Path) -> None:
@@ -76,11 +76,12 @@ def _plot(curves: Curves, file: Path) -> None:
 
 def _write_csv(curves: Curves, file: str) -> None:
     logger = CSVLogger(file)
-    names = ["epoch", *curves.columns]
-    rows = (logger.render_row(names, {**row, "epoch": epoch}) for epoch, row in curves.rows())
+    names = ["epoch", *map(printable, curves.columns)]
+    values = ([epoch, *row.values()] for epoch, row in curves.rows())
+    rows = (logger.render_row(names, dict(zip(names, one, strict=True))) for one in values)
     text = logger.render_header(names) + "".join(rows)
     if file == _STDOUT:
-        click.echo(text, nl=False)
+        echo(*text.rstrip("\n").split("\n"))
     else:
         atomic_write.replace(Path(file), lambda opened: opened.write(text.encode("utf-8")))
 

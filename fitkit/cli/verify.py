@@ -8,7 +8,7 @@ import click
 
 from fitkit.checkpointing.catalog.scan import classify, scan_folder
 from fitkit.cli.command_group import EXIT_FAILED, EXIT_NEGATIVE, main
-from fitkit.cli.printing import colored, format_count, json_option, print_json
+from fitkit.cli.printing import colored, echo, format_count, json_option, print_json
 from fitkit.core.errors import CheckpointError, DamagedCheckpointError
 
 
@@ -31,9 +31,10 @@ def verify(ctx: click.Context, paths: tuple[Path, ...], as_json: bool) -> None:
     else:
         for path, result, problem in found:
             color = "green" if result == "whole" else "red"
-            click.echo(f"{colored(f'{result:<8}', color)}{path if problem is None else problem}")
+            start = colored(f"{result:<8}", color)
+            echo(str(path) if problem is None else problem, start=start)
         whole = sum(result == "whole" for _, result, _ in found)
-        click.echo(f"{whole} of {format_count(len(found), 'file')} whole")
+        echo(f"{whole} of {format_count(len(found), 'file')} whole")
     results = {result for _, result, _ in found}
     ctx.exit(EXIT_NEGATIVE if "damaged" in results else EXIT_FAILED if "unread" in results else 0)
 

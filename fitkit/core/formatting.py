@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 
+_FORMULA_SIGNS = "=+-@\t\r\n"
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -18,6 +19,36 @@ def format_value(value: float) -> str:
     if size != 0 and (size < 1e-3 or size >= 1e6):
         return f"{value:.3e}"
     return f"{value:.1f}" if size >= 1e3 else f"{value:.4f}"
+
+
+def csv_cell(text: str) -> str:
+    """A cell of a CSV file that no spreadsheet takes for a formula; ``from_csv_cell`` undoes it.
+
+    >>> csv_cell("=cmd()"), csv_cell("loss"), csv_cell("-1.5")
+    ("'=cmd()", 'loss', '-1.5')
+    """
+    return f"'{text}" if _is_formula(text) else text
+
+
+def from_csv_cell(text: str) -> str:
+    """The text of a cell that ``csv_cell`` wrote.
+
+    >>> from_csv_cell("'=cmd()"), from_csv_cell("'s")
+    ('=cmd()', "'s")
+    """
+    return text[1:] if text[:1] == "'" and _is_formula(text) else text
+
+
+def _is_formula(text: str) -> bool:
+    """Whether what follows the quotes at the beginning of ``text`` begins a formula."""
+    rest = text.lstrip("'")
+    if rest[:1] not in _FORMULA_SIGNS or not rest:
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False
 
 
 def format_logs(logs: Mapping[str, float]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fitkit.checkpointing.bounded_build import bounded_build
 from fitkit.checkpointing.format import schema
 from fitkit.checkpointing.format.component_config import as_build_error, decode_kwargs
 from fitkit.checkpointing.read_weights import check_weights
@@ -114,7 +115,8 @@ def build_model(model: Any, path: Path, weights: Mapping[str, Any]) -> nn.Module
         kwargs = (
             decode_kwargs(schema.validate(state, path), "model") if schema.is_full(state) else {}
         )
-        with as_build_error("model", "name a ready module instead of a class"):
+        remedy = "name a ready module instead of a class"
+        with bounded_build(weights), as_build_error("model", remedy):
             model = model(**kwargs)
     check_weights(model, weights, strict=True)
     with as_checkpoint_error():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
+from fitkit.checkpointing.bounded_build import bounded_build
 from fitkit.checkpointing.catalog.latest import read_full
 from fitkit.checkpointing.format.component_config import as_build_error
 from fitkit.checkpointing.read_weights import check_weights, read_weights
@@ -45,11 +48,14 @@ def load_handler(
     with world.call("load"):
         state = read_full(Path(path), parallel.empty_dtensor)
         model, kwargs = find_model(state, path, model_class, trust_code=trust_code)
-        with as_build_error("model", "pass model_class=<a ready module>"):
+        weights = state["model_state_dict"]
+        bound = nullcontext() if isinstance(model, nn.Module) else bounded_build(weights)
+        with bound, as_build_error("model", "pass model_class=<a ready module>"):
             kind = state["model_type"]
             handler = handler_class(model, device, model_type=kind, strategy=parallel, **kwargs)
         handler.model_code = state["model_code"]
-        rebuild_parts(handler, state, skip_parts)
+        with bounded_build(weights):
+            rebuild_parts(handler, state, skip_parts)
         load_handler_state_dict(handler, state, strict=strict, skip_parts=skip_parts)
         handler.run_identity.adopt(run_record.read(Path(path)))
         return handler

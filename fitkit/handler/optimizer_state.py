@@ -23,6 +23,8 @@ from fitkit.handler.group_options import IMPLEMENTATION_FLAGS, MEMBERS
 
 # torch's optimizers whose moments have other shapes than their parameters
 _OTHER_SHAPES = ("Adafactor", "LBFGS", "SparseAdam")
+_INNER = "_schedulers"  # the attribute of torch's schedulers that are composed of others
+_REMOVED = ("verbose",)  # what schedulers of earlier releases of torch saved
 
 
 def require_class(optimizer: Optimizer, saved_class: str | None) -> None:
@@ -73,7 +75,8 @@ def _require_same_state_structure(
 ) -> None:
     for number, (entry, group) in enumerate(zip(saved["param_groups"], groups, strict=True)):
         for key in group.keys() - {*MEMBERS, *IMPLEMENTATION_FLAGS}:
-            if key in entry or key in optimizer.defaults:  # others are a scheduler's
+            if key in entry or (key in optimizer.defaults and not _is_switch(group[key])):
+                # others are a scheduler's, or of another release of torch
                 require_same_structure(
                     entry[key], group[key], f"the optimizer's {key} of group {number}"
                 )
@@ -92,11 +95,17 @@ def _require_same_state_structure(
             raise KeyError(key)
 
 
+def _is_switch(option: Any) -> bool:
+    """Whether an option is of the kind that releases of torch add: off or on."""
+    return option is None or isinstance(option, bool)
+
+
 def _kinds(values: Mapping[Any, Any]) -> set[str]:
     """The names in the state of a parameter, with which of them are tensors."""
     return {
         f"{name}, a tensor" if isinstance(value, Tensor) else str(name)
         for name, value in values.items()
+        if not str(name).startswith("_")
     }
 
 
@@ -111,6 +120,8 @@ def _require_moments(values: Mapping[str, Any], parameter: Tensor, optimizer: Op
     if not _has_moments_like_parameters(optimizer):
         return
     for name, value in values.items():
+        if str(name).startswith("_"):  # of another release of torch, which this one does not use
+            continue
         if isinstance(value, Tensor):
             fits = value.ndim == 0 or value.shape == parameter.shape
         elif value is None:
@@ -150,7 +161,11 @@ def load_optimizer(optimizer: Optimizer | None, saved: dict[str, Any] | None) ->
         return
     # torch decides by these flags on which device a step counter belongs
     groups = [
-        {**place_like(group, own), **{key: own[key] for key in IMPLEMENTATION_FLAGS if key in own}}
+        {
+            **{key: own[key] for key in own.keys() - group.keys() if _is_switch(own[key])},
+            **place_like(group, own),
+            **{key: own[key] for key in IMPLEMENTATION_FLAGS if key in own},
+        }
         for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True)
     ]
     state = _distribute(saved, optimizer)
@@ -193,20 +208,40 @@ def move_counters(state: dict[str, Any], device: torch.device) -> None:
 def load_scheduler(scheduler: Any, saved: dict[str, Any]) -> None:
     """Load a state, if the scheduler could have it, with tensors where the scheduler's own are.
 
-    A scheduler of the program's own may gain attributes, which are its state, as it steps.
+    A scheduler of the program's own may gain attributes, which are its state, as it steps. Private
+    keys that it does not know are of another release of torch: they are left out, and missing ones
+    stay as they are in the new scheduler.
     """
     own = scheduler.state_dict()
+    known = _known_state(scheduler, saved, own)
+    require_same_structure(known, own, "the scheduler's state")
+    scheduler.load_state_dict(place_like(known, own))
+
+
+def _known_state(scheduler: Any, saved: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
+    """``saved`` without what only another release of torch keeps; the rest must be known."""
+    known = {key: saved[key] for key in saved if key in own}
     is_torchs = type(scheduler).__module__.startswith("torch.")
-    unknown = [
-        key
-        for key in saved
-        if key not in own
-        and (is_torchs or key == "optimizer" or callable(getattr(scheduler, key, 0)))
-    ]
-    if unknown:
-        raise CheckpointError(
-            f"the scheduler's state in the checkpoint has {unknown[0]!r}, which a "
-            f"{type(scheduler).__name__} does not have: set the scheduler as it was saved."
-        )
-    require_same_structure(saved, own, "the scheduler's state")
-    scheduler.load_state_dict(place_like(saved, own))
+    for key in saved:
+        if key in known:
+            continue
+        is_reserved = key == "optimizer" or callable(getattr(scheduler, key, None))
+        if not is_torchs and not is_reserved:
+            known[key] = saved[key]
+        elif not str(key).startswith("_") and not (is_torchs and key in _REMOVED):
+            raise CheckpointError(
+                f"the scheduler's state in the checkpoint has {key!r}, which a "
+                f"{type(scheduler).__name__} does not have: set the scheduler as it was saved."
+            )
+    inner, states = getattr(scheduler, _INNER, None), known.get(_INNER)
+    if is_torchs and isinstance(inner, (list, tuple)) and isinstance(states, (list, tuple)):
+        if len(inner) != len(states):
+            raise CheckpointError(
+                f"the scheduler's state in the checkpoint is of {len(states)} schedulers, a "
+                f"{type(scheduler).__name__} here has {len(inner)}: set it as it was saved."
+            )
+        known[_INNER] = [
+            _known_state(one, state, one.state_dict()) if isinstance(state, Mapping) else state
+            for one, state in zip(inner, states, strict=True)
+        ]
+    return known

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fitkit.core.formatting import from_csv_cell
 from fitkit.reporting.curve_data import Curves
 
 _SEPARATORS = ",;\t|"
@@ -38,7 +39,8 @@ def read_log(path: Path) -> Curves | None:
 def _csv_rows(text: str) -> Iterable[Mapping[str, Any]]:
     header = text.partition("\n")[0]
     for separator in _SEPARATORS:
-        names = next(csv.reader([header], delimiter=separator), [])
+        cells = next(csv.reader([header], delimiter=separator), [])
+        names = [from_csv_cell(cell) for cell in cells]
         if "epoch" in names:
             lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
             next(lines)

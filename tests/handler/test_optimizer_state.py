@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, NAdam
-from torch.optim.lr_scheduler import LambdaLR, StepLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    LambdaLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
 
 from fitkit import CheckpointError
 from fitkit.checkpointing.format.class_names import class_name
@@ -175,3 +182,84 @@ def test_a_scheduler_takes_its_own_keys_only():
     with pytest.raises(CheckpointError, match=r"the scheduler's state\['last_epoch'\] in the"):
         load_scheduler(scheduler, {"last_epoch": "four"})
     assert scheduler.last_epoch == 4
+
+
+OF_ANOTHER_RELEASE = {"_kept_by_another_release": [1, {"a": 2}], "verbose": False}
+
+
+def in_turn(optimizer):
+    parts = [StepLR(optimizer, 2), CosineAnnealingLR(optimizer, 5)]
+    return SequentialLR(optimizer, parts, milestones=[2])
+
+
+def at_once(optimizer):
+    return ChainedScheduler([StepLR(optimizer, 2), StepLR(optimizer, 3)])
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda o: StepLR(o, 2), lambda o: ReduceLROnPlateau(o, patience=1), in_turn, at_once],
+    ids=["step", "plateau", "sequential", "chained"],
+)
+@pytest.mark.filterwarnings("ignore:.*call of `lr_scheduler.step")
+def test_the_state_of_another_release_of_torch_is_loaded(build):
+    """Also inside composed schedulers: unknown private keys are dropped, missing ones stay new."""
+    expected, other = build(make()[1]), build(make()[1])
+    for _ in range(3):
+        expected.step(*([1.0] if isinstance(expected, ReduceLROnPlateau) else []))
+    saved = copy.deepcopy(expected.state_dict())
+    for state in [saved, *saved.get("_schedulers", ())]:
+        state |= OF_ANOTHER_RELEASE
+        state.pop("_get_lr_called_within_step", None)
+        state.pop("_is_initial", None)
+    load_scheduler(other, saved)
+    assert other.state_dict() == expected.state_dict()
+    for one in [other, *getattr(other, "_schedulers", ())]:
+        assert not hasattr(one, "_kept_by_another_release")
+
+
+@pytest.mark.parametrize("key", ["step", "optimizer", "gama"])
+def test_keys_of_schedulers_inside_others_are_checked(key):
+    scheduler = in_turn(make()[1])
+    saved = copy.deepcopy(scheduler.state_dict())
+    saved["_schedulers"][1][key] = 3
+    with pytest.raises(CheckpointError, match=f"has '{key}', which a CosineAnnealingLR does not"):
+        load_scheduler(in_turn(make()[1]), saved)
+    del saved["_schedulers"][1]
+    with pytest.raises(CheckpointError, match="of 1 schedulers, a SequentialLR here has 2"):
+        load_scheduler(in_turn(make()[1]), saved)
+
+
+def test_a_method_of_a_scheduler_of_the_program_s_own_is_not_replaced():
+    class Private(StepLR):
+        def _helper(self):
+            return 1
+
+    scheduler = Private(make()[1], 9)
+    load_scheduler(scheduler, {**scheduler.state_dict(), "_helper": 3, "_mine": 4})
+    assert (scheduler._helper(), scheduler._mine) == (1, 4)
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW, NAdam])
+def test_the_state_of_an_optimizer_of_another_release_is_loaded(kind):
+    """Releases of torch add options that are off or on, and private values."""
+    module, optimizer = make(kind)
+    expected = copy.deepcopy(optimizer.state_dict())
+    saved = state_like(optimizer)
+    for group in saved["param_groups"]:
+        group |= {"_private": {"a": 1}, "new_switch": True}
+        for switch in ("maximize", "decoupled_weight_decay", "capturable", "amsgrad", "nesterov"):
+            group.pop(switch, None)
+    for values in saved["state"].values():
+        values |= {"_private": torch.ones(7), "_count": "text"}
+    other_module, other = make(kind, steps=0)
+    require_loadable(other, saved)
+    load_optimizer(other, saved)
+    for group, before in zip(other.param_groups, expected["param_groups"], strict=True):
+        assert {key: group[key] for key in before if key != "params"} == {
+            key: value for key, value in before.items() if key != "params"
+        }
+    other_module.load_state_dict(module.state_dict())
+    for one, two in ((module, optimizer), (other_module, other)):
+        step(one, two)
+    assert all(map(torch.equal, module.parameters(), other_module.parameters()))

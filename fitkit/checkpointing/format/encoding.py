@@ -18,13 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from fitkit.checkpointing.format import exact_types
+from fitkit.checkpointing.format.plain_values import ATOMS, MOST_BITS, is_unchanged, problem_of_key
 from fitkit.core.errors import CheckpointError, as_checkpoint_error
 from fitkit.core.tree import MAX_DEPTH, TensorMap
 from fitkit.distributed.dtensor import is_dtensor
 
 TAG = "__fitkit__"
-_ATOMS = (type(None), bool, int, float, complex, str, bytes)
-_UNCHANGED_ATOMS = frozenset(_ATOMS) - {bytes}
 # tagged as they are
 _KEPT = frozenset(
     (np.ndarray, set, frozenset, deque, PosixPath, WindowsPath, datetime.timedelta, range)
@@ -72,7 +71,12 @@ class _UnsavableError(Exception):
 def _encode(value: Any, depth: int, options: _Options) -> Any:
     """Encode ``value``, which may be nested ``depth`` more levels."""
     kind = type(value)
-    if kind in _ATOMS:
+    if kind is int and value.bit_length() > MOST_BITS:
+        raise _UnsavableError(
+            f"is an integer of {value.bit_length()} bits, but a checkpoint takes {MOST_BITS}: "
+            f"save it as text, such as hex(number)."
+        )
+    if kind in ATOMS:
         # empty bytes are pickled as a call, which weights_only=True refuses
         return {TAG: "bytes", "text": ""} if kind is bytes and not value else value
     if isinstance(value, Tensor):
@@ -126,7 +130,7 @@ def _encode_items(items: Iterable[Any], depth: int, options: _Options) -> Iterat
     number = -1
     try:
         for number, item in enumerate(items):  # noqa: B007  also used in the error
-            yield item if type(item) in _UNCHANGED_ATOMS else _encode(item, depth - 1, options)
+            yield item if is_unchanged(item) else _encode(item, depth - 1, options)
     except _UnsavableError as error:
         error.path = f"[{number}]{error.path}"
         raise
@@ -137,15 +141,15 @@ def _encode_dict(value: dict[Any, Any], depth: int, options: _Options) -> Any:
     encoded: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
     key = None
     for key in value:
-        if type(key) is not str and not _is_plain_key(key):
+        problem = None if type(key) is str else problem_of_key(key)
+        if problem is not None:
             raise _UnsavableError(
-                f"has a key of type {type(key).__name__}, but a checkpoint takes only plain keys "
-                f"(str, int, ...): convert it."
+                f"has a key {problem}, but a checkpoint takes only short plain keys (str, int, "
+                f"...): convert it."
             )
     try:
         for key, item in value.items():
-            is_atom = type(item) in _UNCHANGED_ATOMS
-            encoded[key] = item if is_atom else _encode(item, depth - 1, options)
+            encoded[key] = item if is_unchanged(item) else _encode(item, depth - 1, options)
     except _UnsavableError as error:
         error.path = f"[{key!r}]{error.path}"
         raise
@@ -165,16 +169,10 @@ def _check_depth(depth: int) -> None:
         )
 
 
-def _is_plain_key(key: Any) -> bool:
-    if type(key) is tuple:
-        return all(map(_is_plain_key, key))
-    return type(key) in _ATOMS and not (type(key) is bytes and key == b"")
-
-
 def _encode_tagged(value: Any, depth: int, options: _Options) -> Any:
     if isinstance(value, np.generic):
         return _encode(_python_number(value), depth, options)
-    if isinstance(value, Enum) and isinstance(value.value, _ATOMS):
+    if isinstance(value, Enum) and isinstance(value.value, ATOMS):
         return _encode(value.value, depth, options)
     if type(value) in (np.ndarray, np.memmap) and exact_types.is_storable(value.dtype):
         native = np.array(value, dtype=value.dtype.newbyteorder("="))
@@ -182,7 +180,8 @@ def _encode_tagged(value: Any, depth: int, options: _Options) -> Any:
     if isinstance(value, (set, frozenset, deque)):
         items = list(_encode_items(value, depth, options))
         if type(value) is set:
-            return set(items) if all(map(_is_plain_key, items)) else {TAG: "set", "items": items}
+            is_plain = all(problem_of_key(item) is None for item in items)
+            return set(items) if is_plain else {TAG: "set", "items": items}
         if isinstance(value, deque):
             return {TAG: "deque", "items": items, "maxlen": value.maxlen}
         return {TAG: "frozenset", "items": items}
@@ -193,7 +192,8 @@ def _encode_tagged(value: Any, depth: int, options: _Options) -> Any:
     if isinstance(value, datetime.datetime):
         return {TAG: "datetime", "iso": value.isoformat()}
     if isinstance(value, range):
-        return {TAG: "range", "parts": [value.start, value.stop, value.step]}
+        parts = [value.start, value.stop, value.step]
+        return {TAG: "range", "parts": list(_encode_items(parts, depth, options))}
     bases: tuple[Any, ...] = (list, tuple, Mapping, str, int, float)
     for base in bases:  # named tuples and other subclasses
         if isinstance(value, base):

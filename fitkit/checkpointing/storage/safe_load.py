@@ -1,14 +1,15 @@
 """Load one file safely: every checksum is checked, and nothing in the file is executed.
 
 ``torch.load(weights_only=True)`` decides what a pickle may do. It checks no checksum, so a flipped
-bit in a tensor would load silently: they are checked here. So are structures that are harmless to
-read, but would bring the program down when they are used.
+bit in a tensor would load silently: they are checked here. What would exhaust memory, time or the
+stack when it is read or used is refused first (``pickle_scan``).
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,25 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from fitkit.checkpointing.storage.pickle_scan import TrapError, check_pickle
 from fitkit.core.errors import (
     CheckpointError,
     CheckpointNotFoundError,
     DamagedCheckpointError,
     UnsafeCheckpointError,
 )
-from fitkit.core.tree import MAX_DEPTH, map_tensors
+from fitkit.core.tree import map_tensors
 
 Record = zipfile.ZipInfo
 
-_MAX_ENCODED_DEPTH = 2 * MAX_DEPTH + 10  # a tagged value takes two levels in a file
 _IS_FOLDER = 0x10  # torch reads nothing of such a record, and its tensor would be zeros
 _CHUNK_BYTES = 1 << 20
 _BYTES_WORTH_THREADS = 16 << 20
 _MAX_THREADS = 4
-# Tensors may share memory, so together they may be larger than the file, within reason.
-_SHARED_TIMES, _SHARED_BYTES = 16, 64 << 20
 
 
 def verify(path: Path) -> None:
@@ -55,7 +53,7 @@ def read(path: Path, *, mmap: bool = False) -> Any:
         DamagedCheckpointError: the file is truncated, altered, or not a checkpoint.
         UnsafeCheckpointError: it holds something other than tensors and plain types.
     """
-    return _load(path, _check_records(path), mmap=mmap)
+    return _load(path, *_check_records(path), mmap=mmap)
 
 
 def read_without_tensors(path: Path) -> Any:
@@ -63,21 +61,23 @@ def read_without_tensors(path: Path) -> Any:
 
     Only what is read is verified, so this takes milliseconds whatever the file's size.
     """
-    content = _load(path, _check_records(path, tensors_too=False), mmap=True)
+    content = _load(path, *_check_records(path, tensors_too=False), mmap=True)
     return map_tensors(lambda tensor: torch.empty_like(tensor, device="meta"), content)
 
 
 # ---- checksums ----------------------------------------------------------------------------------
 
 
-def _check_records(path: Path, *, tensors_too: bool = True) -> list[Record]:
-    """Check the records, or only those without tensors' values; return all of them."""
+def _check_records(path: Path, *, tensors_too: bool = True) -> tuple[list[Record], list[bytes]]:
+    """Check the records, or only those without tensors' values; return all, and the pickle."""
     _require_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             records = _list_records(archive, path.stat().st_size)
             checked = records if tensors_too else _without_tensors(records)
             damaged = _find_damaged(archive, path, checked)
+            is_read = damaged is None
+            pickles = [archive.read(one) for one in records if is_read and _is_pickle(one)]
     except Exception as error:  # zipfile raises many kinds for a file that is not a zip archive
         raise DamagedCheckpointError(
             f"{str(path)!r} is not a whole checkpoint: {str(error) or type(error).__name__}. It "
@@ -88,7 +88,7 @@ def _check_records(path: Path, *, tensors_too: bool = True) -> list[Record]:
             f"{str(path)!r} is damaged: the checksum of its record {damaged!r} does not match. Use "
             f"an earlier checkpoint."
         )
-    return records
+    return records, pickles
 
 
 def _list_records(archive: zipfile.ZipFile, size: int) -> list[Record]:
@@ -100,9 +100,22 @@ def _list_records(archive: zipfile.ZipFile, size: int) -> list[Record]:
         raise zipfile.BadZipFile("a record has two sizes")
     if any(record.external_attr & _IS_FOLDER for record in records):
         raise zipfile.BadZipFile("a record is marked as a folder")
+    names = {record.filename.lower() for record in records}  # torch ignores the case of names
+    if len(names) < len(records) or sum(map(_is_pickle, records)) > 1:
+        raise zipfile.BadZipFile("two records have one name")
+    if all(record.header_offset for record in records):
+        raise zipfile.BadZipFile("it does not begin with a record")  # torch reads something else
     if _num_bytes(records) > size:
         raise zipfile.BadZipFile("its records are larger than the file")
     return records
+
+
+def _is_pickle(record: Record) -> bool:
+    return record.filename.lower().endswith("data.pkl")
+
+
+def _tensors(records: Iterable[Record]) -> list[Record]:
+    return [record for record in records if "/data/" in record.filename]
 
 
 def _without_tensors(records: Iterable[Record]) -> list[Record]:
@@ -142,9 +155,18 @@ def _first_damaged(archive: zipfile.ZipFile, records: list[Record]) -> str | Non
 # ---- content ------------------------------------------------------------------------------------
 
 
-def _load(path: Path, records: list[Record], *, mmap: bool) -> Any:
+def _load(path: Path, records: list[Record], pickles: list[bytes], *, mmap: bool) -> Any:
+    tensors = {one.filename.rpartition("/")[2]: one.file_size for one in _tensors(records)}
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        for pickled in pickles:  # one, in a file of torch
+            check_pickle(pickled, tensors, _num_bytes(records))
+        with warnings.catch_warnings():  # about how a file was written; they may be errors
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except TrapError as error:
+        raise DamagedCheckpointError(
+            f"{str(path)!r} cannot be used: {error}. Use another checkpoint."
+        ) from error
     except pickle.UnpicklingError as error:
         raise UnsafeCheckpointError(
             f"{str(path)!r} holds something other than tensors and plain types, which could run "
@@ -156,55 +178,6 @@ def _load(path: Path, records: list[Record], *, mmap: bool) -> Any:
             f"{str(path)!r} cannot be read as a checkpoint: {_first_line(error)} Use an earlier "
             f"checkpoint."
         ) from error
-    problem = _find_trap(content, records)
-    if problem is not None:
-        raise DamagedCheckpointError(
-            f"{str(path)!r} cannot be used: {problem}. Use another checkpoint."
-        )
-    return content
-
-
-def _find_trap(content: Any, records: list[Record]) -> str | None:
-    """What would exhaust memory or the stack when the content is used.
-
-    Without recursion, as the file decides on the depth.
-    """
-    values_left = 1000 + 2 * _num_bytes(_without_tensors(records))
-    bytes_left = _SHARED_BYTES + _SHARED_TIMES * _num_bytes(records)
-    pending, views = [(content, 0)], set[Any]()
-    while pending:
-        value, depth = pending.pop()
-        values_left -= 1
-        if depth > _MAX_ENCODED_DEPTH:
-            return f"it is nested more than {MAX_DEPTH} levels deep"
-        if values_left < 0:
-            return "it holds far more values than bytes"
-        if isinstance(value, Tensor):
-            if value.is_meta:
-                return "it holds a tensor without values"
-            bytes_left -= _new_bytes(value, views)
-            if bytes_left < 0:
-                return "its tensors claim far more memory than the file has"
-        elif isinstance(value, dict):
-            pending += [(item, depth + 1) for pair in value.items() for item in pair]
-            pending += [(item, depth + 1) for item in getattr(value, "__dict__", {}).values()]
-        elif isinstance(value, (list, tuple, set)) and type(value) is not torch.Size:
-            pending += [(item, depth + 1) for item in value]
-    return None
-
-
-def _new_bytes(tensor: Tensor, views: set[Any]) -> int:
-    """Bytes of memory that a tensor takes, unless the same view was counted before."""
-    if tensor.layout is torch.sparse_coo:
-        parts = [tensor._indices(), tensor._values()]  # noqa: SLF001  also if not coalesced
-        return sum(_new_bytes(part, views) for part in parts)
-    if tensor.layout is not torch.strided:
-        return 0
-    view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-    if view in views:
-        return 0
-    views.add(view)
-    return tensor.nbytes
 
 
 def _first_line(error: Exception) -> str:

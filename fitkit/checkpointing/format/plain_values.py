@@ -1,0 +1,35 @@
+"""The plain values that a file holds as they are, and the keys among them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ATOMS = (type(None), bool, int, float, complex, str, bytes)
+MOST_BITS = 2039  # torch reads integers of up to 255 bytes
+_MOST_KEY_PARTS = 100  # reading refuses keys that take long to hash
+_UNCHANGED = frozenset(ATOMS) - {bytes, int}
+_SMALL_INTS = range(-(2**63), 2**63)
+
+
+def is_unchanged(value: Any) -> bool:
+    """Whether a value is saved as it is, without looking closer."""
+    return type(value) in _UNCHANGED or (type(value) is int and value in _SMALL_INTS)
+
+
+def problem_of_key(key: Any) -> str | None:
+    """Why a value cannot be a key in a file, to follow "a key"; ``None`` if it can.
+
+    >>> problem_of_key(("a", 1)), problem_of_key(("a", object())), problem_of_key(2**3000)
+    (None, 'of type tuple', 'with an integer of 3001 bits')
+    """
+    parts = [key]
+    for part in parts:  # which grows
+        if type(part) is tuple:
+            parts += part
+        elif type(part) not in ATOMS or (type(part) is bytes and not part):
+            return f"of type {type(key).__name__}"
+        elif type(part) is int and part.bit_length() > MOST_BITS:
+            return f"with an integer of {part.bit_length()} bits"
+        if len(parts) > _MOST_KEY_PARTS:
+            return f"of more than {_MOST_KEY_PARTS} values"
+    return None
