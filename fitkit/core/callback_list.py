@@ -60,7 +60,8 @@ class CallbackList(CallbackStates):
     def add(self, callback: Callback) -> None:
         """Add a callback; if a loaded checkpoint has its state, that is restored.
 
-        One that a hook adds is called from the next event on.
+        One that a hook adds is called from the next event on. With several ranks it gets the logs
+        of a batch only where a callback reads them that was there when ``fit`` began.
 
         Raises:
             ConfigurationError: it is not a ``Callback`` instance, or was already added.
