@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from fitkit.core.callback import BuiltinCallback, Callback
+from fitkit.core.callback import Callback
 from fitkit.core.callback_entries import entry_of
 from fitkit.core.callback_states import CallbackStates
 from fitkit.core.errors import ConfigurationError, add_note, listed
@@ -24,17 +24,6 @@ _NOT_REPEATED_BY_RESUME = (
 )
 
 
-class _Sharing(BuiltinCallback):
-    """The place in ``on_epoch_end`` at which the ranks share what callbacks have logged."""
-
-    def __init__(self, order: int, share: Callable[[], None]) -> None:
-        self.order, self._share = order, share
-
-    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """Share."""
-        self._share()
-
-
 class CallbackList(CallbackStates):
     """Callbacks in the order in which their hooks are called.
 
@@ -50,7 +39,7 @@ class CallbackList(CallbackStates):
         self._current: list[Fired] = []
         self._bound: tuple[Any, Mapping[str, Any]] = (None, {})
         self._table: dict[Event, tuple[Listener, ...]] = {}
-        self._sharing: list[_Sharing] = []
+        self._sharing: list[Callback] = []  # places in on_epoch_end
         self.may_log_on_another_rank = False
         self._rebuild()
         for callback in callbacks:
@@ -71,7 +60,8 @@ class CallbackList(CallbackStates):
     def add(self, callback: Callback) -> None:
         """Add a callback; if a loaded checkpoint has its state, that is restored.
 
-        One that a hook adds is called from the next event on.
+        One that a hook adds is called from the next event on. With several ranks it gets the logs
+        of a batch only where a callback reads them that was there when ``fit`` began.
 
         Raises:
             ConfigurationError: it is not a ``Callback`` instance, or was already added.
@@ -163,7 +153,7 @@ class CallbackList(CallbackStates):
 
     def share_after(self, orders: Iterable[int], share: Callable[[], None]) -> None:
         """Call ``share`` in ``on_epoch_end`` after the callbacks of each of these orders."""
-        self._sharing = [_Sharing(order, share) for order in orders]
+        self._sharing = [_sharing(order, share) for order in orders]
         self._rebuild()
 
     @property
@@ -249,6 +239,12 @@ class CallbackList(CallbackStates):
         waiting = waiting_ids(self.listeners(event), pending_event)
         waiting |= set(map(id, self._sharing))
         self._call(event, tuple(args), [x for x in self._table[event] if id(x[0]) in waiting])
+
+
+def _sharing(order: int, share: Callable[[], None]) -> Callback:
+    place: Any = Callback()
+    place.order, place.on_epoch_end = order, lambda *_: share()
+    return place  # type: ignore[no-any-return]
 
 
 def _overrides(callback: Callback, event: Event) -> bool:

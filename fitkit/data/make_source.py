@@ -14,16 +14,13 @@ from fitkit.core.device_capabilities import has_async_copies
 from fitkit.core.errors import ConfigurationError, DataError, describe
 from fitkit.core.types import BatchSource, Stateful
 from fitkit.data.epoch_sampler import EpochSampler
-from fitkit.data.generator_state import UserGenerators
 from fitkit.data.in_memory import InMemorySource, as_tensors, is_in_memory, tensors_of
 from fitkit.data.iterables import IterableSource, StatefulSource
 from fitkit.data.map_style import MapStyleSource
-from fitkit.data.own_part import AUTO, RANK
 from fitkit.data.rank_split import SINGLE_RANK, RankSplit, RoundRobinSource
 from fitkit.data.sample_count import SampleCount
 from fitkit.data.seeded_fetch import is_map_style, require_length
 from fitkit.data.spec import DataSpec, is_batched_by_fitkit
-from fitkit.runtime.rng import derive_seed
 
 DEFAULT_BATCH_SIZE = 32
 
@@ -68,10 +65,6 @@ def make_source(
         kwargs = {k: v for k, v in spec.loader_kwargs.items() if k not in _ORDER_ARGUMENTS}
         spec = replace(spec, shuffle=None, loader_kwargs=kwargs)
         training = False
-    if spec.split == RANK and ranks.size > 1:
-        return _source_of_part(
-            spec, ranks, seed=seed, dtype=dtype, training=training, device=device, count=count
-        )
     if isinstance(data, DataLoader):
         _refuse_settings(spec, "a DataLoader, which brings its own batches")
         return _loader_source(_sequential(data) if in_order else data, seed, ranks, count)
@@ -99,25 +92,6 @@ def make_source(
         f"data must be arrays or tensors, a Dataset, a DataLoader or an iterable of batches; "
         f"received {describe(data)}."
     )
-
-
-def _source_of_part(spec: DataSpec, ranks: RankSplit, *, seed: int, **options: Any) -> BatchSource:
-    """The source of the part of one rank, as that of a single rank; each draws its own numbers."""
-    if UserGenerators(spec.data).states() or spec.loader_kwargs.get("generator") is not None:
-        raise ConfigurationError(
-            "a loader with generator= cannot have a part of its own on each rank (split='rank'), "
-            "because a checkpoint holds the generators of rank 0: leave it out, the order is a "
-            "function of the seed."
-        )
-    if is_batched_by_fitkit(spec.data):
-        size = _batch_per_rank(spec, ranks.size)
-        spec = replace(spec, batch_size=size, global_batch_size=None)
-    spec, seed = replace(spec, split=AUTO), derive_seed(seed, "part", ranks.rank)
-    source = make_source(spec, seed=seed, **options)
-    # a checkpoint holds the position of rank 0, and a loader's own may be another on each rank
-    iterable: Any = source.batches if isinstance(source, RoundRobinSource) else None
-    part: BatchSource = source if iterable is None else iterable.as_part()
-    return part
 
 
 def _global_batch(spec: DataSpec, num_ranks: int) -> int:

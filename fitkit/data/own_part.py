@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +30,15 @@ DATA_REMEDY = (
     "pass split='rank' beside it if the data of each rank is its own part; else give all ranks the "
     "same data"
 )
+
+
+class Ranks(Protocol):
+    """The ranks of a run, all of which call each method in the same order."""
+
+    rank: int
+
+    def gather_all(self, value: Any) -> list[Any]:
+        """The values of all ranks, on every rank."""
 
 
 def require_split(split: Any) -> str:
@@ -140,6 +150,12 @@ def different_data(name: str) -> str:
         f"{name} differs between ranks, of which each trains only its share, so a part of the data "
         f"is left out: {DATA_REMEDY}."
     )
+
+
+def warn_of_differences(name: str, ranks: Ranks, batches: Sequence[Any]) -> None:
+    """Warn on rank 0 if the ranks have read different batches of an iterable."""
+    if len(set(ranks.gather_all(batch_digest(batches)))) > 1 and ranks.rank == 0:
+        warnings.warn(different_data(name), stacklevel=2)
 
 
 def _are_parts(sketches: Sequence[Sequence[int] | None]) -> bool:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
-from fitkit.core.errors import DataError
+from fitkit.core.errors import ConfigurationError, DataError
 from fitkit.core.types import Batches, Share
+from fitkit.data.generator_state import UserGenerators
+from fitkit.data.make_source import batch_size_of, make_source
+from fitkit.data.rank_split import RoundRobinSource
 from fitkit.data.sample_count import SampleCount
+from fitkit.data.spec import DataSpec, is_batched_by_fitkit
+from fitkit.runtime.rng import derive_seed
 
 _END = object()
 _UNKNOWN = -1
@@ -24,6 +30,31 @@ class Ranks(Protocol):
 
     def gather_all(self, value: Any) -> list[Any]:
         """The values of all ranks, on every rank."""
+
+
+def make_part_source(
+    spec: DataSpec, ranks: Ranks, *, seed: int, count: SampleCount, **options: Any
+) -> RankPartSource:
+    """The source of this rank's part; see ``make_source`` for ``seed``, ``count`` and ``options``.
+
+    Raises:
+        ConfigurationError: a loader has a generator, whose state on other ranks no file holds.
+    """
+    if UserGenerators(spec.data).states() or spec.loader_kwargs.get("generator") is not None:
+        raise ConfigurationError(
+            "a loader with generator= cannot have a part of its own on each rank (split='rank'), "
+            "because a checkpoint holds the generators of rank 0: leave it out, the order is a "
+            "function of the seed."
+        )
+    if is_batched_by_fitkit(spec.data):
+        size = batch_size_of(spec, ranks.size)
+        spec = replace(spec, batch_size=size, global_batch_size=None)
+    seed = derive_seed(seed, "part", ranks.rank)  # else all ranks would draw the same numbers
+    source: Any = make_source(spec, seed=seed, count=count, **options)
+    # a checkpoint holds the position of rank 0, and a loader's own may be another on each rank
+    is_iterable = isinstance(source, RoundRobinSource)
+    part: Batches = source.batches.as_part() if is_iterable else source
+    return RankPartSource(part, ranks, count)
 
 
 class RankPartSource:

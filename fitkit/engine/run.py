@@ -11,12 +11,13 @@ from typing import Any, Protocol
 
 from fitkit.core.callback_list import CallbackList
 from fitkit.core.data_timer import DataTimer
-from fitkit.core.errors import CheckpointError, Preempted
+from fitkit.core.errors import Preempted
 from fitkit.core.state import FitState, Phase
 from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.types import BatchSource, Share
 from fitkit.core.validation_sets import pass_name
 from fitkit.engine.batch_logs import BatchLogs
+from fitkit.engine.data_position import load_position
 from fitkit.engine.forward import Forward
 from fitkit.engine.lr_schedule import Schedule
 from fitkit.engine.train_step import TrainStep
@@ -253,20 +254,3 @@ class FitRun(EvaluationRun):
         """The passes over data by the names that a checkpoint has for them."""
         sets = {pass_name(name): data_pass for name, data_pass in self.validation.items()}
         return {"train": self.train, **sets}
-
-
-def load_position(source: BatchSource, position: dict[str, Any], *, is_inside: bool) -> None:
-    """Restore the position in data; that in other parts begins anew at the next epoch.
-
-    Raises:
-        CheckpointError: the position is inside a pass over data that was split otherwise.
-    """
-    parts, saved = getattr(source, "parts", 1), position.get("parts", 1)
-    if parts == saved:
-        source.load_state_dict(position)
-    elif is_inside:
-        raise CheckpointError(
-            f"the epoch was interrupted in the middle of data with a part per rank (split='rank'): "
-            f"{saved} part{'s' if saved > 1 else ''} then, {parts} now. Resume with as many ranks "
-            f"and the same split=, or from the end of an epoch."
-        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,17 +14,16 @@ from fitkit.core.argument_checks import require_count
 from fitkit.core.callback_list import CallbackList
 from fitkit.core.errors import ConfigurationError, listed
 from fitkit.core.state import FitState
-from fitkit.core.types import ModelType
+from fitkit.core.types import BatchSource, ModelType
 from fitkit.data.make_source import make_source
 from fitkit.data.model_arguments import call_model, model_arguments
-from fitkit.data.own_part import AUTO, RANK, batch_digest, different_data
-from fitkit.data.rank_part import RankPartSource
+from fitkit.data.own_part import AUTO, RANK, warn_of_differences
+from fitkit.data.rank_part import make_part_source
 from fitkit.data.rank_split import RankSplit, RoundRobinSource
 from fitkit.data.sample_count import SampleCount, SizeOf
 from fitkit.data.spec import DataSpec, is_batched_by_fitkit
 from fitkit.data.split_batch import make_split
 from fitkit.data.validation_sets import as_validation_sets
-from fitkit.distributed.world import World
 from fitkit.engine.evaluation import evaluation_mode
 from fitkit.engine.forward import Forward
 from fitkit.engine.loss_shapes import ShapeCheck
@@ -169,20 +167,24 @@ def make_data_pass(
     """One pass over data; see ``make_source`` for ``training`` and ``in_order``."""
     count = SampleCount(spec.num_samples)
     world = handler.world
-    source = make_source(
+    is_part = spec.split == RANK and world.size > 1
+    make = (
+        partial(make_part_source, ranks=world)
+        if is_part
+        else partial(make_source, ranks=RankSplit(world.rank, world.size))
+    )
+    source: BatchSource = make(
         spec,
         count=count,
         seed=handler.seeds.data,
         dtype=floating_dtype(handler.module),
         training=training,
         in_order=in_order,
-        ranks=RankSplit(world.rank, world.size),
         device=handler.device,
     )
-    if spec.split == RANK and world.size > 1:
-        source = RankPartSource(source, world, count)
-    elif isinstance(source, RoundRobinSource) and not in_order:
-        source.compare = partial(_compare_batches, handler.world, training=training)
+    if isinstance(source, RoundRobinSource) and not in_order:
+        what = "the training data" if training else "the data to validate on"
+        source.compare = partial(warn_of_differences, what, world)
     # a prediction, which is in order, computes no metrics
     num_ranks = 1 if in_order else world.size
     loss = handler.parts.loss_in_use
@@ -190,13 +192,6 @@ def make_data_pass(
     metrics = metrics_for(handler.parts.metrics, *arguments)
     meters = Meters(metrics, handler.device, num_ranks=num_ranks)
     return DataPass(source, meters, count.share_in, limit)
-
-
-def _compare_batches(world: World, batches: list[Any], *, training: bool) -> None:
-    """Warn, on rank 0, if the ranks have read different batches of an iterable."""
-    if len(set(world.gather_all(batch_digest(batches)))) > 1 and world.is_main:
-        name = "the training data" if training else "the data to validate on"
-        warnings.warn(different_data(name), stacklevel=2)
 
 
 def evaluation_specs(

@@ -22,7 +22,6 @@ from fitkit.engine.model_loss import named_inputs
 from fitkit.engine.prediction import Prediction
 from fitkit.engine.run import EvaluationRun
 from fitkit.handler.base_handler import BaseHandler
-from fitkit.training.agreement import agree_on_evaluation
 from fitkit.training.build_evaluation import (
     bound_step,
     build_evaluation,
@@ -30,6 +29,7 @@ from fitkit.training.build_evaluation import (
     make_data_pass,
     prediction_pass,
 )
+from fitkit.training.compare_ranks import compare_evaluation
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def evaluate(handler: BaseHandler, data: Any, options: PassOptions) -> dict[str,
         handler, data, options.batch_size, options.steps, options.num_samples, options.split
     )
     require_distinct_names(specs, ("loss", *handler.parts.metrics))
-    agreement, specs = agree_on_evaluation(handler, run.callbacks, specs)
-    run.batch_logs = agreement.batch_logs(handler)
+    rank_plan, specs = compare_evaluation(handler, run.callbacks, specs)
+    run.batch_logs = rank_plan.batch_logs(handler)
     passes = {n: make_data_pass(handler, spec, limit=options.steps) for n, spec in specs.items()}
     for name, data_pass in passes.items():
         run.state.enter(Phase.VALIDATE)

@@ -21,9 +21,9 @@ from fitkit.runtime.handler_logger import close_files
 from fitkit.runtime.out_of_memory import free_pinned_memory
 from fitkit.runtime.rng import restore_streams
 from fitkit.runtime.signals import SignalWatch
-from fitkit.training.agreement import agree_on_fit
 from fitkit.training.begin_checks import buffer_watches
 from fitkit.training.build_run import Specs, training_specs
+from fitkit.training.compare_ranks import compare_fit
 from fitkit.training.options import FitOptions
 from fitkit.training.prepare import prepare_run
 from fitkit.training.rank_sync import make_rank_sync
@@ -70,14 +70,14 @@ def _release(handler: BaseHandler) -> None:
 def _fit_attached(
     handler: BaseHandler, options: FitOptions, specs: Specs, in_memory: dict[str, Any] | None
 ) -> History:
-    agreement, options, train, sets = agree_on_fit(handler, options, *specs)
+    rank_plan, options, train, sets = compare_fit(handler, options, *specs)
     specs = train, sets
     handler.gradient_accumulation_steps = options.gradient_accumulation_steps
     signals = (signal.SIGINT, *options.preemption_signals)
     with SignalWatch(signals) as watch, handler.world.listening(signals):
         may_load = bool(options.resume) or handler.session.loaded
         with rollback_on_error(handler) if may_load else nullcontext():
-            prepared = prepare_run(handler, options, specs, watch, in_memory, agreement)
+            prepared = prepare_run(handler, options, specs, watch, in_memory, rank_plan)
         if prepared is None:
             make_rank_sync(handler, watch).check(now=True)
             return handler.history

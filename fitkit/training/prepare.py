@@ -21,13 +21,13 @@ from fitkit.runtime.rng import (
     seed_streams,
 )
 from fitkit.runtime.signals import SignalWatch
-from fitkit.training.agreement import Agreement
 from fitkit.training.begin_checks import (
     auto_save_hint,
     drop_unattached_average,
     warn_of_untrained_loss,
 )
 from fitkit.training.build_run import Specs, build_run, data_of, run_params
+from fitkit.training.compare_ranks import RankPlan
 from fitkit.training.options import FitOptions
 from fitkit.training.rank_sync import make_rank_sync
 from fitkit.training.resume import Resumed, resume
@@ -41,7 +41,7 @@ def prepare_run(
     specs: Specs,
     watch: SignalWatch,
     in_memory: dict[str, Any] | None,
-    agreement: Agreement,
+    rank_plan: RankPlan,
 ) -> tuple[FitRun, dict[str, Any] | None] | None:
     """Resume what ``resume=`` means, and build the run.
 
@@ -51,7 +51,7 @@ def prepare_run(
         specs: the data to train on and to validate on.
         watch: records signals.
         in_memory: the state of a call that was interrupted in this process.
-        agreement: what the ranks have found in common.
+        rank_plan: what the ranks have found in common.
 
     Returns:
         the run, and the program's random streams to be restored after it; ``None`` if this call was
@@ -75,7 +75,7 @@ def prepare_run(
         options,
         specs,
         watch,
-        agreement,
+        rank_plan,
         continues=resumed.continues,
         is_resumed=is_resumed,
     )
@@ -95,7 +95,7 @@ def _build(
     options: FitOptions,
     specs: Specs,
     watch: SignalWatch,
-    agreement: Agreement,
+    rank_plan: RankPlan,
     *,
     continues: bool,
     is_resumed: bool,
@@ -112,11 +112,11 @@ def _build(
         first_step=state.first_step if continues else state.global_step,
         continues=continues,
     )
-    run.batch_logs = agreement.batch_logs(handler)
+    run.batch_logs = rank_plan.batch_logs(handler)
     saves.begin(state.global_step)
     params = run_params(handler, run, options, specs[0], first_epoch, resumed=is_resumed)
     handler.callbacks.bind(handler, params, saves.flush)
-    handler.callbacks.share_after(agreement.share_after, run.rank_sync.share_logs)
+    handler.callbacks.share_after(rank_plan.share_after, run.rank_sync.share_logs)
     return run
 
 

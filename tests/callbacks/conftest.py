@@ -44,7 +44,7 @@ class StandInHandler:
         self.parts = SimpleNamespace(
             model_spec=None, optimizer_spec=None, scheduler_spec=None, loss=None
         )
-        self.callbacks = []
+        self.callbacks = CallbackList()
         self.device = torch.device("cpu")
         self.clock = DataTimer()
         self.weights = SimpleNamespace(

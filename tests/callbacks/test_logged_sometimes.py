@@ -108,7 +108,7 @@ def test_a_scheduler_that_comes_before_the_hook_that_logs_is_an_error():
 
 
 def test_a_scheduler_sees_what_rank_0_logged(monkeypatch):
-    monkeypatch.setattr(RankSync, "share", lambda self, logged: logged.update(fid=2.0))
+    monkeypatch.setattr(RankSync, "share_logs", lambda self: self._state.logged.update(fid=2.0))
     handler = make()
     handler.set_scheduler(lr_scheduler.ReduceLROnPlateau, monitor="fid")
     handler.fit(epochs=1, progress_bar=False)

@@ -98,3 +98,11 @@ def test_a_tensor_is_not_read_but_is_a_copy():
         own += 1
     assert (type(logged), logged.requires_grad, float(logged)) == (torch.Tensor, False, 1.0)
     assert type(as_loggable("score", True)) is float
+
+
+def test_values_of_this_rank_are_those_of_all_unless_given():
+    values = {"loss": torch.tensor(2.0)}
+    assert Logs(values).of_this_rank is values
+    logs = Logs({"loss": 1.0}, own=values)
+    assert (dict(logs), logs.of_this_rank) == ({"loss": 1.0}, values)
+    assert dict(Logs(own=values)) == {}

@@ -1,4 +1,4 @@
-"""What a rank says of itself; ``test_agreement.py`` compares it."""
+"""What a rank says of itself; ``test_compare_ranks.py`` compares it."""
 
 from __future__ import annotations
 

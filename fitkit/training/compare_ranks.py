@@ -1,4 +1,4 @@
-"""Agreement: what the ranks find in common when ``fit`` or ``evaluate`` begins."""
+"""RankPlan: what the ranks find in common when ``fit`` or ``evaluate`` begins."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CALLBACKS = (
 
 
 @dataclass(frozen=True)
-class Agreement:
+class RankPlan:
     """What every rank does alike, whichever callbacks it has; that of a single rank is empty.
 
     Attributes:
@@ -50,9 +50,9 @@ class Agreement:
         )
 
 
-def agree_on_fit(
+def compare_fit(
     handler: BaseHandler, options: FitOptions, train: DataSpec, sets: Mapping[str, DataSpec]
-) -> tuple[Agreement, FitOptions, DataSpec, dict[str, DataSpec]]:
+) -> tuple[RankPlan, FitOptions, DataSpec, dict[str, DataSpec]]:
     """Compare a call of ``fit`` with that of the other ranks; one exchange, before any change.
 
     Returns:
@@ -64,27 +64,27 @@ def agree_on_fit(
             error on all of them.
     """
     if handler.world.size == 1:
-        return Agreement(), options, train, dict(sets)
+        return RankPlan(), options, train, dict(sets)
     ranks = handler.world.gather_all(fit_facts(handler, options, train, sets))
     lines = [*_differing_settings(ranks), *_differing_callbacks(ranks)]
     if len({facts["model"] for facts in ranks}) > 1:
         lines += _differing_models(handler.world.gather_all(model_lines(handler)))
-    specs = _agree_on_data(handler, by_pass(train, sets), ranks, lines)
+    specs = _compare_data(handler, by_pass(train, sets), ranks, lines)
     options = _with_seed_of_rank_0(handler, options, ranks)
     handler.callbacks.may_log_on_another_rank = any(facts["may_log"] for facts in ranks)
-    return _agreement(ranks), options, specs["train"], _named(sets, specs)
+    return _plan(ranks), options, specs["train"], _named(sets, specs)
 
 
-def agree_on_evaluation(
+def compare_evaluation(
     handler: BaseHandler, callbacks: CallbackList, sets: Mapping[str, DataSpec]
-) -> tuple[Agreement, dict[str, DataSpec]]:
-    """As ``agree_on_fit``, for ``evaluate``."""
+) -> tuple[RankPlan, dict[str, DataSpec]]:
+    """As ``compare_fit``, for ``evaluate``."""
     if handler.world.size == 1:
-        return Agreement(), dict(sets)
+        return RankPlan(), dict(sets)
     ranks = handler.world.gather_all(evaluation_facts(handler, callbacks, sets))
-    specs = _agree_on_data(handler, by_pass(None, sets), ranks, [])
+    specs = _compare_data(handler, by_pass(None, sets), ranks, [])
     handler.seeds.set_data(ranks[0]["data_seed"])
-    return _agreement(ranks), _named(sets, specs)
+    return _plan(ranks), _named(sets, specs)
 
 
 def _named(sets: Iterable[str], specs: Mapping[str, DataSpec]) -> dict[str, DataSpec]:
@@ -93,7 +93,7 @@ def _named(sets: Iterable[str], specs: Mapping[str, DataSpec]) -> dict[str, Data
     return {names[key]: spec for key, spec in specs.items() if key in names}
 
 
-def _agree_on_data(
+def _compare_data(
     handler: BaseHandler,
     specs: Mapping[str, DataSpec],
     ranks: Sequence[Mapping[str, Any]],
@@ -131,10 +131,10 @@ def _title(name: str) -> str:
     return "training" if name == "train" else name
 
 
-def _agreement(ranks: Sequence[Mapping[str, Any]]) -> Agreement:
+def _plan(ranks: Sequence[Mapping[str, Any]]) -> RankPlan:
     epoch_end = {entry for facts in ranks for entry in facts["epoch_end"]}
     last = max((order for order, _ in epoch_end), default=0)
-    return Agreement(
+    return RankPlan(
         intervals={
             event: sorted({n for facts in ranks for n in facts["intervals"][event]})
             for event in ranks[0]["intervals"]

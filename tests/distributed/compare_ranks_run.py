@@ -1,4 +1,4 @@
-"""Runs that begin differently on two ranks; ``test_agreement.py`` starts them, in one launch.
+"""Runs that begin differently on two ranks; ``test_compare_ranks.py`` starts them, in one launch.
 
 Leaves ``OUT/rank<r>.json``: for each case what was raised or found, and the seconds it took.
 """

@@ -1,4 +1,4 @@
-"""What ranks agree on; ``tests/distributed/test_agreement.py`` has it on real ranks."""
+"""What ranks agree on; ``tests/distributed/test_compare_ranks.py`` has it on real ranks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import fitkit
 from fitkit import Callback, ConfigurationError, Event, NNHandler
 from fitkit.data.spec import DataSpec
 from fitkit.engine.batch_logs import BatchLogs, BatchLogsOfRanks
-from fitkit.training.agreement import (
-    Agreement,
-    agree_on_evaluation,
-    agree_on_fit,
+from fitkit.training.compare_ranks import (
+    RankPlan,
     by_value,
+    compare_evaluation,
+    compare_fit,
     ranks_text,
 )
 from fitkit.training.options import FitOptions
@@ -55,7 +55,7 @@ def agreed(*handlers, options=None):
         )
         found = None
         try:
-            found = agree_on_fit(handler, one, DataSpec(DATA), {"": DataSpec(DATA)})
+            found = compare_fit(handler, one, DataSpec(DATA), {"": DataSpec(DATA)})
         except ConfigurationError:
             if handler is handlers[0]:
                 raise
@@ -65,17 +65,17 @@ def agreed(*handlers, options=None):
 def test_a_single_rank_has_nothing_to_agree_on():
     handler, options = make(), FitOptions(DATA)
     spec, sets = DataSpec(DATA), {"b": DataSpec(DATA)}
-    assert agree_on_fit(handler, options, spec, sets) == (Agreement(), options, spec, sets)
-    assert agree_on_evaluation(handler, handler.callbacks, sets) == (Agreement(), sets)
-    assert type(Agreement().batch_logs(handler)) is BatchLogs
+    assert compare_fit(handler, options, spec, sets) == (RankPlan(), options, spec, sets)
+    assert compare_evaluation(handler, handler.callbacks, sets) == (RankPlan(), sets)
+    assert type(RankPlan().batch_logs(handler)) is BatchLogs
 
 
 def test_callbacks_of_any_rank_count():
     every_third = Reads()
     every_third.batch_logs_interval = 3
-    agreement, *_ = agreed(make(), make(Reads(), every_third))
-    assert agreement.intervals == {Event.TRAIN_BATCH_END: [1, 3], Event.TEST_BATCH_END: []}
-    assert agreement.share_after == [0]  # History comes later
+    rank_plan, *_ = agreed(make(), make(Reads(), every_third))
+    assert rank_plan.intervals == {Event.TRAIN_BATCH_END: [1, 3], Event.TEST_BATCH_END: []}
+    assert rank_plan.share_after == [0]  # History comes later
 
 
 def test_nothing_is_shared_after_the_last_callback():
@@ -89,9 +89,9 @@ def test_nothing_is_shared_after_the_last_callback():
 
 def test_built_in_callbacks_read_no_logs_of_batches():
     callbacks = [fitkit.TerminateOnNaN(), fitkit.ProgressBar(), fitkit.Timer(60.0)]
-    agreement, *_ = agreed(make(*callbacks), make(*callbacks))
-    assert agreement.intervals == {Event.TRAIN_BATCH_END: [], Event.TEST_BATCH_END: []}
-    assert agreement.share_after == []
+    rank_plan, *_ = agreed(make(*callbacks), make(*callbacks))
+    assert rank_plan.intervals == {Event.TRAIN_BATCH_END: [], Event.TEST_BATCH_END: []}
+    assert rank_plan.share_after == []
     assert agreed(make(fitkit.ThroughputMonitor()), make())[0].share_after == [0]
 
 
@@ -105,7 +105,7 @@ def test_a_rank_knows_that_a_callback_of_another_may_log():
 def test_batch_logs_of_several_ranks():
     handler = make()
     handler.world = SimpleNamespace(size=2)
-    assert type(Agreement().batch_logs(handler)) is BatchLogsOfRanks
+    assert type(RankPlan().batch_logs(handler)) is BatchLogsOfRanks
 
 
 def test_the_seed_of_rank_0_is_everybodys(caplog):

@@ -12,7 +12,7 @@ from torch import nn
 
 pytestmark = [pytest.mark.ddp, pytest.mark.no_cover]
 
-SCRIPT = Path(__file__).with_name("agreement_run.py")
+SCRIPT = Path(__file__).with_name("compare_ranks_run.py")
 SECONDS = 5.0  # until every rank is over
 
 DIFFERENT = {
@@ -74,7 +74,7 @@ WORKING = {
 
 @pytest.fixture(scope="module")
 def folder(shared_launcher, tmp_path_factory, kit):
-    out = tmp_path_factory.mktemp("agreement")
+    out = tmp_path_factory.mktemp("rank_plan")
     ended = shared_launcher.run_command(out / "run", [*kit.torchrun(2), str(SCRIPT), str(out)])
     assert ended.code == 0, ended.output
     return out
