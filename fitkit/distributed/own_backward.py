@@ -23,7 +23,7 @@ from fitkit.core.types import Share
 from fitkit.distributed.average_gradients import average_gradients
 from fitkit.distributed.compare_gradients import require_equal_gradients
 from fitkit.distributed.dtensor import is_dtensor
-from fitkit.distributed.step_events import INSTEAD, StepEvent, meet
+from fitkit.distributed.step_events import INSTEAD, StepEvent, reach_together
 from fitkit.distributed.world import World
 
 
@@ -77,7 +77,9 @@ class OwnBackward:
         """
         steps = self._num_steps
         message = (samples, weight, float(is_own), float(steps), float(steps**2))
-        samples, weight, num_own, total, of_squares = meet(self._world, StepEvent.END, *message)
+        samples, weight, num_own, total, of_squares = reach_together(
+            self._world, StepEvent.END, *message
+        )
         size = self._world.size
         if num_own not in (0, size):
             raise ConfigurationError(
@@ -132,7 +134,7 @@ class OwnBackward:
             return None
         if self._weight is None:
             samples = self._own_samples()
-            total, *_ = meet(self._world, StepEvent.BACKWARD, samples)
+            total, *_ = reach_together(self._world, StepEvent.BACKWARD, samples)
             self._weight = samples / total if total else 0.0
             Variable._execution_engine.queue_callback(self._end_pass)  # noqa: SLF001
         return self._weight
@@ -195,7 +197,7 @@ class OwnBackward:
         loss = loss.detach() if isinstance(loss, Tensor) else loss
         samples = self._own_samples()
         values = (samples, samples * float(loss)) if samples else (0.0, 0.0)
-        total, of_losses, *_ = meet(self._world, StepEvent.CLOSURE, *values)
+        total, of_losses, *_ = reach_together(self._world, StepEvent.CLOSURE, *values)
         mean = of_losses / total if total else float(loss)
         return loss.new_tensor(mean) if isinstance(loss, Tensor) else mean
 
@@ -210,7 +212,7 @@ class OwnBackward:
         if len(known) < len(mine):
             self._strangers.append(weakref.ref(optimizer))
         if known:
-            meet(self._world, StepEvent.COMPARE)
+            reach_together(self._world, StepEvent.COMPARE)
             require_equal_gradients(self._world, known)
 
     def _require_no_strangers(self) -> None:

@@ -29,7 +29,7 @@ _NUM_VALUES = 5
 INSTEAD = "A rank that has nothing to learn from its batch can call backward on its loss times 0."
 
 
-def meet(world: World, event: StepEvent, *values: float) -> list[float]:
+def reach_together(world: World, event: StepEvent, *values: float) -> list[float]:
     """The sums of up to five values over the ranks, all of which must be at the same event.
 
     Every event sends a message of the same size, so that no rank waits for one that is at another.

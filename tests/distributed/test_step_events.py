@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fitkit.core.errors import ConfigurationError
-from fitkit.distributed.step_events import StepEvent, meet
+from fitkit.distributed.step_events import StepEvent, reach_together
 from fitkit.distributed.world import World
 
 
@@ -29,13 +29,13 @@ class Three(World):
 def test_values_of_ranks_at_the_same_event_are_added():
     for event in StepEvent:
         world = Three(event)
-        assert meet(world, event, 1.0, 2.5) == [3.0, 7.5, 0.0, 0.0, 0.0]
+        assert reach_together(world, event, 1.0, 2.5) == [3.0, 7.5, 0.0, 0.0, 0.0]
         assert len(world.sizes) == 1
 
 
 def test_others_are_told_what_each_did():
     done = "of 3 ranks, 2 called backward and 1 ended the step"
     with pytest.raises(ConfigurationError, match=done):
-        meet(Three(StepEvent.END), StepEvent.BACKWARD, 1.0)
+        reach_together(Three(StepEvent.END), StepEvent.BACKWARD, 1.0)
     with pytest.raises(ConfigurationError, match="1 called backward and 2 ended the step"):
-        meet(Three(StepEvent.BACKWARD), StepEvent.END)
+        reach_together(Three(StepEvent.BACKWARD), StepEvent.END)
