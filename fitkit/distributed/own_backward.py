@@ -6,7 +6,6 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from enum import IntEnum
 from functools import partial
 from typing import Any
 
@@ -24,25 +23,8 @@ from fitkit.core.types import Share
 from fitkit.distributed.average_gradients import average_gradients
 from fitkit.distributed.compare_gradients import require_equal_gradients
 from fitkit.distributed.dtensor import is_dtensor
+from fitkit.distributed.step_events import INSTEAD, StepEvent, reach_together
 from fitkit.distributed.world import World
-
-
-class _Event(IntEnum):
-    """What ranks do together; each sends the same message, so that none waits for another event."""
-
-    BACKWARD = 0
-    CLOSURE = 1
-    COMPARE = 2
-    END = 3
-
-
-_DONE = {
-    _Event.BACKWARD: "called backward",
-    _Event.CLOSURE: "called the closure of an optimizer",
-    _Event.COMPARE: "stepped an optimizer",
-    _Event.END: "ended the step",
-}
-_NUM_VALUES = 5
 
 
 class OwnBackward:
@@ -95,18 +77,20 @@ class OwnBackward:
         """
         steps = self._num_steps
         message = (samples, weight, float(is_own), float(steps), float(steps**2))
-        samples, weight, num_own, total, of_squares = self._meet(_Event.END, *message)
+        samples, weight, num_own, total, of_squares = reach_together(
+            self._world, StepEvent.END, *message
+        )
         size = self._world.size
         if num_own not in (0, size):
             raise ConfigurationError(
                 f"{num_own:.0f} of {size} ranks returned StepOutput(backward=False) for a batch: "
-                f"return it on all ranks or on none. {_INSTEAD}"
+                f"return it on all ranks or on none. {INSTEAD}"
             )
         if total**2 != size * of_squares:
             raise ConfigurationError(
                 f"the training step stepped its optimizers {steps} times on rank "
                 f"{self._world.rank} and a different number of times on others, so weights would "
-                f"differ: let the decision depend on what is equal on all ranks. {_INSTEAD}"
+                f"differ: let the decision depend on what is equal on all ranks. {INSTEAD}"
             )
         return samples, weight
 
@@ -150,7 +134,7 @@ class OwnBackward:
             return None
         if self._weight is None:
             samples = self._own_samples()
-            total, *_ = self._meet(_Event.BACKWARD, samples)
+            total, *_ = reach_together(self._world, StepEvent.BACKWARD, samples)
             self._weight = samples / total if total else 0.0
             Variable._execution_engine.queue_callback(self._end_pass)  # noqa: SLF001
         return self._weight
@@ -185,23 +169,6 @@ class OwnBackward:
             self._samples = 0 if self._count is None else self._count().local or 0
         return self._samples
 
-    def _meet(self, event: _Event, *values: float) -> list[float]:
-        """The sums of the values over the ranks, all of which must be at the same event."""
-        message = [0.0] * (len(_Event) + _NUM_VALUES)
-        message[event] = 1.0
-        message[len(_Event) : len(_Event) + len(values)] = values
-        sums = self._world.sum(torch.tensor(message, dtype=torch.float64)).tolist()
-        if sums[event] != self._world.size:
-            done = [
-                f"{num:.0f} {_DONE[one]}" for one, num in zip(_Event, sums, strict=False) if num
-            ]
-            raise ConfigurationError(
-                f"ranks did different things in a training step that calls backward itself: of "
-                f"{self._world.size} ranks, {' and '.join(done)}. Call backward and step "
-                f"optimizers equally often on all ranks. {_INSTEAD}"
-            )
-        return sums[len(_Event) :]
-
     # ---- optimizers -----------------------------------------------------------------------------
 
     def _before_optimizer_step(
@@ -230,7 +197,7 @@ class OwnBackward:
         loss = loss.detach() if isinstance(loss, Tensor) else loss
         samples = self._own_samples()
         values = (samples, samples * float(loss)) if samples else (0.0, 0.0)
-        total, of_losses, *_ = self._meet(_Event.CLOSURE, *values)
+        total, of_losses, *_ = reach_together(self._world, StepEvent.CLOSURE, *values)
         mean = of_losses / total if total else float(loss)
         return loss.new_tensor(mean) if isinstance(loss, Tensor) else mean
 
@@ -245,7 +212,7 @@ class OwnBackward:
         if len(known) < len(mine):
             self._strangers.append(weakref.ref(optimizer))
         if known:
-            self._meet(_Event.COMPARE)
+            reach_together(self._world, StepEvent.COMPARE)
             require_equal_gradients(self._world, known)
 
     def _require_no_strangers(self) -> None:
@@ -262,9 +229,6 @@ class OwnBackward:
                 f"neither to the model nor to the loss, so that each rank would train its own: "
                 f"make their network a part of the model, such as one nn.Module that has both."
             )
-
-
-_INSTEAD = "A rank that has nothing to learn from its batch can call backward on its loss times 0."
 
 
 def _sum(before: Tensor | None, added: Tensor | None) -> Tensor | None:

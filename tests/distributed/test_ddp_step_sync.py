@@ -1,4 +1,4 @@
-"""Steps on several ranks with DDP; tests/scripts/steps_run.py has one of each spelling."""
+"""Steps on several ranks; tests/scripts/steps_run.py has one of each spelling."""
 
 from __future__ import annotations
 
@@ -189,7 +189,40 @@ NAMES = (
     "static graph",
     "static graph in windows",
     "frozen and unfrozen",
+    "own backward with clipping",
+    "own backward, one rank without samples",
+    "own backward, sparse",
+    "adversaries",
+    "own accumulation",
+    "line search",
+    "own loss scaler",
+    "own reentrant checkpoints",
+    "backward before that of the loss",
+    "backward before that of the loss in windows",
+    "own backward later",
+    "copies that are trained inside",
 )
+SHARDED = (
+    "model",
+    "parts",
+    "direct use of parameters",
+    "several passes",
+    "checkpointing",
+    "loss module",
+    "loss module in a step",
+    "frozen and unfrozen",
+    "windows",
+    "weights of zero",
+    "own backward with clipping",
+    "own backward, one rank without samples",
+    "adversaries",
+    "own accumulation",
+    "backward before that of the loss",
+    "own backward later",
+    "inside blocks",
+    "own backward inside blocks",
+)
+NAMES = (*NAMES, *(f"sharded: {name}" for name in SHARDED))
 
 
 def test_every_case_is_compared(results):
@@ -206,4 +239,5 @@ def test_two_processes_follow_one(results, name):
         assert found["weights"] == pytest.approx(one["weights"], abs=1e-9)
         assert found["loss"] == pytest.approx(one["loss"], abs=1e-9)
         assert found["counts"] == one["counts"]
+        assert any(abs(weight) > 0.1 for weight in found["weights"])
     assert results["rank0"][name] == results["rank1"][name]

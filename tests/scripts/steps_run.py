@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -462,9 +461,13 @@ class Refused(Own):
 
     def added(self, handler: Any, batch: Any) -> Tensor:
         """A callback of the loss changes gradients after the backward pass."""
-        net = handler.model
-        net.head.weight.register_post_accumulate_grad_hook(lambda p: p.grad.mul_(batch[0].mean()))
-        return loss_of(net(batch[0]), batch)
+        scale = batch[0].mean()
+
+        def change(parameter: Tensor) -> None:
+            parameter.grad.mul_(scale)  # type: ignore[union-attr]
+
+        handler.model.head.weight.register_post_accumulate_grad_hook(change)
+        return loss_of(handler.model(batch[0]), batch)
 
     def skipped(self, handler: Any, batch: Any) -> StepOutput | None:
         """Skips a batch on one rank."""
@@ -485,6 +488,10 @@ class Refused(Own):
         loss = loss_of(handler.model(batch[0]), batch)
         return loss if handler.world.rank else StepOutput(loss.detach(), backward=False)
 
+    def both(self, handler: Any, batch: Any) -> Tensor:
+        """Calls blocks, and modules inside them."""
+        return inside_blocks(handler, batch) + handler.model(batch[0]).square().mean()
+
     def unused_on_one(self, handler: Any, batch: Any) -> Tensor:
         """Uses the head on one rank only."""
         hidden = handler.model.body(batch[0])
@@ -503,6 +510,7 @@ REFUSED: dict[str, Callable[[], Case]] = {
     "skipped on one rank": refused("skipped"),
     "an optimizer step on one rank": refused("steps_alone"),
     "a backward pass for fit on one rank": refused("leaves_to_fit", optimizer=torch.optim.SGD),
+    "both a block and its parts": refused("both", net=Deep, optimizer=torch.optim.SGD),
     "unused on one rank": refused("unused_on_one", optimizer=torch.optim.SGD),
 }
 
@@ -555,12 +563,12 @@ def main() -> None:
         try:
             results[name] = run(name)
             print(name, flush=True)
-        except fitkit.FitkitError as error:
-            results[name] = {"error": type(error).__name__, "text": str(error)}
+        except Exception as error:  # noqa: BLE001  tests look at it
+            notes = getattr(error, "__notes__", [])
+            results[name] = {"error": type(error).__name__, "text": "; ".join([str(error), *notes])}
+            break  # ranks cannot communicate any more
     rank = "one" if world.size == 1 else f"rank{world.rank}"
     (Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps(results))
-    if dist.is_initialized():
-        dist.barrier()
 
 
 if __name__ == "__main__":
