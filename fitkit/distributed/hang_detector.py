@@ -16,10 +16,10 @@ from fitkit.distributed.activity import Activity, stack_of_main_thread
 from fitkit.distributed.signal_bytes import SignalBytes
 
 _SECONDS_TO_TELL = 1.5
-_SECONDS_BETWEEN_STATUSES = 2.0
+_SECONDS_BETWEEN_STATUSES = 1.0
 _SECONDS_TO_LOOK = 2.5
 # After a signal that ends the run a rank waits this long for the others to get to a common batch.
-_SECONDS_AFTER_SIGNAL = 3.0
+_SECONDS_AFTER_SIGNAL = 3.5
 # ... and this long while one of them is at work, as for its last save; torchrun kills after 30 s.
 _SECONDS_AFTER_SIGNAL_AT_WORK = 20.0
 _FRESH_SECONDS = 3 * _SECONDS_BETWEEN_STATUSES
