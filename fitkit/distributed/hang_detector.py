@@ -93,6 +93,14 @@ class HangDetector:
         is_interrupt = signaled[0] == signal.SIGINT
         return KeyboardInterrupt() if is_interrupt else Preempted(signaled[0])
 
+    def explain_timeout(self) -> RankError | None:
+        """Publish which rank did not come to a collective of this rank that timed out."""
+        try:
+            absent = find_absent(self.statuses(), self._rank, self._size)
+            return absent and failures.publish_found(self._store, self._rank, absent)
+        except RuntimeError:  # the store ended with the launcher
+            return None
+
     def statuses(self) -> dict[int, dict[str, Any]]:
         """What ranks have told last, those that make progress excepted; by rank."""
         found = {self._rank: {**self.activity.status(), "beat": self._beat}}
