@@ -19,7 +19,7 @@ from fitkit.distributed import failures, group_sockets, process_group
 from fitkit.distributed.activity import Activity
 from fitkit.distributed.alone import alone, require_company
 from fitkit.distributed.failure_watch import FailureWatch
-from fitkit.distributed.hang_detector import HangDetector, find_absent
+from fitkit.distributed.hang_detector import HangDetector
 from fitkit.distributed.rank_info import RankInfo
 from fitkit.distributed.world import Result, World
 
@@ -71,6 +71,14 @@ class DistributedWorld(World):
             raise self._watch.failure
         return super().group_for(device)
 
+    def _communicate(
+        self, name: str, collective: Callable[..., Any], *args: Any, device: torch.device = _HOST
+    ) -> None:
+        group = self.group_for(device)
+        # one on a device does not wait here
+        with self._activity.inside(name) if device.type == "cpu" else nullcontext():
+            collective(*args, group=group)
+
     def has_group(self) -> bool:
         """Whether torch's default group is still the one that this world joined."""
         return dist.group.WORLD is self._default_group
@@ -81,36 +89,26 @@ class DistributedWorld(World):
         return total
 
     def sum_in_place(self, tensor: Tensor) -> None:
-        group = self.group_for(tensor.device)
-        with self._activity.inside("sum") if tensor.device.type == "cpu" else nullcontext():
-            dist.all_reduce(tensor, group=group)
+        self._communicate("sum", dist.all_reduce, tensor, device=tensor.device)
 
     def largest(self, values: list[int]) -> list[int]:
         largest = torch.tensor(values, dtype=torch.int64)
-        group = self.group_for(_HOST)
-        with self._activity.inside("largest"):
-            dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+        self._communicate("largest", dist.all_reduce, largest, dist.ReduceOp.MAX)
         return largest.tolist()
 
     def gather(self, value: Any) -> list[Any] | None:
         values: list[Any] | None = [None] * self.size if self.is_main else None
-        group = self.group_for(_HOST)
-        with self._activity.inside("gather"):
-            dist.gather_object(value, values, group=group)
+        self._communicate("gather", dist.gather_object, value, values)
         return values
 
     def gather_all(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.size
-        group = self.group_for(_HOST)
-        with self._activity.inside("gather_all"):
-            dist.all_gather_object(values, value, group=group)
+        self._communicate("gather_all", dist.all_gather_object, values, value)
         return values
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
         values = [value]
-        group = self.group_for(_HOST)
-        with self._activity.inside("broadcast"):
-            dist.broadcast_object_list(values, source, group=group)
+        self._communicate("broadcast", dist.broadcast_object_list, values, source)
         return values[0]
 
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
@@ -120,9 +118,7 @@ class DistributedWorld(World):
                     "several ranks cannot share a module with lazy parameters that have no values "
                     "yet: call it on one batch, on the CPU, and pass it as a ready module."
                 )
-            group = self.group_for(tensor.device)
-            with self._activity.inside("copy") if tensor.device.type == "cpu" else nullcontext():
-                dist.broadcast(tensor, 0, group=group)
+            self._communicate("copy", dist.broadcast, tensor, 0, device=tensor.device)
 
     def set_timeout(self, timeout: timedelta) -> None:
         process_group.set_timeout(timeout)
@@ -161,9 +157,7 @@ class DistributedWorld(World):
         try:
             if meets:
                 # a barrier cannot be mixed up with what ranks do that do not call the verb
-                group = self.group_for(_HOST)
-                with self._activity.inside("barrier"):
-                    dist.barrier(group=group)
+                self._communicate("barrier", dist.barrier)
             yield
         except (Preempted, GeneratorExit):  # agreed on by all ranks; or the caller takes no more
             raise
@@ -247,13 +241,8 @@ class DistributedWorld(World):
             return self._watch.failure
         if self._detector is None or "imed out" not in str(error):
             return None
-        try:
-            absent = find_absent(self._detector.statuses(), self.rank, self.size)
-            if absent is not None:
-                absent = failures.publish_found(self._store, self.rank, absent)
-        except RuntimeError:  # the store ended with the launcher
-            return None
-        group_sockets.shut_down(self._sockets)
+        absent = self._detector.explain_timeout()
+        group_sockets.shut_down(self._sockets)  # the failure is published first
         return absent
 
     def _require_whole(self, verb: str) -> None:

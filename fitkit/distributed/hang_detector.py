@@ -16,10 +16,10 @@ from fitkit.distributed.activity import Activity, stack_of_main_thread
 from fitkit.distributed.signal_bytes import SignalBytes
 
 _SECONDS_TO_TELL = 1.5
-_SECONDS_BETWEEN_STATUSES = 2.0
+_SECONDS_BETWEEN_STATUSES = 1.0
 _SECONDS_TO_LOOK = 2.5
 # After a signal that ends the run a rank waits this long for the others to get to a common batch.
-_SECONDS_AFTER_SIGNAL = 3.0
+_SECONDS_AFTER_SIGNAL = 3.5
 # ... and this long while one of them is at work, as for its last save; torchrun kills after 30 s.
 _SECONDS_AFTER_SIGNAL_AT_WORK = 20.0
 _FRESH_SECONDS = 3 * _SECONDS_BETWEEN_STATUSES
@@ -92,6 +92,14 @@ class HangDetector:
             return None
         is_interrupt = signaled[0] == signal.SIGINT
         return KeyboardInterrupt() if is_interrupt else Preempted(signaled[0])
+
+    def explain_timeout(self) -> RankError | None:
+        """Publish which rank did not come to a collective of this rank that timed out."""
+        try:
+            absent = find_absent(self.statuses(), self._rank, self._size)
+            return absent and failures.publish_found(self._store, self._rank, absent)
+        except RuntimeError:  # the store ended with the launcher
+            return None
 
     def statuses(self) -> dict[int, dict[str, Any]]:
         """What ranks have told last, those that make progress excepted; by rank."""

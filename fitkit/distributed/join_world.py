@@ -100,11 +100,8 @@ def _join(info: RankInfo, timeout: timedelta | None) -> DistributedWorld:
     # When rank 0 returns from here, all ranks have connected: sockets opened from now on belong to
     # the group, and can be closed without the store.
     prefix = rendezvous_store.agree_on_prefix(store, info.rank, info.size)
-    store, before, group = (
-        rendezvous_store.with_prefix(store, prefix),
-        group_sockets.open_sockets(),
-        None,
-    )
+    store, group = rendezvous_store.with_prefix(store, prefix), None
+    before = group_sockets.open_sockets()
     if is_ours:
         rank, size = info.rank, info.size
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
@@ -123,15 +120,15 @@ def _join(info: RankInfo, timeout: timedelta | None) -> DistributedWorld:
         SignalBytes(),
         polls=is_watched,
     )
-    watch = FailureWatch(
-        detector.find_failure,
-        partial(_abort, opened),
-        _POLLING_SECONDS,
-        partial(end_process, detector),
-    )
+    watch = _watch(detector, opened)
     world = DistributedWorld(store, info, opened, group, timeout, watch, detector)
     atexit.register(_leave, world, is_ours=is_ours)
     return world
+
+
+def _watch(detector: HangDetector, sockets: dict[int, str]) -> FailureWatch:
+    abort, give_up = partial(_abort, sockets), partial(end_process, detector)
+    return FailureWatch(detector.find_failure, abort, _POLLING_SECONDS, give_up)
 
 
 def _abort(sockets: dict[int, str]) -> None:

@@ -19,9 +19,7 @@ class SignalBytes:
     """
 
     def __init__(self) -> None:
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
+        self._reader: socket.socket | None = None
         self._numbers: frozenset[int] = frozenset()
         self._others = -1
         self._first: tuple[int, float] | None = None
@@ -34,18 +32,23 @@ class SignalBytes:
             yield
             return
         self._first, self._times, self._numbers = None, 0, frozenset(signals)
-        self._others = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(self._others)
-            self._others = -1
-            self._first = None
+        self._reader, writer = socket.socketpair()
+        with self._reader, writer:
+            self._reader.setblocking(False)
+            writer.setblocking(False)
+            self._others = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            try:
+                yield
+            finally:
+                signal.set_wakeup_fd(self._others)
+                self._others = -1
+                self._first = self._reader = None
 
     def read(self) -> tuple[int, int, float] | None:
         """The signal in force, how often it was sent, and the seconds since; SIGINT gives way."""
-        with suppress(BlockingIOError):
-            for number in self._reader.recv(4096):
+        reader = self._reader
+        with suppress(OSError):  # there is none, or the main thread has just closed it
+            for number in b"" if reader is None else reader.recv(4096):
                 self._note(number)
         if self._first is None:
             return None

@@ -119,7 +119,7 @@ class FitSession:
         self.loaded = True
 
     @contextmanager
-    def gathered_from_ranks(self, verb: str) -> Iterator[None]:
+    def gathered_from_ranks(self, verb: str = "a save") -> Iterator[None]:
         """Inside ``with`` the progress on rank 0 contains that of the other ranks.
 
         A collective: all ranks have to call ``verb``. Outside an epoch there is nothing to gather,

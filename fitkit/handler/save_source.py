@@ -59,7 +59,7 @@ class _HandlerSource(SaveSource):
         return [callback for callback in self._handler.callbacks if isinstance(callback, Saver)]
 
     def gathered_from_ranks(self) -> AbstractContextManager[None]:
-        return self._handler.session.gathered_from_ranks("a save")
+        return self._handler.session.gathered_from_ranks()
 
     def is_non_finite(self) -> bool:
         return self._handler.state.stopped_non_finite

@@ -301,6 +301,9 @@ def _left_by(folder: Path, rank: int) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"type": "nothing"}
     if (folder / "struck").exists() and "at" in found:
         found["seconds"] = found["at"] - struck_at(folder)
+    if (folder / "struck").exists() and (folder / "ended.json").exists():
+        ended = json.loads((folder / "ended.json").read_text())
+        found["ended"] = ended[str(rank)]["at"] - struck_at(folder)
     if error_file.exists():
         found["error file"] = json.loads(error_file.read_text())
     return found

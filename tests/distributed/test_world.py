@@ -173,7 +173,7 @@ def test_without_the_store_a_failure_is_its_own(processes):
         raise dist.DistNetworkError("Broken pipe")
 
     error = ValueError("boom")
-    world = processes(2, store=SimpleNamespace(compare_set=compare_set))
+    world = processes(2, store=SimpleNamespace(compare_set=compare_set, set=compare_set))
     assert world.fail(error) is error
 
 

@@ -483,26 +483,30 @@ def main(out: Path, names: list[str]) -> None:
     """Run the cases, three at a time: they wait more than they compute."""
     left = [(name, 20000 + (os.getpid() + i) % 12000) for i, name in enumerate(names)]
     while left:
-        folders = [out / name for name, _ in left[:3]]
-        pairs = [start(out / name, name, port) for name, port in left[:3]]
-        for folder, pair in zip(folders, pairs, strict=True):
-            wait_for(folder, pair)
+        pairs = {out / name: start(out / name, name, port) for name, port in left[:3]}
+        wait_for(pairs)
         left = left[3:]
 
 
-def wait_for(folder: Path, pair: list[int]) -> None:
-    """The exit codes and times of the ranks; one that is left for long is killed."""
-    ended: dict[int, dict[str, Any]] = {}
-    while len(ended) < 2:
-        for rank, pid in enumerate(pair):
-            if rank not in ended and os.waitpid(pid, os.WNOHANG)[0] == pid:
-                ended[rank] = {"at": time.time()}
-        if ended and time.time() - min(one["at"] for one in ended.values()) > 15:
+def wait_for(pairs: dict[Path, list[int]]) -> None:
+    """Note when each rank ends; one that is left for long is killed."""
+    ended: dict[Path, dict[int, dict[str, Any]]] = {folder: {} for folder in pairs}
+    while any(len(ranks) < 2 for ranks in ended.values()):
+        for folder, pair in pairs.items():
             for rank, pid in enumerate(pair):
-                if rank not in ended:
+                if rank in ended[folder]:
+                    continue
+                if os.waitpid(pid, os.WNOHANG)[0] == pid:
+                    ended[folder][rank] = {"at": time.time()}
+                elif ended[folder] and time.time() - _first(ended[folder]) > 10:
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
-    (folder / "ended.json").write_text(json.dumps(ended))
+    for folder, ranks in ended.items():
+        (folder / "ended.json").write_text(json.dumps(ranks))
+
+
+def _first(ranks: dict[int, dict[str, Any]]) -> float:
+    return min(float(one["at"]) for one in ranks.values())
 
 
 if __name__ == "__main__":
