@@ -25,8 +25,8 @@ class StepSync:
     def __init__(
         self, model: nn.Module, modules: TrainedModules, world: World, parallel: Parallel
     ) -> None:
-        self.size = world.size
-        self.sum = world.sum
+        ranks = parallel.data_world(world)
+        self.size, self.sum = ranks.size, ranks.sum
         self._model, self._modules, self._parallel = model, modules, parallel
         self._loss_sync = make_loss_sync(modules, world, parallel)
         self._has_called_model = False

@@ -69,7 +69,7 @@ class BaseHandler:
         self._callbacks.add(self._history)
         self._callbacks.adopt(self._history)
         self._state = FitState(self.module)
-        self.session = FitSession(world, parallel)
+        self.session = FitSession(parallel.data_world(world), parallel)
         self.run_identity = RunIdentity()
         self.gradient_accumulation_steps = 1
 
@@ -97,6 +97,11 @@ class BaseHandler:
         self.saves.wait()
 
     # ---- read-only ------------------------------------------------------------------------------
+
+    @property
+    def data_world(self) -> World:
+        """Those of the ranks that share out the batches: all, without tensor parallelism."""
+        return self.parallel.data_world(self.world)
 
     @property
     def model(self) -> nn.Module:

@@ -34,7 +34,7 @@ def test_sizes_that_are_not_the_ranks_are_refused(sizes):
         make_meshes(Four(), CPU, sizes)
 
 
-@pytest.mark.parametrize("wrong", [4, "2x2", (2, -2), (2.0, 2), (True, 4), {"shard": 4}], ids=str)
+@pytest.mark.parametrize("wrong", [4, "2x2", (2, -2), (2.0, 2), (True, 4), {"tp": 4}], ids=str)
 def test_what_is_no_mesh_is_refused(wrong):
     with pytest.raises(ConfigurationError, match=r"sizes such as \(2, 4\), .* or a DeviceMesh"):
         fitkit.FSDP(device_mesh=wrong)
