@@ -39,6 +39,7 @@ UPWARD = {("fitkit.checkpointing.loading", "fitkit.nn_handler")}
 MOST_FILES_AT_THE_ROOT = 6
 
 SPEAKS_TO_OTHER_PROCESSES = {
+    "distributed/data_world.py",
     "distributed/dtensor.py",
     "distributed/fsdp.py",
     "distributed/gathered_model.py",

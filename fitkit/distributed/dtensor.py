@@ -85,14 +85,8 @@ def distribute_like(value: Tensor, like: Any) -> Tensor:
 
 def _local_part(tensor: Tensor, like: Any) -> Tensor:
     """A view of the part of ``tensor`` that this rank has of ``like``."""
-    mesh = like.device_mesh
-    for size, index, placement in zip(
-        mesh.shape, mesh.get_coordinate(), like.placements, strict=True
-    ):
-        if placement.is_shard():
-            parts = tensor.chunk(size, placement.dim)
-            has_part = index < len(parts)  # the last ranks may have none
-            tensor = parts[index] if has_part else tensor.narrow(placement.dim, 0, 0)
+    for dim, (offset, size) in enumerate(zip(*own_box(like), strict=True)):
+        tensor = tensor.narrow(dim, min(offset, tensor.shape[dim]), size)
     return tensor
 
 

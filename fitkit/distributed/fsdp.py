@@ -19,6 +19,7 @@ from torch.distributed.tensor import distribute_tensor, empty
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from fitkit.core.errors import ConfigurationError, listed
 from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.tree import TensorMap
 from fitkit.distributed.deferred_values import DeferredValues, return_memory
@@ -51,6 +52,7 @@ class FSDPParallel(Parallel):
         param_dtype: torch.dtype | None = None,
         reduce_dtype: torch.dtype | None = None,
         device_mesh: Any = None,
+        parallelize: Callable[[nn.Module, Any], Any] | None = None,
     ) -> None:
         super().__init__(world)
         self.side_world = world.side_group()
@@ -58,9 +60,16 @@ class FSDPParallel(Parallel):
         self._precision = MixedPrecisionPolicy(param_dtype, reduce_dtype)
         self._models: dict[nn.Module, GatheredModel] = {}
         self._meshes = make_meshes(world, device, device_mesh)
+        self._parallelize = parallelize
+
+    def data_world(self, world: World) -> World:
+        """Those of the ranks that share out the batches; others compute the same ones with them."""
+        return self._meshes.data_world
 
     def place(self, build: Callable[[], nn.Module], device: torch.device) -> nn.Module:
         """As in ``Parallel``, but each rank holds no more than its part and one block at a time."""
+        if self._parallelize is not None:  # it distributes the values of whole parameters
+            return super().place(build, device)
         with DeferredValues() as values:
             module = build()
         values.restore_all_but(module)
@@ -86,6 +95,9 @@ class FSDPParallel(Parallel):
 
         ``prepare`` is called with each part of the module before it is sharded.
         """
+        if self._parallelize is not None:
+            self._parallelize(module, self._meshes.whole)
+            _require_distributed(module)
         options: dict[str, Any] = {"mesh": self._meshes.model, "mp_policy": self._precision}
         for part in (*_blocks(module, self._blocks), module):
             prepare(part)
@@ -98,7 +110,14 @@ class FSDPParallel(Parallel):
     ) -> StepSync | None:
         """What a training step does together with the other ranks."""
         model = self._gathered(modules.model)
-        return FSDPStepSync(modules, optimizer, self._world, model, is_custom=is_custom)
+        return FSDPStepSync(
+            modules,
+            optimizer,
+            self._world,
+            model,
+            is_custom=is_custom,
+            num_batches=self._meshes.data_world.size,
+        )
 
     def running(self, module: nn.Module) -> AbstractContextManager[None]:
         """The context of a step: inside ``with``, any part of the model may be called."""
@@ -117,7 +136,7 @@ class FSDPParallel(Parallel):
                 return tensor_map(tensor)
             local = tensor_map(local_tensor(tensor))
             is_on_host = local.device.type == "cpu"
-            mesh = self._meshes.host if is_on_host else self._meshes.model
+            mesh = self._meshes.host if is_on_host else self._meshes.whole
             return from_local(local, tensor, mesh)
 
         return map_local
@@ -127,6 +146,8 @@ class FSDPParallel(Parallel):
     ) -> Tensor:
         """An uninitialized ``DTensor`` on the host, sharded along its first dimension."""
         mesh, placements = self._meshes.host, self._meshes.placements
+        if self._parallelize is not None:  # parts of parts are cut out of whole tensors
+            return super().empty_dtensor(shape, dtype, device)
         if device == "meta":
             whole = torch.empty(shape, dtype=dtype, device=device)
             return distribute_tensor(whole, mesh, placements, src_data_rank=None)
@@ -154,6 +175,16 @@ def _blocks(module: nn.Module, kinds: Any) -> list[nn.Module]:
             if all(owners[parameter] <= inside for parameter in parameters):
                 found.append(part)
     return found
+
+
+def _require_distributed(module: nn.Module) -> None:
+    left = [name for name, it in module.named_parameters() if not is_dtensor(it)]
+    if left:
+        raise ConfigurationError(
+            f"FSDP's parallelize must distribute every parameter, and left {listed(left)}: name "
+            f"their modules in the plan of parallelize_module, or use distribute_tensor with "
+            f"Replicate()."
+        )
 
 
 def _move(owner: Any, device: torch.device) -> None:

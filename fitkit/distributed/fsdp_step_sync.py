@@ -29,8 +29,9 @@ class FSDPStepSync(StepSync):
         model: GatheredModel,
         *,
         is_custom: bool = False,
+        num_batches: int | None = None,
     ) -> None:
-        super().__init__(modules, optimizer, world, is_custom=is_custom)
+        super().__init__(modules, optimizer, world, is_custom=is_custom, num_batches=num_batches)
         self._model = model
         self._handles: list[Any] | None = None
         world.copy_from_main([p.detach() for p in self._whole()])
@@ -55,7 +56,7 @@ class FSDPStepSync(StepSync):
         if weight is None:
             return None
         self._model.finish_pass()
-        return gradient * (weight * self.size) if weight else torch.zeros_like(gradient)
+        return gradient * (weight * self._world.size) if weight else torch.zeros_like(gradient)
 
     def copy_buffers(self) -> None:
         """Copy the buffers of the loss from rank 0."""

@@ -31,6 +31,10 @@ class Parallel:
         self._world = world
         self.side_world = world
 
+    def data_world(self, world: World) -> World:
+        """Those of the ranks that share out the batches; others compute the same ones with them."""
+        return world
+
     def place(self, build: Callable[[], nn.Module], device: torch.device) -> nn.Module:
         """Build a module, on ``device``, sharded, with rank 0's values; every rank must call it."""
         module = build().to(device)

@@ -30,6 +30,8 @@ class StepSync:
         optimizer: may have parameters of neither; ``None``: a custom step brings its own.
         world: the ranks.
         is_custom: the step is the user's, and may run backward passes itself.
+        num_batches: how many of the ranks have batches of their own, whose gradients are averaged;
+            with tensor parallelism several compute one together. ``None``: all.
     """
 
     def __init__(
@@ -39,8 +41,9 @@ class StepSync:
         world: World,
         *,
         is_custom: bool = False,
+        num_batches: int | None = None,
     ) -> None:
-        self.size = world.size
+        self.size = num_batches or world.size
         self._modules, self._optimizer, self._world = modules, optimizer, world
         self._num_optimized = -1
         self._has_compared = False
@@ -95,7 +98,8 @@ class StepSync:
         else:
             counts = torch.tensor([samples, weight], dtype=torch.float64)
             total_samples, total = self._world.sum(counts).tolist()
-        return round(total_samples), total
+        copies = self._world.size // self.size
+        return round(total_samples / copies), total / copies
 
     def backward(
         self, loss: Tensor | None, run: Callable[[Tensor], None], *, is_full: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -89,7 +90,12 @@ class FSDP(Strategy):
         device_mesh: ``(copies, parts)``: so many copies of the model, each divided into so many
             parts (hybrid sharding), with one copy per machine for ``(machines, ranks of each)``;
             or a ``DeviceMesh`` of one or two dimensions, if the program made its process group
-            itself. Default: one copy, divided over all ranks.
+            itself. Default: one copy, divided over all ranks. With ``parallelize``: sizes by name,
+            such as ``{"replicate": 1, "shard": 4, "tp": 2}``, or a mesh with such names.
+        parallelize: ``fn(module, mesh)``, called before the model is sharded, for tensor
+            parallelism: it calls ``parallelize_module(module, mesh["tp"], plan)``. Ranks that
+            differ only in dimensions other than ``replicate`` and ``shard`` get the same batches.
+            It must distribute every parameter, and the handler needs a seed.
         timeout: as in ``DDP``.
 
     Raises:
@@ -100,6 +106,7 @@ class FSDP(Strategy):
     param_dtype: torch.dtype | None = None
     reduce_dtype: torch.dtype | None = None
     device_mesh: Any = None
+    parallelize: Callable[[nn.Module, Any], Any] | None = None
     timeout: timedelta | float | None = None
 
     def __post_init__(self) -> None:
@@ -120,23 +127,41 @@ class FSDP(Strategy):
                     f"received {value!r}."
                 )
 
-        mesh = self.device_mesh
-        is_mesh = mesh is None or hasattr(mesh, "mesh_dim_names")
-        if not is_mesh and not (
-            isinstance(mesh, (tuple, list)) and all(type(it) is int and it > 0 for it in mesh)
-        ):
+        if not _is_mesh(self.device_mesh):
             raise ConfigurationError(
                 f"FSDP's device_mesh must be sizes such as (2, 4), two copies of the model with "
-                f"four ranks each, or a DeviceMesh, received {mesh!r}."
+                f"four ranks each, or a DeviceMesh, received {self.device_mesh!r}."
+            )
+        has_others = bool(set(_names_of(self.device_mesh)) - {"replicate", "shard"})
+        if (self.parallelize is not None) != has_others:
+            raise ConfigurationError(
+                f"FSDP's parallelize and a dimension for it in device_mesh need each other, "
+                f"received parallelize={self.parallelize!r} and device_mesh={self.device_mesh!r}: "
+                f'pass both, such as device_mesh={{"shard": 4, "tp": 2}} and a function.'
             )
 
     def bind(self, world: World, device: torch.device) -> Parallel:
         """The work of this rank."""
         from fitkit.distributed.fsdp import FSDPParallel  # a second of imports
 
-        return FSDPParallel(
-            world, device, self.blocks, self.param_dtype, self.reduce_dtype, self.device_mesh
-        )
+        dtypes = (self.param_dtype, self.reduce_dtype)
+        mesh = (self.device_mesh, self.parallelize)
+        return FSDPParallel(world, device, self.blocks, *dtypes, *mesh)
+
+
+def _is_mesh(value: Any) -> bool:
+    if value is None or hasattr(value, "mesh_dim_names"):
+        return True
+    if not isinstance(value, (tuple, list, dict)):
+        return False
+    sizes = value.values() if isinstance(value, dict) else value
+    has_names = not isinstance(value, dict) or "shard" in value
+    return has_names and all(type(size) is int and size > 0 for size in sizes)
+
+
+def _names_of(device_mesh: Any) -> tuple[str, ...]:
+    names = getattr(device_mesh, "mesh_dim_names", device_mesh) or ()
+    return tuple(names) if "shard" in names else ()
 
 
 STRATEGIES: dict[str, type[Strategy]] = {"auto": DDP, "ddp": DDP, "fsdp": FSDP}

@@ -70,7 +70,7 @@ class BaseHandler:
         self._callbacks.adopt(self._history)
         self._state = FitState(self.module)
         self._state.unshared = None if world.size == 1 else {}
-        self.session = FitSession(world, parallel)
+        self.session = FitSession(parallel.data_world(world), parallel)
         self.run_identity = RunIdentity()
         self.gradient_accumulation_steps = 1
 
@@ -98,6 +98,11 @@ class BaseHandler:
         self.saves.wait()
 
     # ---- read-only ------------------------------------------------------------------------------
+
+    @property
+    def data_world(self) -> World:
+        """Those of the ranks that share out the batches: all, without tensor parallelism."""
+        return self.parallel.data_world(self.world)
 
     @property
     def model(self) -> nn.Module:

@@ -49,9 +49,14 @@ class HandlerContext:
 
     def __init__(self, handler: BaseHandler, *, seeds_batches: bool = False) -> None:
         self._handler = handler
-        self._seeds_batches = seeds_batches and handler.world.rank > 0
+        self.ranks: Ranks = handler.data_world
+        self._seeds_batches = seeds_batches and handler.data_world.rank > 0
+        if seeds_batches and self.ranks is not handler.world and handler.seeds.given is None:
+            raise ConfigurationError(
+                "ranks that compute a batch together must draw the same random numbers: pass "
+                "seed= to NNHandler or to fit."
+            )
         self.ema_weights = handler.weights.swapped_in
-        self.ranks: Ranks = handler.world
 
     def sync_buffers(self) -> None:
         """Copy running statistics from rank 0, which are also those that are saved."""
@@ -64,7 +69,7 @@ class HandlerContext:
             position: tuple[int | str, ...] = (state.global_step, state.phase.value, state.batch)
             if state.evaluation_set:
                 position += (state.evaluation_set,)
-            seed = derive_seed(handler.seeds.data, "rank", handler.world.rank, *position)
+            seed = derive_seed(handler.seeds.data, "rank", handler.data_world.rank, *position)
             seed_streams(seed, handler.device)
 
 
@@ -165,13 +170,12 @@ def make_data_pass(
     in_order: bool = False,
 ) -> DataPass:
     """One pass over data; see ``make_source`` for ``training`` and ``in_order``."""
-    count = SampleCount(spec.num_samples)
-    world = handler.world
-    is_part = spec.split == RANK and world.size > 1
+    count, ranks = SampleCount(spec.num_samples), handler.data_world
+    is_part = spec.split == RANK and ranks.size > 1
     make = (
-        partial(make_part_source, ranks=world)
+        partial(make_part_source, ranks=ranks)
         if is_part
-        else partial(make_source, ranks=RankSplit(world.rank, world.size))
+        else partial(make_source, ranks=RankSplit(ranks.rank, ranks.size))
     )
     source: BatchSource = make(
         spec,
@@ -184,9 +188,9 @@ def make_data_pass(
     )
     if isinstance(source, RoundRobinSource) and not in_order:
         what = "the training data" if training else "the data to validate on"
-        source.compare = partial(warn_of_differences, what, world)
+        source.compare = partial(warn_of_differences, what, ranks)
     # a prediction, which is in order, computes no metrics
-    num_ranks = 1 if in_order else world.size
+    num_ranks = 1 if in_order else ranks.size
     loss = handler.parts.loss_in_use
     arguments = () if loss is None else (loss.function, loss.kwargs)
     metrics = metrics_for(handler.parts.metrics, *arguments)

@@ -222,7 +222,7 @@ def run_params(
 ) -> dict[str, Any]:
     """What callbacks read as ``params``."""
     return {
-        "batch_size": batch_size_of(train_spec, handler.world.size),
+        "batch_size": batch_size_of(train_spec, handler.data_world.size),
         "epochs": options.epochs,
         "first_epoch": first_epoch,
         "last_epoch": run.last_epoch,

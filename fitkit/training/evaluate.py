@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fitkit.callbacks.prediction_writer import PredictionWriter
 from fitkit.core.callback import Callback
 from fitkit.core.callback_list import CallbackList
+from fitkit.core.errors import ConfigurationError
 from fitkit.core.state import Phase
 from fitkit.core.validation_sets import log_prefix, named_values, require_distinct_names
 from fitkit.data.model_arguments import declares_one_list
@@ -80,7 +82,7 @@ def predict(
 
     def interleave(outputs: list[BatchOutputs | None]) -> list[BatchOutputs]:
         """The outputs of all ranks, which took turns in the order of the data."""
-        rounds = zip(*handler.world.gather_all(outputs), strict=True)
+        rounds = zip(*handler.data_world.gather_all(outputs), strict=True)
         return [output for turn in rounds for output in turn if output is not None]
 
     if return_outputs:
@@ -118,6 +120,12 @@ def _prediction(
 
 def _build_run(handler: BaseHandler, options: PassOptions) -> EvaluationRun:
     callbacks = _with_callbacks(handler, options.callbacks)
+    writes = any(isinstance(one, PredictionWriter) for one in callbacks)
+    if writes and handler.data_world.size != handler.world.size:
+        raise ConfigurationError(
+            "PredictionWriter would write each batch once for each rank that computes it together "
+            "with others: write what predict returns on rank 0."
+        )
     return build_evaluation(handler, callbacks, options.precision, grad=options.grad)
 
 

@@ -46,7 +46,7 @@ def run_config(
 
     Optimizer, scheduler and callbacks are left out: their own entries in a checkpoint are compared.
     """
-    parts, ranks = handler.parts, handler.world.size
+    parts, ranks = handler.parts, handler.data_world.size
     batch_size = batch_size_of(train, ranks)
     return {
         "model": spec_text(parts.model_spec) or type(parts.module).__name__,

@@ -70,7 +70,7 @@ def run_trial(handler: BaseHandler, options: FitOptions) -> None:
     Raises:
         KeyboardInterrupt: after Ctrl-C, where ``fit`` itself returns the history.
     """
-    handler.session = FitSession(handler.world, handler.parallel)
+    handler.session = FitSession(handler.data_world, handler.parallel)
     handler.callbacks.detached_states = []
     run_fit(handler, options)
     if handler.history.interrupted:

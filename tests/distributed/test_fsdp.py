@@ -183,6 +183,41 @@ def test_tied_weights_stay_tied(parallel):
     assert model[0].weight.grad is not None
 
 
+def test_a_model_is_built_with_its_values_block_by_block(parallel):
+    def build():
+        torch.manual_seed(3)
+        return nn.Sequential(nn.ModuleList(nn.Linear(160, 160) for _ in range(3)))
+
+    model, whole = parallel.place(build, CPU), build()
+    assert gathered(model) == ["", "0.0", "0.1", "0.2"]
+    for (name, own), theirs in zip(model.named_parameters(), whole.parameters(), strict=True):
+        assert is_dtensor(own), name
+        assert torch.equal(local_tensor(own), theirs), name
+
+
+def test_what_is_built_whole_is_said_once(parallel, monkeypatch, caplog):
+    monkeypatch.setattr("fitkit.distributed.fsdp._MANY_BYTES", 4 * 160 * 160)
+    parallel.place(lambda: nn.Sequential(*(nn.Linear(160, 160) for _ in range(3))), CPU)
+    assert not caplog.records
+    ready = nn.Sequential(*(nn.Linear(160, 160) for _ in range(3)))
+    parallel.place(lambda: ready, CPU)
+    (record,) = caplog.records
+    assert "GB of Sequential are whole on each rank until it is sharded" in record.message
+
+
+def test_a_block_that_shares_a_parameter_outside_is_gathered_with_it(parallel):
+    model = Model()
+    model.blocks[2].linear.weight = model.blocks[0].linear.weight
+    model.blocks[0].inner[0].linear.bias = model.blocks[0].linear.bias
+    parallel.shard(model)
+    assert gathered(model) == [""]
+    model = Model()
+    model.blocks[0].inner[0].linear.bias = model.blocks[0].linear.bias
+    parallel.shard(model)
+    assert gathered(model) == ["", "blocks.0", "blocks.2"]
+    assert model.blocks[0].inner[0].linear.bias is model.blocks[0].linear.bias
+
+
 # ---- a device -----------------------------------------------------------------------------------
 
 
@@ -208,6 +243,19 @@ def test_a_checkpoint_is_read_on_the_host_and_goes_where_parameters_are(on_devic
     for parameter in model.parameters():
         assert parameter.device_mesh.device_type == local_tensor(parameter).device.type == "sim"
         assert local_tensor(parameter).eq(5.0).all()
+
+
+def test_a_model_is_moved_block_by_block(on_device):
+    def build():
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.ModuleList([nn.Linear(160, 160)]), nn.BatchNorm1d(160))
+        model.register_buffer("table", torch.arange(5))
+        return model
+
+    model, whole = on_device.place(build, torch.device("sim", 0)), build()
+    for name, own in model.state_dict().items():
+        assert local_tensor(own).device.type == "sim", name
+        assert torch.equal(local_tensor(own).cpu(), whole.state_dict()[name]), name
 
 
 def test_copies_for_a_checkpoint_are_pieces_on_the_host(on_device):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import timedelta
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ import fitkit
 from fitkit import ConfigurationError
 from fitkit.checkpointing.catalog import latest
 from fitkit.checkpointing.storage import single_or_sharded
+from fitkit.distributed.distributed_world import DistributedWorld
 from fitkit.distributed.mesh import make_meshes
+from fitkit.distributed.process_group import new_host_group
+from fitkit.distributed.rank_info import RankInfo
 from fitkit.distributed.world import World
 
 CPU = torch.device("cpu")
@@ -34,7 +38,7 @@ def test_sizes_that_are_not_the_ranks_are_refused(sizes):
         make_meshes(Four(), CPU, sizes)
 
 
-@pytest.mark.parametrize("wrong", [4, "2x2", (2, -2), (2.0, 2), (True, 4), {"shard": 4}], ids=str)
+@pytest.mark.parametrize("wrong", [4, "2x2", (2, -2), (2.0, 2), (True, 4), {"tp": 4}], ids=str)
 def test_what_is_no_mesh_is_refused(wrong):
     with pytest.raises(ConfigurationError, match=r"sizes such as \(2, 4\), .* or a DeviceMesh"):
         fitkit.FSDP(device_mesh=wrong)
@@ -57,6 +61,17 @@ def test_a_mesh_of_the_program_is_taken(mesh):
 def test_a_mesh_on_another_device_is_refused(mesh):
     with pytest.raises(ConfigurationError, match="on 'cpu', the model on 'meta'"):
         make_meshes(World(), torch.device("meta"), mesh)
+
+
+def test_groups_of_some_ranks_end_with_the_others(group):
+    group("gloo")
+    world = DistributedWorld(None, RankInfo(0, 1, 0, "env://"), {}, new_host_group(None))
+    own = world.subgroup([[0]])
+    assert torch.distributed.get_process_group_ranks(own) == [0]
+    world.set_timeout(timedelta(seconds=5))
+    world.leave(is_ours=False)
+    with pytest.raises(KeyError):
+        torch.distributed.get_process_group_ranks(own)
 
 
 # ---- two copies of two parts --------------------------------------------------------------------
