@@ -94,7 +94,7 @@ def _write_shards(
     """Write the shards of all ranks; raises ``OSError`` on all if one rank could not write."""
     try:
         # warning filters are global, so with other ranks they stay as they are, next to training
-        with _silence_warning() if world.size == 1 else nullcontext():
+        with _silence_warnings() if world.size == 1 else nullcontext():
             metadata = save(
                 dict(tensors),
                 storage_writer=_Writer(folder, overwrite=False),
@@ -178,7 +178,7 @@ def read(
         tensors[key] = empty(tuple(stored.shape), _dtype(stored))
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     try:
-        with _silence_warning():
+        with _silence_warnings():
             load(
                 tensors, storage_reader=_Reader(path, folder, index), planner=planner, no_dist=True
             )
@@ -237,8 +237,8 @@ class _Reader(FileSystemReader):
 
 
 @contextmanager
-def _silence_warning() -> Iterator[None]:
-    """Suppress torch's warning that one process works alone, which is intended here."""
+def _silence_warnings() -> Iterator[None]:
+    """Suppress torch's warnings, that one process works alone and others; they may be errors."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        warnings.simplefilter("ignore")
         yield
