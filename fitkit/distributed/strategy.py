@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fitkit.core.errors import ConfigurationError, did_you_mean, listed
 from fitkit.distributed.parallel import DDPParallel, Parallel
+from fitkit.distributed.sync_batchnorm import SyncBatchNormDDP
 from fitkit.distributed.world import World
 
 
@@ -37,6 +38,8 @@ class DDP(Strategy):
     Args:
         timeout: seconds, or a ``datetime.timedelta``, after which an unfinished collective raises;
             ``None``: torch's default.
+        sync_batchnorm: on several ranks, make each BatchNorm layer a ``SyncBatchNorm``, with the
+            statistics of the batches of all ranks; needs an accelerator.
         **options: arguments of ``torch.nn.parallel.DistributedDataParallel``, such as
             ``find_unused_parameters=True`` for a model that does not use all parameters each time.
 
@@ -47,8 +50,14 @@ class DDP(Strategy):
     DDP(find_unused_parameters=True)
     """
 
-    def __init__(self, *, timeout: timedelta | float | None = None, **options: Any) -> None:
-        self.timeout = timeout
+    def __init__(
+        self,
+        *,
+        timeout: timedelta | float | None = None,
+        sync_batchnorm: bool = False,
+        **options: Any,
+    ) -> None:
+        self.timeout, self.sync_batchnorm = timeout, sync_batchnorm
         as_timedelta("DDP", timeout)
         known = set(inspect.signature(DistributedDataParallel.__init__).parameters)
         known -= {"self", "module", "process_group"}
@@ -56,7 +65,8 @@ class DDP(Strategy):
             if name not in known:
                 raise ConfigurationError(
                     f"DDP takes the arguments of DistributedDataParallel ({listed(known)}) and "
-                    f"timeout, received {name!r}.{did_you_mean(name, {*known, 'timeout'})}"
+                    f"timeout and sync_batchnorm, received {name!r}."
+                    f"{did_you_mean(name, {*known, 'timeout', 'sync_batchnorm'})}"
                 )
         if options.get("mixed_precision") is not None:
             raise ConfigurationError(
@@ -67,11 +77,14 @@ class DDP(Strategy):
 
     def __repr__(self) -> str:
         timeout = {} if self.timeout is None else {"timeout": self.timeout}
-        options = {**timeout, **self.options}
+        sync = {"sync_batchnorm": True} if self.sync_batchnorm else {}
+        options = {**timeout, **sync, **self.options}
         return f"DDP({', '.join(f'{name}={value!r}' for name, value in options.items())})"
 
     def bind(self, world: World, device: torch.device) -> Parallel:
         """The work of this rank."""
+        if self.sync_batchnorm:
+            return SyncBatchNormDDP(world, device, **self.options)
         return DDPParallel(world, **self.options)
 
 

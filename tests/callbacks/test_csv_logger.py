@@ -37,10 +37,11 @@ FORMULAS = ["=1+1", "+1+x", "-x", "@sum", "\tx", "'=1", "''=1"]
 
 def test_no_name_begins_a_formula_and_a_resume_knows_the_names(drive, tmp_path):
     path = tmp_path / "log.csv"
-    values = {name: float(number) for number, name in enumerate(FORMULAS)}
+    names = ["loss", "val_loss", *FORMULAS]
+    values = {name: float(number) for number, name in enumerate(names)}
     drive(CSVLogger(path)).fit([values])
     columns, rows = CSVLogger(path).parse(path.read_text())
-    assert columns == ["epoch", *FORMULAS]
+    assert columns == ["epoch", *names]
     assert rows == [{"epoch": "0", **{name: str(value) for name, value in values.items()}}]
     cells = [cell.strip('"') for cell in path.read_text().splitlines()[0].split(",")]
     assert not [cell for cell in cells if cell[0] in "=+-@\t"]

@@ -7,6 +7,7 @@ of the file, which the owner renews, on another one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -23,6 +24,7 @@ RENEW_SECONDS = 5.0
 DEAD_SECONDS = 60.0  # an owner on another machine that has not renewed its lock for so long is dead
 _WRITE_SECONDS = 5.0  # between creating a lock file and writing it
 _POLL_SECONDS = 0.1
+_TRIES, _TRY_SECONDS = 200, 0.02
 
 
 class RunLock:
@@ -125,8 +127,12 @@ class RunLock:
 
 
 def _take(path: Path, owner: LockOwner, *, waits: bool) -> LockOwner | None:
-    """Create the lock file, or take it over from a dead owner, whom it returns."""
-    while True:
+    """Create the lock file, or take it over from a dead owner, whom it returns.
+
+    Raises:
+        OSError: it can be neither created nor read, or it changes all the time.
+    """
+    for _ in range(_TRIES):
         try:
             _create(path, owner)
             return None
@@ -146,6 +152,8 @@ def _take(path: Path, owner: LockOwner, *, waits: bool) -> LockOwner | None:
                     return dead
             finally:
                 claim.unlink(missing_ok=True)
+        time.sleep(_TRY_SECONDS)  # a file system may show a file that is gone
+    raise OSError(errno.ENOLCK, "a lock file cannot be taken", str(path))
 
 
 def _create(path: Path, owner: LockOwner) -> None:
@@ -179,7 +187,8 @@ def _wait_until_dead(path: Path, *, waits: bool) -> LockOwner | None:
             raise _in_use(path, owner)
         return owner
     limit = _WRITE_SECONDS if owner is None else DEAD_SECONDS
-    while _now(path.parent) - first < limit:
+    began = time.monotonic()  # the times of files may stand still
+    while _now(path.parent) - first < limit and time.monotonic() - began < limit:
         if owner is not None and not waits:
             raise _in_use(path, owner)
         time.sleep(_POLL_SECONDS)

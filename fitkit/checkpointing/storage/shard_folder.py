@@ -135,7 +135,9 @@ def remove_orphans(parent: Path, run_id: str | None = None) -> None:
     """
     locks = {}
     for path in parent.glob(f"*{SHARDS_SUFFIX}"):
-        descriptor = temp_files.try_lock(path) if _is_ours(path, run_id) else None
+        descriptor = None
+        if _is_ours(path, run_id):  # a run writes one file at a time, so it needs no lock
+            descriptor = temp_files.try_lock(path, else_unlocked=run_id is not None)
         if descriptor is not None:
             locks[path.name] = descriptor
     try:

@@ -222,3 +222,33 @@ def test_a_release_removes_what_killed_processes_left_under_other_templates(
     folder = tmp_path / "run"
     assert folder.exists()
     assert len(locks(folder)) == (0 if is_killed else 1), "the lock of a living process stays"
+
+
+def test_a_lock_that_comes_and_goes_ends_without_a_lock(tmp_path, monkeypatch):
+    """Some file systems show a file that is gone: creating it fails, and so does reading it."""
+    monkeypatch.setattr(run_lock, "_TRY_SECONDS", 0.0)
+    tried = []
+
+    def create(path, owner):
+        tried.append(path)
+        raise FileExistsError(path)
+
+    monkeypatch.setattr(run_lock, "_create", create)
+    lock = run_lock.RunLock(tmp_path, "{epoch}.pth")
+    lock.take()
+    assert len(tried) == run_lock._TRIES
+    lock.require_held()
+    lock.release()
+
+
+def test_a_file_system_whose_times_stand_still(tmp_path, monkeypatch):
+    """The owner on another machine counts as dead by this machine's clock."""
+    monkeypatch.setattr(run_lock, "DEAD_SECONDS", 0.3)
+    owner = LockOwner(**{**vars(LockOwner.this_process(tmp_path)), "machine": "another"})
+    lock = run_lock.RunLock(tmp_path, "{epoch}.pth")
+    lock.path.write_bytes(owner.text())
+    moment = lock.path.stat().st_mtime
+    monkeypatch.setattr(run_lock, "_now", lambda folder: moment)
+    lock.take()
+    assert lock.predecessor == owner
+    lock.release()
