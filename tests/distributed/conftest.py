@@ -267,10 +267,10 @@ def assert_close(
         assert found == expected, path
 
 
-def results_of(script: Path, out: Path) -> dict[str, Any]:
+def results_of(script: Path, out: Path, *names: str) -> dict[str, Any]:
     """What a script writes on one process (``one``) and on two (``rank0`` and ``rank1``)."""
     for command in ([sys.executable], torchrun(2)):
-        subprocess.run([*command, str(script), str(out)], check=True, timeout=120)
+        subprocess.run([*command, str(script), str(out), *names], check=True, timeout=200)
     return {
         rank: json.loads((out / f"{rank}.json").read_text()) for rank in ("one", "rank0", "rank1")
     }

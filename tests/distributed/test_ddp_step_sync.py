@@ -158,12 +158,6 @@ def test_buffers_are_copied_before_each_step_unless_the_user_declined(built, opt
 # ---- real processes -----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory, kit):
-    """What one process and two have, by the name of the case."""
-    return kit.results_of(SCRIPT, tmp_path_factory.mktemp("steps"))
-
-
 NAMES = (
     "model",
     "module",
@@ -225,13 +219,45 @@ SHARDED = (
 NAMES = (*NAMES, *(f"sharded: {name}" for name in SHARDED))
 
 
+# Without -m slow.
+FEW = (
+    "module",
+    "parts",
+    "closure",
+    "loss module",
+    "tensor of the optimizer alone",
+    "unused in windows",
+    "weights of zero",
+    "frozen and unfrozen",
+    "adversaries",
+    "line search",
+    "own backward, one rank without samples",
+    "sharded: parts",
+    "sharded: direct use of parameters",
+    "sharded: adversaries",
+    "sharded: inside blocks",
+)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory, kit):
+    """What one process and two have, by the name of the case."""
+    return kit.results_of(SCRIPT, tmp_path_factory.mktemp("steps"), *FEW)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, kit):
+    """The same for all cases."""
+    return kit.results_of(SCRIPT, tmp_path_factory.mktemp("steps"))
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
 def test_every_case_is_compared(results):
     assert set(results["one"]) == set(NAMES)
 
 
-@pytest.mark.ddp
-@pytest.mark.parametrize("name", NAMES)
-def test_two_processes_follow_one(results, name):
+def assert_follows(results, name):
     one = results["one"][name]
     for rank in ("rank0", "rank1"):
         found = results[rank][name]
@@ -241,3 +267,16 @@ def test_two_processes_follow_one(results, name):
         assert found["counts"] == one["counts"]
         assert any(abs(weight) > 0.1 for weight in found["weights"])
     assert results["rank0"][name] == results["rank1"][name]
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("name", FEW)
+def test_two_processes_follow_one(few, name):
+    assert_follows(few, name)
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(FEW)))
+def test_two_processes_follow_one_with_any_other_step(results, name):
+    assert_follows(results, name)

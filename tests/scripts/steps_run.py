@@ -459,16 +459,6 @@ class Refused(Own):
         sgd.step()
         return StepOutput(loss.detach(), backward=False)
 
-    def added(self, handler: Any, batch: Any) -> Tensor:
-        """A callback of the loss changes gradients after the backward pass."""
-        scale = batch[0].mean()
-
-        def change(parameter: Tensor) -> None:
-            parameter.grad.mul_(scale)  # type: ignore[union-attr]
-
-        handler.model.head.weight.register_post_accumulate_grad_hook(change)
-        return loss_of(handler.model(batch[0]), batch)
-
     def skipped(self, handler: Any, batch: Any) -> StepOutput | None:
         """Skips a batch on one rank."""
         return None if handler.world.rank == 1 else self.one(handler, batch)
@@ -506,7 +496,6 @@ def refused(how: str, **options: Any) -> Callable[[], Case]:
 REFUSED: dict[str, Callable[[], Case]] = {
     "second network": refused("second_network"),
     "assigned gradients": refused("assigned"),
-    "changed gradients": refused("added", optimizer=torch.optim.SGD),
     "skipped on one rank": refused("skipped"),
     "an optimizer step on one rank": refused("steps_alone"),
     "a backward pass for fit on one rank": refused("leaves_to_fit", optimizer=torch.optim.SGD),
