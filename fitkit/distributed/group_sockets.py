@@ -33,7 +33,11 @@ def shut_down(sockets: Mapping[int, str]) -> None:
     for fd, inode in sockets.items():
         if current.get(fd) != inode:
             continue
-        with socket.socket(fileno=os.dup(fd)) as connection:
+        try:
+            copy = os.dup(fd)
+        except OSError:  # gloo has just closed it
+            continue
+        with socket.socket(fileno=copy) as connection:
             # gloo's listening socket stays open
             if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 try:

@@ -47,7 +47,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def runs(failing_ranks):
-    return failing_ranks(["alone_evaluates", "alone_saves", *REFUSED])
+    return failing_ranks(["alone_evaluates", "alone_saves", "on_several_ranks", *REFUSED])
 
 
 @pytest.mark.ddp
@@ -62,6 +62,15 @@ def test_one_rank_may_evaluate_and_predict_the_whole_data(runs):
     # training was that of a run which did not look
     assert first[1] is second[1] is True
     assert first[2] == second[2]
+
+
+@pytest.mark.ddp
+@pytest.mark.no_cover
+def test_a_function_may_run_on_several_ranks(runs):
+    first, second = (runs["on_several_ranks"][rank]["returned"] for rank in (0, 1))
+    failed = "ZeroDivisionError: integer division or modulo by zero"
+    assert first == [0, 0, f"RankError: rank 1 failed, and with it the run: {failed}", [0, 1]]
+    assert second == [1, None, failed, [0, 1]]
 
 
 @pytest.mark.ddp

@@ -86,3 +86,15 @@ def test_nothing_is_left_open(pair):
     before = set(os.listdir("/proc/self/fd"))
     group_sockets.shut_down({one.fileno(): group_sockets.open_sockets()[one.fileno()]})
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_socket_that_is_closed_meanwhile_is_left_out(monkeypatch):
+    """By a thread of gloo, between the listing and the shutdown."""
+    one, other = socket.socketpair()
+    with other:
+        found = group_sockets.open_sockets()
+        monkeypatch.setattr(group_sockets, "open_sockets", lambda: found)
+        fd = one.fileno()
+        one.close()
+        group_sockets.shut_down({fd: found[fd]})
+        assert other.recv(1) == b""

@@ -97,7 +97,7 @@ def test_a_rank_that_waits_for_a_kernel_hears_of_a_failure(plans):
     assert found["error"] == "RuntimeError: the communicator was aborted"
     assert found["seconds"] < SECONDS_TO_HEAR
     assert found["first"] == "rank 1 failed, and with it the run: ValueError: boom on purpose"
-    assert found["later"] == f"RankError: {found['first']}"
+    assert found["later"].startswith(f"RankError: {found['first']}")
     assert plans("device", "failed", 1)["error"] == "boom on purpose"
 
 

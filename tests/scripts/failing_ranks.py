@@ -309,6 +309,19 @@ def alone_evaluates(out: Path) -> Any:
 
 
 @case
+def on_several_ranks(out: Path) -> Any:
+    """All ranks that run the function are waited for, and an error on one is raised on all."""
+    handler = make(out)
+    rank = handler.world.rank
+    found = [on_rank([0, 1], barrier=True)(lambda: rank)(), on_rank(range(1))(lambda: rank)()]
+    try:
+        on_rank([0, 1], barrier=True)(lambda: 1 // (1 - rank))()
+    except Exception as error:  # noqa: BLE001  the test looks at it
+        found.append(f"{type(error).__name__}: {error}")
+    return [*found, handler.world.gather_all(rank)]
+
+
+@case
 def alone_saves(out: Path) -> Any:
     """Rank 0 saves between epochs, and builds a handler of its own."""
 
