@@ -70,7 +70,7 @@ MOST_LINES_OF = {
     "callbacks/progress_bar.py": 275,
     "checkpointing/save_queue/save_queue.py": 270,
     "testing.py": 300,
-    "distributed/distributed_world.py": 270,  # every way in which ranks communicate or fail
+    "distributed/distributed_world.py": 290,  # every way in which ranks communicate or fail
     "engine/loop.py": 160,
 }
 MOST_LINES_OF_A_FUNCTION = 40

@@ -23,8 +23,9 @@ from fitkit.engine.train_step import TrainStep
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.runtime.precision import Precision, make_precision
 from fitkit.training.begin_checks import require_batches
-from fitkit.training.build_evaluation import HandlerContext, evaluation_forward, forward_of
+from fitkit.training.build_evaluation import evaluation_forward, forward_of
 from fitkit.training.data_passes import make_data_passes
+from fitkit.training.handler_context import HandlerContext
 from fitkit.training.options import FitOptions
 
 Specs = tuple[DataSpec, dict[str, DataSpec]]  # to train on; the validation sets by name

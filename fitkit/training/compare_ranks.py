@@ -18,7 +18,7 @@ from fitkit.engine.batch_logs import BatchLogs, BatchLogsOfRanks
 from fitkit.handler.base_handler import BaseHandler
 from fitkit.metrics.metric import Metric
 from fitkit.training.options import FitOptions
-from fitkit.training.rank_facts import by_pass, evaluation_facts, fit_facts, model_lines
+from fitkit.training.rank_facts import by_pass, data_facts, evaluation_facts, fit_facts, model_lines
 
 _SAME = "give all ranks the same arguments and data"
 _CALLBACKS = (
@@ -85,6 +85,24 @@ def compare_evaluation(
     specs = _compare_data(handler, by_pass(None, sets), ranks, [])
     handler.seeds.set_data(ranks[0]["data_seed"])
     return _plan(ranks), _named(sets, specs)
+
+
+def require_same_data(handler: BaseHandler, spec: DataSpec) -> None:
+    """Raise ``ConfigurationError`` on all ranks unless they predict the same data."""
+    if handler.world.size == 1:
+        return
+    ranks = handler.world.gather_all(data_facts(handler, spec))
+    # prediction takes the data in its order, so nothing is drawn
+    facts = [{**one, "generators": None} for one in ranks]
+    split, problem, warning = resolve("the data to predict", facts)
+    has_same_length = len({one["length"] for one in facts}) == 1
+    if split == AUTO and problem is None and warning is None and has_same_length:
+        return
+    raise ConfigurationError(
+        f"the data to predict is not the same on all ranks, and predict returns the outputs of all "
+        f"of them in the order of the data: pass the same data on all ranks, or let each rank "
+        f"predict its own in a function of fitkit.on_rank(range({len(facts)}))."
+    )
 
 
 def _named(sets: Iterable[str], specs: Mapping[str, DataSpec]) -> dict[str, DataSpec]:

@@ -77,14 +77,16 @@ def by_pass(train: DataSpec | None, sets: Mapping[str, DataSpec]) -> dict[str, D
 def _of_passes(
     handler: BaseHandler, seed: int | None, specs: Mapping[str, DataSpec]
 ) -> dict[str, Any]:
-    size = handler.world.size
     return {
-        "data": {
-            name: part_facts(spec.data, spec.loader_kwargs, spec.split, size, length_text(spec))
-            for name, spec in specs.items()
-        },
+        "data": {name: data_facts(handler, spec) for name, spec in specs.items()},
         "data_seed": handler.seeds.data if seed is None else seed,
     }
+
+
+def data_facts(handler: BaseHandler, spec: DataSpec) -> dict[str, Any]:
+    """What ranks compare of the data of one pass."""
+    size = handler.world.size
+    return part_facts(spec.data, spec.loader_kwargs, spec.split, size, length_text(spec))
 
 
 def _of_logs(callbacks: CallbackList) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import chain
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +10,10 @@ import torch
 from torch import nn
 
 from fitkit import ConfigurationError, NNHandler
-from fitkit.core.state import Phase
 from fitkit.core.types import Share
 from fitkit.distributed.world import World
 from fitkit.runtime.precision import Precision
 from fitkit.training.build_evaluation import (
-    HandlerContext,
     HandlerEvaluator,
     evaluation_forward,
     evaluation_specs,
@@ -137,40 +134,6 @@ def test_a_compiled_loss_is_for_one_rank_only(handler, monkeypatch):
     assert forward_of(handler, FP32, None).compiled is not None
     handler.world = rank(0)
     assert forward_of(handler, FP32, None).compiled is None
-
-
-def draws(context):
-    context.seed_batch()
-    return float(torch.rand(()))
-
-
-def test_other_ranks_draw_the_same_for_the_same_batch(handler):
-    handler.world = rank(1)
-    context, state = HandlerContext(handler, seeds_batches=True), handler.state
-    first = draws(context)
-    assert draws(context) == first
-    seen = {first}
-    for name, value in (("global_step", 1), ("batch", 1), ("phase", Phase.TEST)):
-        setattr(state, name, value)
-        seen.add(draws(context))
-    handler.world = rank(2, 3)
-    seen.add(draws(context))
-    assert len(seen) == 5
-
-
-@pytest.mark.parametrize(("number", "seeds"), [(0, True), (1, False)])
-def test_streams_that_are_saved_are_not_seeded(handler, number, seeds):
-    handler.world = rank(number)
-    context = HandlerContext(handler, seeds_batches=seeds)
-    assert draws(context) != draws(context)
-
-
-def test_buffers_are_copied_from_rank_0():
-    module, copied = nn.BatchNorm1d(2), []
-    handler = NNHandler(module, "cpu")
-    handler.world = SimpleNamespace(rank=0, sum=None, copy_from_main=copied.extend)
-    HandlerContext(handler).sync_buffers()
-    assert [id(buffer) for buffer in copied] == [id(buffer) for buffer in module.buffers()]
 
 
 def test_an_evaluator_gives_the_model_in_evaluation_mode_with_its_averages(handler):

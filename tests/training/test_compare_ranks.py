@@ -7,6 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 import fitkit
 from fitkit import Callback, ConfigurationError, Event, NNHandler
@@ -18,6 +25,7 @@ from fitkit.training.compare_ranks import (
     compare_evaluation,
     compare_fit,
     ranks_text,
+    require_same_data,
 )
 from fitkit.training.options import FitOptions
 
@@ -125,3 +133,50 @@ def test_ranks_in_words():
 def test_a_difference_is_an_error(kwargs):
     with pytest.raises(ConfigurationError, match=r"the ranks differ: .* is 1 on rank 0, 2 on rank"):
         agreed(make(), make(), options=[FitOptions(DATA, **kwargs), FitOptions(DATA)][::-1])
+
+
+def predicted(*data):
+    """What the first rank raises for data to predict, each of another rank."""
+    said = []
+
+    def gather_all(value):
+        said.append(value)
+        return said[::-1]
+
+    handler, error = make(), None
+    for rank in reversed(range(len(data))):
+        handler.world = SimpleNamespace(size=len(data), is_main=rank == 0, gather_all=gather_all)
+        try:
+            require_same_data(handler, DataSpec(data[rank]))
+        except ConfigurationError as caught:
+            error = caught if rank == 0 else None
+    return error
+
+
+def loader(**kwargs):
+    return DataLoader(TensorDataset(*DATA), 2, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (DATA[0], DATA[0][:6]),
+        (DATA[0], 2 * DATA[0]),
+        tuple(Subset(TensorDataset(*DATA), range(rank, 8, 2)) for rank in range(2)),
+        tuple(Subset(TensorDataset(*DATA), range(rank, rank + 6)) for rank in range(2)),
+        tuple(loader(sampler=SubsetRandomSampler(range(rank, 8, 2))) for rank in range(2)),
+    ],
+    ids=["length", "values", "parts", "overlap", "sampler"],
+)
+def test_data_to_predict_that_differs_between_ranks_is_refused(data):
+    with pytest.raises(ConfigurationError, match=r"the data to predict is not the same on all"):
+        raise predicted(*data)
+    assert predicted(data[0], data[0]) is None
+
+
+def test_prediction_leaves_out_what_draws_the_order():
+    generators = [torch.Generator().manual_seed(rank) for rank in range(2)]
+    assert predicted(*(loader(shuffle=True, generator=one) for one in generators)) is None
+    dataset = TensorDataset(*DATA)
+    samplers = [DistributedSampler(dataset, 2, rank) for rank in range(2)]
+    assert predicted(*(loader(sampler=one) for one in samplers)) is None
