@@ -23,6 +23,9 @@ from fitkit.engine.forward import Count, Forward
 from fitkit.engine.lr_schedule import Schedule
 
 
+_ALONE = nullcontext()
+
+
 class Stepper(Protocol):
     """What takes an optimizer step: the optimizer, or its compiled ``step``."""
 
@@ -118,7 +121,7 @@ class TrainStep:
         Returns:
             the step's output, ``None`` if it skipped the batch, and the samples of all ranks.
         """
-        with nullcontext() if self._sync is None else self._sync.step(lambda: count(batch, None)):
+        with _ALONE if self._sync is None else self._sync.step(lambda: count(batch, None)):
             output, share = self._forward(batch, count)
         samples: Any = 0 if output is None else output.num_samples
         weight = 0 if output is None else output.weight
