@@ -22,7 +22,6 @@ from fitkit.engine.clip_gradients import clip_norm, clip_value
 from fitkit.engine.forward import Count, Forward
 from fitkit.engine.lr_schedule import Schedule
 
-
 _ALONE = nullcontext()
 
 
