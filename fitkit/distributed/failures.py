@@ -13,7 +13,7 @@ from typing import Any
 from fitkit.core.errors import DeadlockError, RankError
 
 _FAILURE = "failure"
-_SECONDS_TO_ACKNOWLEDGE = 1.5
+_SECONDS_TO_ACKNOWLEDGE = 0.8
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 from dataclasses import FrozenInstanceError
 
@@ -15,7 +16,7 @@ from fitkit.training.options import FitOptions
 
 
 def test_the_defaults_are_those_of_fit():
-    defaults = NNHandler.fit.__kwdefaults__
+    defaults = inspect.unwrap(NNHandler.fit).__kwdefaults__
     own = {name: field.default for name, field in FitOptions.__dataclass_fields__.items()}
     assert {**defaults, "train_data": None} == {**own, "use_amp": False}
 
