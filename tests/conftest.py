@@ -68,7 +68,7 @@ settings.load_profile("repeatable")
 
 
 def _load_simulation():
-    """The simulated accelerator; ``None`` for releases of torch before 2.8, without its hooks."""
+    """The simulated accelerator; ``None`` for early releases of torch, which lack its hooks."""
     if not hasattr(torch._C, "_acc"):
         return None
     path = Path(__file__).parent / "accelerator" / "sim.py"

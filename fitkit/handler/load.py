@@ -48,14 +48,13 @@ def load_handler(
     with world.call("load"):
         state = read_full(Path(path), parallel.empty_dtensor)
         model, kwargs = find_model(state, path, model_class, trust_code=trust_code)
-        weights = state["model_state_dict"]
-        bound = nullcontext() if isinstance(model, nn.Module) else bounded_build(weights)
+        is_ready = isinstance(model, nn.Module)
+        bound = nullcontext() if is_ready else bounded_build(state["model_state_dict"])
         with bound, as_build_error("model", "pass model_class=<a ready module>"):
             kind = state["model_type"]
             handler = handler_class(model, device, model_type=kind, strategy=parallel, **kwargs)
         handler.model_code = state["model_code"]
-        with bounded_build(weights):
-            rebuild_parts(handler, state, skip_parts)
+        rebuild_parts(handler, state, skip_parts)
         load_handler_state_dict(handler, state, strict=strict, skip_parts=skip_parts)
         handler.run_identity.adopt(run_record.read(Path(path)))
         return handler

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fitkit.checkpointing.bounded_build import bounded_build
 from fitkit.checkpointing.format.class_names import resolve_class
 from fitkit.checkpointing.format.component_config import as_build_error, decode_kwargs
 from fitkit.checkpointing.format.encoding import decode
@@ -80,7 +81,8 @@ def rebuild_parts(handler: BaseHandler, state: Mapping[str, Any], skip_parts: Sk
     saved = state["loss"]
     if saved is not None and saved.get("call_kwargs") is not None:
         remedy = "call set_loss_fn after loading"
-        with as_build_error("loss", remedy):
+        weights = state["model_state_dict"]
+        with bounded_build(weights), as_build_error("loss", remedy):
             loss = resolve_class(saved["class"], nn.Module, remedy)(**decode(saved["kwargs"]))
             call_kwargs = decode(saved["call_kwargs"])
             handler.parts.set_loss(loss, saved["pass_epoch"], call_kwargs)

@@ -201,7 +201,7 @@ def at_once(optimizer):
     [lambda o: StepLR(o, 2), lambda o: ReduceLROnPlateau(o, patience=1), in_turn, at_once],
     ids=["step", "plateau", "sequential", "chained"],
 )
-@pytest.mark.filterwarnings("ignore:.*call of `lr_scheduler.step")
+@pytest.mark.filterwarnings("ignore:.*call of `lr_scheduler.step", "ignore:The epoch parameter")
 def test_the_state_of_another_release_of_torch_is_loaded(build):
     """Also inside composed schedulers: unknown private keys are dropped, missing ones stay new."""
     expected, other = build(make()[1]), build(make()[1])
