@@ -30,7 +30,7 @@ from fitkit import Callback, NNHandler
 
 X = torch.arange(32.0)[:, None]
 Y = X.clone()
-OUT = Path(sys.argv[1])
+OUT = Path(sys.argv[1] if __name__ == "__main__" else ".")
 
 
 class Counting(Dataset):

@@ -30,7 +30,7 @@ def nothing(module, mesh):
 @pytest.mark.parametrize(
     ("device_mesh", "parallelize"),
     [(None, nothing), ((2, 2), nothing), ({"shard": 2}, nothing), ({"shard": 2, "tp": 2}, None)],
-    ids=str,
+    ids=["no mesh", "sizes", "no dimension", "no function"],
 )
 def test_a_function_and_a_dimension_need_each_other(device_mesh, parallelize):
     with pytest.raises(ConfigurationError, match=r"need each other.*pass both"):
