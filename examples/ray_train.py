@@ -1,6 +1,6 @@
 """Ray Train starts the ranks: a worker is killed, Ray starts the run again, and it goes on.
 
-    pip install "fitkit[ray]"
+    python -m pip install -e ".[ray]"
     python examples/ray_train.py
 
 Ray creates torch's process group, which fitkit finds; nothing else differs from a script for one
@@ -65,22 +65,27 @@ def train(config: dict[str, Any]) -> None:
 def main() -> None:
     """Two workers, of which one is killed after eleven batches."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.mkdtemp()) / "ray")
-    parser.add_argument("--kill-at", type=int, default=11)
+    parser.add_argument(
+        "--folder", type=Path, help="of checkpoints and results; default: a new one"
+    )
+    parser.add_argument(
+        "--kill-at", type=int, default=11, help="batch after which a worker dies; 0: none does"
+    )
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
+    folder = (options.folder or Path(tempfile.mkdtemp()) / "ray").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
     trainer = TorchTrainer(
         train,
-        train_loop_config={"folder": str(options.folder.resolve()), "kill_at": options.kill_at},
+        train_loop_config={"folder": str(folder), "kill_at": options.kill_at},
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(
-            storage_path=str(options.folder.resolve()), failure_config=FailureConfig(max_failures=2)
+            storage_path=str(folder), failure_config=FailureConfig(max_failures=2)
         ),
     )
     trainer.fit()
-    attempts = len((options.folder / "attempts.txt").read_text().split()) // 2
-    print(f"{attempts} attempts, {(options.folder / 'result.txt').read_text()}")
+    attempts = len((folder / "attempts.txt").read_text().split()) // 2
+    print(f"{attempts} attempts, {(folder / 'result.txt').read_text()}")
 
 
 if __name__ == "__main__":

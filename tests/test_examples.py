@@ -195,7 +195,7 @@ SHORT = {
         ["curves.png"],
     ),
 }
-WITH_TESTS_OF_THEIR_OWN = {"digits.py", "score_digits.py"}
+WITH_TESTS_OF_THEIR_OWN = {"digits.py", "score_digits.py", "ray_train.py"}
 
 
 def test_every_example_is_run_by_a_test():
