@@ -41,6 +41,7 @@ def as_srun(launcher, out, *arguments):
     return [launch.wait() for launch in launches]
 
 
+@pytest.mark.slow
 def test_the_same_run(launcher, tmp_path, two, cases, kit):
     out = tmp_path / "out"
     ended = as_srun(launcher, out, *cases.trajectories["windows"])

@@ -11,7 +11,7 @@ import torch
 import fitkit
 from fitkit.checkpointing.storage import single_or_sharded
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
 RUN = Path(__file__).parent / "ties_run.py"
 FROZEN = [f"blocks.{number}.inner.weight" for number in range(5)]
