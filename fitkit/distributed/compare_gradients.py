@@ -1,4 +1,4 @@
-"""Compare the gradients of all ranks, which must be equal before the optimizer steps."""
+"""Compare the gradients of all ranks before an optimizer step, and the weights after it."""
 
 from __future__ import annotations
 
@@ -25,22 +25,46 @@ def require_equal_gradients(world: World, named: Mapping[str, Tensor]) -> None:
     Raises:
         ConfigurationError: some gradient differs, or is missing on some ranks.
     """
-    whole = {name: p for name, p in named.items() if not is_dtensor(p)}
-    norms = world.gather_all([_norm(parameter.grad) for parameter in whole.values()])
-    differing = {
-        name: of_ranks
-        for name, *of_ranks in zip(whole, *norms, strict=True)
-        if not all(_is_equal(norm, of_ranks[0]) for norm in of_ranks)
-    }
-    if not differing:
-        return
+    differing = _differing(world, {name: p.grad for name, p in named.items() if not is_dtensor(p)})
+    if differing:
+        raise ConfigurationError(
+            f"the gradients of {names_of(list(differing))} are not those of all ranks together: "
+            f"that of {_first(differing)}. They come from a backward pass that fitkit does not "
+            f"see: return the loss from the training step, or call loss.backward() in it, and do "
+            f"not assign .grad."
+        )
+
+
+@torch.no_grad()
+def require_equal_weights(world: World, named: Mapping[str, Tensor]) -> None:
+    """As ``require_equal_gradients``, for the values of parameters.
+
+    Raises:
+        ConfigurationError: some value differs.
+    """
+    differing = _differing(world, {name: p for name, p in named.items() if not is_dtensor(p)})
+    if differing:
+        raise ConfigurationError(
+            f"the ranks train different models: {_first(differing)}. A training step or a callback "
+            f"changes weights or gradients by what one rank has, its samples or random numbers: "
+            f"return the loss from the training step, or call loss.backward() in it, and change "
+            f"the rest equally on all ranks."
+        )
+
+
+def _differing(
+    world: World, tensors: Mapping[str, Tensor | None]
+) -> dict[str, tuple[float | None, ...]]:
+    """The norms on all ranks of the tensors whose norms differ."""
+    norms = world.gather_all([_norm(tensor) for tensor in tensors.values()])
+    of_ranks = zip(tensors, zip(*norms, strict=True), strict=True)
+    return {name: of for name, of in of_ranks if not all(_is_equal(one, of[0]) for one in of)}
+
+
+def _first(differing: Mapping[str, Sequence[float | None]]) -> str:
     name, of_ranks = next(iter(differing.items()))
     found = ", ".join(f"{_described(norm)} on rank {rank}" for rank, norm in enumerate(of_ranks))
-    raise ConfigurationError(
-        f"the gradients of {names_of(list(differing))} are not those of all ranks together: that "
-        f"of {name!r} has {found}. They come from a backward pass that fitkit does not see: return "
-        f"the loss from the training step, or call loss.backward() in it, and do not assign .grad."
-    )
+    return f"{name!r} has {found}"
 
 
 def names_of(names: Sequence[str]) -> str:
@@ -50,10 +74,10 @@ def names_of(names: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _norm(gradient: Tensor | None) -> float | None:
-    if gradient is None:
+def _norm(tensor: Tensor | None) -> float | None:
+    if tensor is None:
         return None
-    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    values = tensor.coalesce().values() if tensor.is_sparse else tensor
     dtype = accumulation_dtype(values.device)
     if values.is_complex():
         values = torch.view_as_real(values)

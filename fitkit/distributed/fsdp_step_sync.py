@@ -47,6 +47,7 @@ class FSDPStepSync(StepSync):
         if self._own is not None and self._handles is None:
             self._handles = self._model.register_hooks(self._scaled)
             self._own.after_optimizer_step = self._model.gather_root
+            self._model.keeps_changes = True
         with self._model.running(), super().step(count):
             yield
 
@@ -55,6 +56,7 @@ class FSDPStepSync(StepSync):
         weight = None if self._own is None else self._own.begin_pass()
         if weight is None:
             return None
+        self._model.keep_changes()
         self._model.finish_pass()
         return gradient * (weight * self._world.size) if weight else torch.zeros_like(gradient)
 
@@ -85,3 +87,4 @@ class FSDPStepSync(StepSync):
         for handle in self._handles or ():
             handle.remove()
         self._handles = None
+        self._model.keeps_changes = False

@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.distributed.fsdp import FSDPModule
 
 from fitkit.core.errors import ConfigurationError, add_note
 from fitkit.distributed.dtensor import is_dtensor
+from fitkit.distributed.gathered_parameter import GatheredParameter
 
 
 class GatheredModel:
@@ -20,6 +23,9 @@ class GatheredModel:
     FSDP gathers a unit, such as a block, when it is called, and the root only within its forward
     pass. While a step runs, the root is gathered, and any other unit as soon as a module inside it
     is called without it. Afterwards all parameters are sharded again.
+
+    Attributes:
+        keeps_changes: whether the step may clear gradients and change values, as in training.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -27,11 +33,15 @@ class GatheredModel:
         _state_of(root)._lazy_init()  # noqa: SLF001  else a unit could become the root
         self._units: dict[Any, list[nn.Module]] = {}
         self._gathered: list[Any] = []
-        self._is_running = False
+        self._nodes: list[Node] = []  # which torch forgets, with their hooks, if nobody has them
+        self._changing: dict[Any, list[GatheredParameter]] = {}
+        self._is_running = self.keeps_changes = False
         self._collect(root, [])
+        for group in _state_of(root)._fsdp_param_groups:  # noqa: SLF001
+            group.post_backward = partial(self._after_pass, group.post_backward)
         for unit, modules in self._units.items():
             for module in modules:
-                if module is not unit and module._parameters:  # noqa: SLF001
+                if (module is not unit or unit is root) and module._parameters:  # noqa: SLF001
                     module.register_forward_pre_hook(partial(self._before_forward, unit))
 
     def _collect(self, module: nn.Module, modules: list[nn.Module]) -> None:
@@ -51,28 +61,54 @@ class GatheredModel:
             yield
             return
         self._is_running = True
-        self._gathered = [self._root]
-        self._root.unshard()
+        self._gathered = []
+        self._gather(self._root)
         # a step may use parameters after it has called the model
         self._root.set_reshard_after_forward(False, recurse=False)
         try:
             with explained():
                 yield
+            self.keep_changes()
         finally:
+            self._changing.clear()
             self._root.set_reshard_after_forward(True, recurse=False)
             for unit in self._gathered:
                 unit.reshard()
             self._is_running = False
 
     def _before_forward(self, unit: Any, module: nn.Module, args: Any) -> None:
-        if self._is_running and any(is_dtensor(p) for p in module._parameters.values()):  # noqa: SLF001
-            self._gathered.append(unit)
-            unit.unshard()
+        if not self._is_running:
+            return
+        is_sharded = any(is_dtensor(p) for p in module._parameters.values())  # noqa: SLF001
+        is_new = unit is self._root and unit not in self._changing  # a pass has ended before
+        if is_sharded or (is_new and self.keeps_changes):
+            self._gather(unit)
+
+    def _gather(self, unit: Any) -> None:
+        self._gathered.append(unit)
+        unit.unshard()
+        # not in a backward pass, which calls checkpointed modules again
+        if self.keeps_changes and torch._C._current_graph_task_id() == -1:  # noqa: SLF001
+            groups = _state_of(unit)._fsdp_param_groups  # noqa: SLF001
+            of_unit = [parameter for group in groups for parameter in group.fsdp_params]
+            self._changing[unit] = list(map(GatheredParameter, of_unit))
+
+    def keep_changes(self) -> None:
+        """Pass on what the step has done to gathered parameters, see ``GatheredParameter``."""
+        while self._changing:
+            for parameter in self._changing.popitem()[1]:
+                parameter.keep_changes()
+
+    def _after_pass(self, of_torch: Callable[..., None], *inputs: Any) -> None:
+        # torch.autograd.grad adds no gradients, and the step goes on with what it has gathered
+        if not self._changing:
+            of_torch(*inputs)
 
     def gather_root(self) -> None:
         """Gather the root again, as a backward pass or an optimizer has sharded it."""
+        self.keep_changes()
         self._root.reshard()
-        self._root.unshard()
+        self._gather(self._root)
 
     def prepare_backward(self, loss: Tensor) -> None:
         """Let the backward pass of ``loss`` gather what the step had, and reduce all gradients."""
@@ -82,6 +118,7 @@ class GatheredModel:
     def register_hooks(self, hook: Callable[[Tensor], Tensor | None]) -> list[Any]:
         """Register ``hook`` on every gathered parameter; gathers one unit after the other."""
         handles = []
+        self._nodes.clear()
         for unit, modules in self._units.items():
             unit.unshard()
             for module in modules:
@@ -89,8 +126,10 @@ class GatheredModel:
                     if parameter is not None and not is_dtensor(parameter):
                         is_trained = parameter.requires_grad
                         of_unit = partial(_before_accumulation, unit, name, hook)
-                        handle = parameter.requires_grad_().register_hook(of_unit)  # type: ignore[no-untyped-call]
-                        handles.append(handle)
+                        # not a hook of the tensor: torch.autograd.grad would call it, too
+                        node = get_gradient_edge(parameter.requires_grad_()).node
+                        handles.append(node.register_prehook(of_unit))
+                        self._nodes.append(node)
                         parameter.requires_grad_(is_trained)
             unit.reshard()
         return handles
@@ -105,21 +144,22 @@ def _state_of(unit: Any) -> Any:
 
 
 def _before_accumulation(
-    unit: Any, name: str, hook: Callable[[Tensor], Tensor | None], gradient: Tensor
-) -> Tensor | None:
+    unit: Any, name: str, hook: Callable[[Tensor], Tensor | None], gradients: tuple[Tensor]
+) -> tuple[Tensor] | None:
     for group in _state_of(unit)._fsdp_param_groups:  # noqa: SLF001
         if group._training_state.name == "POST_BACKWARD":  # noqa: SLF001
             raise ConfigurationError(
                 f"the backward pass reaches {name!r} of {type(unit).__name__} after FSDP has "
                 f"reduced its gradients. {_REMEDY}"
             )
-    return hook(gradient)
+    changed = hook(gradients[0])
+    return None if changed is None else (changed,)
 
 
 _REMEDY = (
     "With FSDP a step may call a block or the modules inside it, but not both, and cannot use "
-    "weights of a block outside of a module's call: call the block itself, or leave it out of "
-    "fitkit.FSDP(blocks=...)."
+    "weights of a block outside of a module's call, or for second derivatives: call the block "
+    "itself, or leave it out of fitkit.FSDP(blocks=...)."
 )
 
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.types import Share
 from fitkit.distributed.average_gradients import average_gradients
-from fitkit.distributed.compare_gradients import require_equal_gradients
+from fitkit.distributed.compare_gradients import require_equal_gradients, require_equal_weights
 from fitkit.distributed.own_backward import OwnBackward
 from fitkit.distributed.world import World
 
@@ -47,6 +47,7 @@ class StepSync:
         self._modules, self._optimizer, self._world = modules, optimizer, world
         self._num_optimized = -1
         self._has_compared = False
+        self._num_steps = 0
         self._named: dict[str, Tensor] = {}
         self.named_parameters()
         self._own = OwnBackward(world, self.named_parameters) if is_custom else None
@@ -67,6 +68,9 @@ class StepSync:
     @contextmanager
     def step(self, count: Count) -> Iterator[None]:
         """The context in which the step of a batch runs; ``count``: counts its samples."""
+        self._num_steps += 1
+        if self._num_steps == 2:
+            self.compare_weights()
         before = self._named
         if self.named_parameters() is not before:
             known = set(map(id, before.values()))
@@ -137,6 +141,10 @@ class StepSync:
             require_equal_gradients(
                 self._world, {name: p for name, p in named.items() if id(p) in optimized}
             )
+
+    def compare_weights(self) -> None:
+        """After the first step and each pass over the data: raise if ranks have other weights."""
+        require_equal_weights(self._world, self.named_parameters())
 
     def _trained(self) -> Sequence[Tensor]:
         return [p for p in self.named_parameters().values() if p.requires_grad]

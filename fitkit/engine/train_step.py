@@ -63,6 +63,9 @@ class StepSync(Protocol):
     def compare_gradients(self) -> None:
         """Once, before the first optimizer step: raise if they differ between ranks."""
 
+    def compare_weights(self) -> None:
+        """After a pass over the data: raise if ranks train different models."""
+
     def close(self) -> None:
         """Called at the end of a run."""
 
@@ -163,11 +166,13 @@ class TrainStep:
         return loss if factor == 1.0 else loss * factor
 
     def finish(self) -> None:
-        """Take the step of a window that no further batch will fill."""
+        """Called at the end of a pass: take the step of a window that no batch will fill."""
         if self._window.batches:
             if self._sync is not None:
                 self._sync.average_gradients()
             self._take_step()
+        if self._sync is not None:
+            self._sync.compare_weights()
 
     def _backward(self, loss: Tensor | None, *, is_full: bool) -> None:
         if self._optimizer is None:
@@ -187,13 +192,13 @@ class TrainStep:
         optimizer = self._optimizer
         if optimizer is None:
             return
-        if self._sync is not None:
-            self._sync.compare_gradients()
         self._precision.unscale(optimizer)
         correction = self._window.correction()
         if correction is not None:
             self._scale_gradients(correction)
         self._callbacks.fire(Event.OPTIMIZER_STEP_BEGIN, self._state.optimizer_steps, EMPTY_LOGS)
+        if self._sync is not None:  # callbacks may have changed them
+            self._sync.compare_gradients()
         self._clip()
         if self._precision.step(self._stepper):
             self._count_step()

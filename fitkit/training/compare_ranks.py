@@ -217,14 +217,10 @@ def _differing_settings(ranks: Sequence[Mapping[str, Any]]) -> list[str]:
     settings = [facts["settings"] for facts in ranks]
     lines = []
     for name in dict.fromkeys(name for one in settings for name in one):
-        values = [_shown(one[name]) if name in one else "none" for one in settings]
+        values = [str(one.get(name, "none")) for one in settings]
         if len(set(values)) > 1:
             lines.append(f"{name} is {by_value(values)}")
     return [f"{', '.join(lines)} ({_SAME})"] if lines else []
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value)
 
 
 def _differing_callbacks(ranks: Sequence[Mapping[str, Any]]) -> list[str]:

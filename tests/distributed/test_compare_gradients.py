@@ -9,7 +9,11 @@ import torch
 from torch import nn
 
 from fitkit.core.errors import ConfigurationError
-from fitkit.distributed.compare_gradients import names_of, require_equal_gradients
+from fitkit.distributed.compare_gradients import (
+    names_of,
+    require_equal_gradients,
+    require_equal_weights,
+)
 from fitkit.distributed.world import World
 
 
@@ -74,6 +78,13 @@ def test_sparse_and_complex_gradients_have_norms():
     world = Two(4.0, 5.0)
     require_equal_gradients(world, {"sparse": sparse, "complex": complex_})
     assert world.own == [4.0, 5.0]
+
+
+def test_weights_are_compared_too():
+    weights = {"p0": nn.Parameter(torch.tensor([3.0, 4.0]))}
+    require_equal_weights(Two(5.0), weights)
+    with pytest.raises(ConfigurationError, match=r"'p0' has the norm 5 on rank 0, the norm 5.1"):
+        require_equal_weights(Two(5.1), weights)
 
 
 def test_long_lists_are_cut():

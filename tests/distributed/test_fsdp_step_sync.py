@@ -65,9 +65,12 @@ def test_a_loss_without_weight_still_goes_through_the_model(sync):
     assert sync.without_weight(loss).requires_grad
 
 
-def test_the_hooks_go_with_the_run(sync, modules):
+def test_the_hooks_go_with_the_run(sync, modules, monkeypatch):
+    calls = []
+    monkeypatch.setattr(sync._own, "begin_pass", lambda: calls.append("pass") or 1.0)
     with sync.step(lambda: Share(1, None)):
-        weight = modules.model.weight
-    assert weight._backward_hooks
+        modules.model(torch.ones(1, 3)).sum().backward()
+    assert calls == ["pass", "pass"]  # weight and bias
     sync.close()
-    assert not weight._backward_hooks
+    modules.model(torch.ones(1, 3)).sum().backward()
+    assert calls == ["pass", "pass"]

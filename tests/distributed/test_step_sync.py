@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from fitkit.core.errors import ConfigurationError
 from fitkit.core.trained_modules import TrainedModules
 from fitkit.core.types import Share
 from fitkit.distributed.step_sync import StepSync
@@ -26,6 +27,9 @@ class Two(World):
 
     def copy_from_main(self, tensors):
         self.copied = list(tensors)
+
+    def gather_all(self, value):
+        return [value, self.others]
 
 
 class Sync(StepSync):
@@ -69,6 +73,18 @@ def test_parameters_that_only_the_optimizer_has_are_named_too(model):
     with sync.step(lambda: Share(1, 2)):
         assert [t.tolist() for t in world.copied] == [[1.0, 1.0]]  # it begins as on rank 0
     assert list(sync.named_parameters().values())[-1] is late
+
+
+def test_weights_are_compared_after_the_first_step_and_after_a_pass(model):
+    world = Two()
+    sync = Sync(TrainedModules(model), None, world)
+    world.others = [0.0, 0.0]
+    with sync.step(lambda: Share(1, 2)):
+        pass
+    with pytest.raises(ConfigurationError, match="different models"), sync.step(lambda: None):
+        pass
+    with pytest.raises(ConfigurationError, match="different models"):
+        sync.compare_weights()
 
 
 @pytest.fixture(scope="module")

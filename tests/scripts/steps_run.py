@@ -248,6 +248,22 @@ class Own(fitkit.Callback):
         adam.step()
         return StepOutput(loss.detach(), backward=False)
 
+    def through_the_model(self, handler: Any, batch: Any) -> StepOutput:
+        """Clears gradients, reads some and bounds weights through the model, in windows of two."""
+        net = handler.model
+        adam = self.optimizers["all"]
+        if handler.state.global_step % 2 == 0:
+            net.zero_grad()
+        hidden = net.body(batch[0])
+        loss = loss_of(net.score(hidden), batch)
+        torch.autograd.grad(loss, [net.body[0].weight, hidden], retain_graph=True)
+        torch.autograd.grad(loss, net.head.weight, retain_graph=True)
+        loss.backward()
+        adam.step()
+        for parameter in net.parameters():
+            parameter.data.clamp_(-0.3, 0.3)
+        return StepOutput(loss.detach(), backward=False)
+
     def accumulates(self, handler: Any, batch: Any) -> StepOutput:
         """Gradients of three batches make a step."""
         adam = self.optimizers["all"]
@@ -363,6 +379,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "own accumulation": own("accumulates"),
     "line search": own("line_search", samples=21),
     "own loss scaler": own("scaled"),
+    "own backward, through the model": own("through_the_model"),
     "own reentrant checkpoints": own("inside"),
     "backward before that of the loss": own("helps", optimizer=torch.optim.Adam),
     "backward before that of the loss in windows": own(
@@ -427,6 +444,7 @@ SHARDED: dict[str, Callable[[], Case]] = {
             "own backward, one rank without samples",
             "adversaries",
             "own accumulation",
+            "own backward, through the model",
             "backward before that of the loss",
             "own backward later",
         )
@@ -457,6 +475,19 @@ class Refused(Own):
         ):
             parameter.grad = gradient
         sgd.step()
+        return StepOutput(loss.detach(), backward=False)
+
+    def by_hand(self, handler: Any, batch: Any) -> StepOutput:
+        """Changes weights by gradients that no backward pass has added, from the third step on."""
+        if handler.state.global_step < 2:
+            return self.one(handler, batch)
+        parameters = list(handler.model.parameters())
+        loss = loss_of(handler.model(batch[0]), batch)
+        with torch.no_grad():
+            for parameter, gradient in zip(
+                parameters, torch.autograd.grad(loss, parameters), strict=True
+            ):
+                parameter -= 0.1 * gradient
         return StepOutput(loss.detach(), backward=False)
 
     def skipped(self, handler: Any, batch: Any) -> StepOutput | None:
@@ -496,6 +527,7 @@ def refused(how: str, **options: Any) -> Callable[[], Case]:
 REFUSED: dict[str, Callable[[], Case]] = {
     "second network": refused("second_network"),
     "assigned gradients": refused("assigned"),
+    "weights changed by hand": refused("by_hand"),
     "skipped on one rank": refused("skipped"),
     "an optimizer step on one rank": refused("steps_alone"),
     "a backward pass for fit on one rank": refused("leaves_to_fit", optimizer=torch.optim.SGD),
