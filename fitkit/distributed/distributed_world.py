@@ -167,7 +167,7 @@ class DistributedWorld(World):
                 raise
             raise first from error
         finally:
-            self._activity.verbs.pop()
+            self._activity.verbs.remove(verb)  # a generator may end after a later call began
 
     def _error_of_call(self, error: BaseException) -> BaseException:
         """``error`` if all ranks have raised at this point, else that of the rank that failed."""
