@@ -167,7 +167,7 @@ class DistributedWorld(World):
                 raise
             raise first from error
         finally:
-            self._activity.verbs.pop()
+            self._activity.verbs.remove(verb)  # a generator may end after a later call began
 
     def _error_of_call(self, error: BaseException) -> BaseException:
         """``error`` if all ranks have raised at this point, else that of the rank that failed."""
@@ -280,4 +280,7 @@ class DistributedWorld(World):
         # an object that still holds this world must not keep the threads of its groups alive
         self.group = self._side_group = self._default_group = None
         self._subgroups.clear()
-        gc.collect()
+        if not self.is_broken:
+            # an iterator of a DataLoader that it finds would wait five seconds for its workers,
+            # which the end of the process stops at once
+            gc.collect()

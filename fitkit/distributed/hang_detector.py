@@ -18,10 +18,12 @@ from fitkit.distributed.signal_bytes import SignalBytes
 _SECONDS_TO_TELL = 1.5
 _SECONDS_BETWEEN_STATUSES = 1.0
 _SECONDS_TO_LOOK = 2.5
-# After a signal that ends the run a rank waits this long for the others to get to a common batch.
+# After a signal that ends the run a rank that waits for others gives up after this time, unless one
+# is at work, as for its last save: then it waits, and the launcher decides how long that may take.
 _SECONDS_AFTER_SIGNAL = 3.5
-# ... and this long while one of them is at work, as for its last save; torchrun kills after 30 s.
-_SECONDS_AFTER_SIGNAL_AT_WORK = 20.0
+# ... and one that may itself be at work, or in a collective that nobody knows of, while no other
+# answers.
+_SECONDS_AFTER_SIGNAL_ALONE = 20.0
 _FRESH_SECONDS = 3 * _SECONDS_BETWEEN_STATUSES
 
 
@@ -133,13 +135,21 @@ class HangDetector:
         """Whether this rank has waited long enough for a common end with the others."""
         if number == signal.SIGINT and times > 1:
             return still > 1.0
-        others = {rank: status for rank, status in self.statuses().items() if rank != self._rank}
-        at_work = any(
-            status["operation"] is None and self._is_fresh(rank) for rank, status in others.items()
+        activity = self.activity
+        others = [
+            status
+            for rank, status in self.statuses().items()
+            if rank != self._rank and self._is_fresh(rank)
+        ]
+        if activity.operation is None and not others:
+            return min(seconds_since, still) >= _SECONDS_AFTER_SIGNAL_ALONE
+        are_all_in_it = len(others) == self._size - 1 and all(
+            status["begun"] == activity.begun for status in others
         )
-        at_work = at_work or self.activity.operation is None
-        patience = _SECONDS_AFTER_SIGNAL_AT_WORK if at_work else _SECONDS_AFTER_SIGNAL
-        return min(seconds_since, still) >= patience
+        is_one_at_work = any(status["operation"] is None for status in others)
+        if activity.operation is None or is_one_at_work or are_all_in_it:
+            return False
+        return min(seconds_since, still) >= _SECONDS_AFTER_SIGNAL
 
 
 def find_deadlock(statuses: dict[int, dict[str, Any]]) -> str | None:

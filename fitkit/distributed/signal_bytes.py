@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
+_own_fds: set[int] = set()
+
 
 class SignalBytes:
     """Receives the number of each signal from the interpreter's C handler.
@@ -19,11 +21,7 @@ class SignalBytes:
     """
 
     def __init__(self) -> None:
-        self._reader: socket.socket | None = None
-        self._numbers: frozenset[int] = frozenset()
-        self._others = -1
-        self._first: tuple[int, float] | None = None
-        self._times = 0
+        self._listeners: list[_Listener] = []  # of a fit, and of one that its hooks call
 
     @contextmanager
     def listening(self, signals: Iterable[int]) -> Iterator[None]:
@@ -31,31 +29,48 @@ class SignalBytes:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._first, self._times, self._numbers = None, 0, frozenset(signals)
-        self._reader, writer = socket.socketpair()
-        with self._reader, writer:
-            self._reader.setblocking(False)
+        reader, writer = socket.socketpair()
+        with reader, writer:
+            reader.setblocking(False)
             writer.setblocking(False)
-            self._others = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            own, others = writer.fileno(), signal.set_wakeup_fd(-1)
+            self._listeners.append(_Listener(reader, frozenset(signals), others))
+            _own_fds.add(own)
+            signal.set_wakeup_fd(own, warn_on_full_buffer=False)
             try:
                 yield
             finally:
-                signal.set_wakeup_fd(self._others)
-                self._others = -1
-                self._first = self._reader = None
+                current = signal.set_wakeup_fd(-1)
+                with suppress(OSError, ValueError):  # it was closed
+                    # the program may have begun to listen inside
+                    signal.set_wakeup_fd(others if current in (own, -1) else current)
+                self._listeners.pop().read()
+                _own_fds.discard(own)
 
     def read(self) -> tuple[int, int, float] | None:
         """The signal in force, how often it was sent, and the seconds since; SIGINT gives way."""
-        reader = self._reader
-        with suppress(OSError):  # there is none, or the main thread has just closed it
-            for number in b"" if reader is None else reader.recv(4096):
+        listener = self._listeners[-1:]  # the main thread may remove it at any time
+        return listener[0].read() if listener else None
+
+
+class _Listener:
+    """Notes signals, and passes all on to ``others``, a file descriptor as of asyncio, or -1."""
+
+    def __init__(self, reader: socket.socket, numbers: frozenset[int], others: int) -> None:
+        self._reader, self._numbers, self._others = reader, numbers, others
+        self._first: tuple[int, float] | None = None
+        self._times = 0
+
+    def read(self) -> tuple[int, int, float] | None:
+        with suppress(OSError):  # there is none, or the main thread has just closed the socket
+            for number in self._reader.recv(4096):
                 self._note(number)
         if self._first is None:
             return None
         return self._first[0], self._times, time.monotonic() - self._first[1]
 
     def _note(self, number: int) -> None:
-        if self._others >= 0:  # as of asyncio
+        if self._others >= 0:
             with suppress(OSError):
                 os.write(self._others, bytes([number]))
         if number not in self._numbers:
@@ -64,3 +79,14 @@ class SignalBytes:
             self._first, self._times = (number, time.monotonic()), 0
         if self._first[0] == number:
             self._times += 1
+
+
+def _stop_in_child() -> None:
+    """A forked process shares the socket: its signals would count as those of its parent."""
+    if _own_fds:
+        signal.set_wakeup_fd(-1)
+        _own_fds.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_stop_in_child)

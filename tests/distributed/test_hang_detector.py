@@ -194,10 +194,8 @@ def after_signal(number, times=1, *, other=None, seconds=4.5):
     return found, waiting
 
 
-@pytest.mark.parametrize("other", [None, "sum"])
-def test_a_signal_ends_a_rank_that_waits_in_vain(other):
-    """The other rank is stopped, or waits too."""
-    found, waiting = after_signal(signal.SIGTERM, other=other)
+def test_a_signal_ends_a_rank_that_waits_for_one_that_is_stopped():
+    found, waiting = after_signal(signal.SIGTERM)
     assert found.rank == 0
     assert "received SIGTERM while it waited" in found.told
     assert failure_of_another(waiting._store, 1).told == found.told
@@ -206,10 +204,28 @@ def test_a_signal_ends_a_rank_that_waits_in_vain(other):
     assert end.code == 143
 
 
-def test_a_rank_at_work_is_waited_for():
-    """As one that writes the last checkpoint."""
-    assert after_signal(signal.SIGTERM, other="work", seconds=19)[0] is None
-    assert after_signal(signal.SIGTERM, other="work", seconds=22)[0] is not None
+@pytest.mark.parametrize("other", ["work", "sum"])
+def test_a_rank_at_work_is_waited_for(other):
+    """As one that writes the last checkpoint; or both are in a long collective."""
+    assert after_signal(signal.SIGTERM, other=other, seconds=600)[0] is None
+
+
+def test_a_rank_at_work_for_which_the_others_wait_is_not_ended():
+    ranks = Ranks()
+    writing, waiting = ranks.all
+    waiting.activity.inside("sum")
+    writing.signals.signaled = (signal.SIGTERM, 1, 600.0)
+    assert ranks.look(1200) == [None, None]
+
+
+def test_a_rank_in_an_unknown_collective_ends_where_no_other_answers():
+    ranks, found = Ranks(), []
+    alone = ranks.all[0]
+    for i in range(60):
+        alone.signals.signaled = (signal.SIGTERM, 1, i * POLLING_SECONDS)
+        found.append(alone.find_failure() is not None)
+        ranks.clock.now += POLLING_SECONDS
+    assert found.index(True) == 40  # after 20 seconds
 
 
 def test_a_second_interrupt_ends_at_once():

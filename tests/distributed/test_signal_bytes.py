@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -56,23 +57,26 @@ def test_other_signals_are_not_noted(heard):
         assert noted.read() is None
 
 
-def test_who_listened_before_still_hears(heard):
-    """As asyncio does in a notebook."""
+@pytest.fixture
+def listener():
+    """A program that listens to signals, as asyncio does in a notebook."""
     reader, writer = socket.socketpair()
-    for end in (reader, writer):
-        end.setblocking(False)
-    before = signal.set_wakeup_fd(writer.fileno())
-    try:
-        noted = SignalBytes()
-        with noted.listening(SIGNALS):
-            signal.raise_signal(signal.SIGUSR1)
-            noted.read()
-        assert reader.recv(8) == bytes([signal.SIGUSR1])
-        assert signal.set_wakeup_fd(writer.fileno()) == writer.fileno()
-    finally:
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno())
+        yield reader
         signal.set_wakeup_fd(before)
-        reader.close()
-        writer.close()
+
+
+def test_who_listened_before_still_hears(heard, listener):
+    noted = SignalBytes()
+    with noted.listening(SIGNALS):
+        signal.raise_signal(signal.SIGUSR1)
+        noted.read()
+        assert listener.recv(8) == bytes([signal.SIGUSR1])
+    signal.raise_signal(signal.SIGUSR1)
+    assert listener.recv(8) == bytes([signal.SIGUSR1])
 
 
 def test_outside_of_the_main_thread_nothing_changes():
@@ -86,3 +90,52 @@ def test_outside_of_the_main_thread_nothing_changes():
     thread.start()
     thread.join()
     assert found == [None]
+
+
+def test_a_fit_inside_of_another_leaves_it_listening(heard):
+    noted = SignalBytes()
+    with noted.listening(SIGNALS):
+        with noted.listening([signal.SIGUSR1]):
+            signal.raise_signal(signal.SIGUSR1)
+            assert noted.read()[:2] == (signal.SIGUSR1, 1)
+        signal.raise_signal(signal.SIGINT)
+        assert noted.read()[:2] == (signal.SIGUSR1, 1)  # the outer one heard it too
+    assert noted.read() is None
+
+
+def test_a_forked_process_tells_its_parent_of_no_signal(heard):
+    """As a worker of a DataLoader on Ctrl-C, which the whole process group receives."""
+    noted = SignalBytes()
+    with noted.listening(SIGNALS):
+        pid = os.fork()
+        if pid == 0:
+            signal.raise_signal(signal.SIGINT)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert noted.read() is None
+
+
+def test_who_listened_before_hears_what_nobody_has_read_at_the_end(heard, listener):
+    with SignalBytes().listening(SIGNALS):
+        signal.raise_signal(signal.SIGUSR1)
+    assert listener.recv(8) == bytes([signal.SIGUSR1])
+
+
+def test_who_began_to_listen_inside_still_hears(heard, listener):
+    """As asyncio.run in a hook."""
+    own = signal.set_wakeup_fd(-1)
+    with SignalBytes().listening(SIGNALS):
+        signal.set_wakeup_fd(own)
+    assert signal.set_wakeup_fd(own) == own
+
+
+def test_who_listened_before_may_have_closed_inside(heard):
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = signal.set_wakeup_fd(writer.fileno())
+    try:
+        with reader, SignalBytes().listening(SIGNALS):
+            writer.close()
+        assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        signal.set_wakeup_fd(before)
