@@ -40,8 +40,8 @@ ACCESSES = {
     "a list of numbers": lambda a, b: torch.tensor([a[0, 0], b[0, 0]]),
     "a copy": lambda a, b: torch.tensor(a),
     "a kind of parameter": sum_own,
-    "threads that write": lambda a, b: on_threads(lambda row: a[row].fill_(row)),
-    "threads that read": lambda a, b: on_threads(lambda row: b[row].sum()),
+    "threads that write": lambda a, b: torch.stack(on_threads(lambda row: a[row].fill_(row))),
+    "threads that read": lambda a, b: torch.stack(on_threads(lambda row: b[row].sum())),
 }
 
 
