@@ -3,7 +3,8 @@
 Inside ``with`` the module's constructor runs as always, on real memory, and draws its random
 numbers as always. The memory of a large tensor is freed as soon as another tensor is computed,
 because what was done to it is recorded: it is done again, with the same random numbers, whenever
-something reads the tensor. A tensor that was computed from others, or read from a file, stays.
+something reads the tensor. A tensor that was computed from others, or read from a file, stays, and
+so do all when the constructor starts a thread.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from fitkit.distributed.raw_access import RawAccess
 
 MIN_BYTES = 1 << 16  # smaller tensors keep their memory
 
@@ -29,9 +32,6 @@ _FACTORIES = _WITHOUT_VALUES | {"zeros", "ones", "full", "rand", "randn", "arang
 _FILLS = {"normal_", "uniform_", "fill_", "zero_", "random_", "exponential_", "log_normal_"}
 _READ_NOTHING = {"detach", "alias", "lift_fresh"}
 _RESIZES = {"resize_", "resize_as_", "set_"}
-# by these, memory is reached without an operation
-_RAW_ACCESS = {"numpy", "tolist", "data_ptr", "untyped_storage", "storage", "_typed_storage"}
-_RAW_ACCESS |= {"__array__", "__dlpack__", "__reduce_ex__", "share_memory_", "pin_memory", "set_"}
 
 
 class _Step(NamedTuple):
@@ -76,10 +76,10 @@ class DeferredValues:
         self._histories: WeakKeyDictionary[Any, _History] = WeakKeyDictionary()
         self._in_memory: list[Any] = []  # those of them whose memory is to be freed next
         self._modes = ExitStack()
-        self._is_filling = False
+        self._is_filling = self._is_stopped = False
 
     def __enter__(self) -> DeferredValues:
-        self._modes.enter_context(_RawAccess(self))
+        self._modes.enter_context(RawAccess(self.restore, self._stop))
         self._modes.enter_context(_Operations(self))
         return self
 
@@ -125,15 +125,17 @@ class DeferredValues:
 
     # ---- while the constructor runs --------------------------------------------------------------
 
-    def expose(self, tensors: Iterable[Tensor]) -> None:
-        """Restore tensors whose memory is about to be reached without an operation."""
-        self.restore(tensors)
+    def _stop(self) -> None:
+        """Restore every tensor, and defer none from now on."""
+        self._is_stopped = True
+        for storage in list(self._histories):
+            self._restore(storage)
 
     def run(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation of the constructor; record it, and free what it does not use."""
         tensors = [it for it in tree_leaves((args, kwargs)) if isinstance(it, Tensor)]
         name = operation.overloadpacket.__name__
-        if self._is_filling or name in _READ_NOTHING:
+        if self._is_filling or self._is_stopped or name in _READ_NOTHING:
             return operation(*args, **kwargs)
         is_fill = name in _FILLS and len(tensors) == 1
         for tensor in filter(_has_storage, tensors):
@@ -211,19 +213,6 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._values.run(func, args, kwargs or {})
 
 
-class _RawAccess(TorchFunctionMode):
-    def __init__(self, values: DeferredValues) -> None:
-        super().__init__()
-        self._values = values
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if getattr(func, "__name__", None) in _RAW_ACCESS:
-            self._values.expose(it for it in tree_leaves((args, kwargs)) if isinstance(it, Tensor))
-        return func(*args, **(kwargs or {}))
-
-
 def return_memory() -> None:
     """Have the C library return freed memory to the system; glibc keeps what is under 32 MB."""
     trim = _malloc_trim()
@@ -240,9 +229,10 @@ def _malloc_trim() -> Any:
 
 
 def _has_storage(tensor: Any) -> bool:
-    """Whether it is an ordinary tensor in the host's memory."""
-    is_plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
-    return is_plain and tensor.layout is torch.strided and tensor.device.type == "cpu"
+    """Whether it is a tensor with values of its own in the host's memory."""
+    if is_lazy(tensor) or type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return False
+    return tensor.layout is torch.strided and tensor.device.type == "cpu"
 
 
 def _is_like(one: Tensor, other: Tensor) -> bool:

@@ -7,6 +7,7 @@ stack when it is read or used is refused first (``pickle_scan``).
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import warnings
@@ -28,6 +29,7 @@ from fitkit.core.errors import (
 from fitkit.core.tree import map_tensors
 
 Record = zipfile.ZipInfo
+_Source = Path | io.BytesIO
 
 _IS_FOLDER = 0x10  # torch reads nothing of such a record, and its tensor would be zeros
 _CHUNK_BYTES = 1 << 20
@@ -37,7 +39,8 @@ _MAX_THREADS = 4
 
 def verify(path: Path) -> None:
     """Check every checksum in the file; raises as ``read``."""
-    _check_records(path)
+    _require_file(path)
+    _check_records(path, path)
 
 
 def read(path: Path, *, mmap: bool = False) -> Any:
@@ -53,7 +56,14 @@ def read(path: Path, *, mmap: bool = False) -> Any:
         DamagedCheckpointError: the file is truncated, altered, or not a checkpoint.
         UnsafeCheckpointError: it holds something other than tensors and plain types.
     """
-    return _load(path, *_check_records(path), mmap=mmap)
+    _require_file(path)
+    return _load(path, path, *_check_records(path, path), mmap=mmap)
+
+
+def read_bytes(data: bytes, path: Path) -> Any:
+    """The content of ``data``, a part of the file ``path`` whose checksum matches; as ``read``."""
+    checked = _check_records(io.BytesIO(data), path, tensors_too=False)
+    return _load(io.BytesIO(data), path, *checked, mmap=False)
 
 
 def read_without_tensors(path: Path) -> Any:
@@ -61,19 +71,22 @@ def read_without_tensors(path: Path) -> Any:
 
     Only what is read is verified, so this takes milliseconds whatever the file's size.
     """
-    content = _load(path, *_check_records(path, tensors_too=False), mmap=True)
+    _require_file(path)
+    content = _load(path, path, *_check_records(path, path, tensors_too=False), mmap=True)
     return map_tensors(lambda tensor: torch.empty_like(tensor, device="meta"), content)
 
 
 # ---- checksums ----------------------------------------------------------------------------------
 
 
-def _check_records(path: Path, *, tensors_too: bool = True) -> tuple[list[Record], list[bytes]]:
+def _check_records(
+    source: _Source, path: Path, *, tensors_too: bool = True
+) -> tuple[list[Record], list[bytes]]:
     """Check the records, or only those without tensors' values; return all, and the pickle."""
-    _require_file(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            records = _list_records(archive, path.stat().st_size)
+        with zipfile.ZipFile(source) as archive:
+            size = source.stat().st_size if isinstance(source, Path) else len(source.getbuffer())
+            records = _list_records(archive, size)
             checked = records if tensors_too else _without_tensors(records)
             damaged = _find_damaged(archive, path, checked)
             is_read = damaged is None
@@ -155,14 +168,16 @@ def _first_damaged(archive: zipfile.ZipFile, records: list[Record]) -> str | Non
 # ---- content ------------------------------------------------------------------------------------
 
 
-def _load(path: Path, records: list[Record], pickles: list[bytes], *, mmap: bool) -> Any:
+def _load(
+    source: _Source, path: Path, records: list[Record], pickles: list[bytes], *, mmap: bool
+) -> Any:
     tensors = {one.filename.rpartition("/")[2]: one.file_size for one in _tensors(records)}
     try:
         for pickled in pickles:  # one, in a file of torch
             check_pickle(pickled, tensors, _num_bytes(records))
         with warnings.catch_warnings():  # about how a file was written; they may be errors
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except TrapError as error:
         raise DamagedCheckpointError(
             f"{str(path)!r} cannot be used: {error}. Use another checkpoint."

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fitkit.checkpointing.format import tensor_stubs
+from fitkit.checkpointing.storage import safe_load
 from fitkit.checkpointing.storage.shard_index import (
     Chunk,
     Part,
@@ -91,6 +92,7 @@ def read_part(path: Path, folder: Path, key: str, stored: ShardedTensor, into: T
 
     Raises:
         DamagedCheckpointError: a chunk is not what the index describes.
+        UnsafeCheckpointError: a chunk holds something other than a tensor.
     """
     local, part = local_tensor(into), Part(stored.shape, *own_box(into))
     for chunk in stored.chunks:
@@ -116,10 +118,7 @@ def _read_chunk(path: Path, folder: Path, key: str, dtype: str, chunk: Chunk) ->
         raise damaged_shards(path, error) from error
     if (len(data), zlib.crc32(data)) != (chunk.bytes, chunk.crc32):
         raise damaged_shards(path, f"the checksum of {key!r} in {chunk.file!r} does not match")
-    try:
-        value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  of many kinds, as the content decides
-        raise damaged_shards(path, f"{key!r} in {chunk.file!r} cannot be read: {error}") from None
+    value = safe_load.read_bytes(data, folder / chunk.file)
     is_tensor = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
     if not is_tensor or (tensor_stubs.dtype_name(value.dtype), list(value.shape)) != (
         dtype,

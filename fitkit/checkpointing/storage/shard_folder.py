@@ -86,6 +86,8 @@ def verify_chunk(path: Path, folder: Path, key: str, chunk: Chunk) -> None:
 def checksum(path: Path, at: int = 0, size: int | None = None) -> int:
     """The CRC-32 of ``size`` bytes from offset ``at``, by default to the end of the file."""
     value = 0
+    if path.exists() and not path.is_file():  # opening a pipe could wait forever
+        raise OSError(f"{path.name!r} is no ordinary file")
     with path.open("rb") as file:
         file.seek(at)
         left = os.fstat(file.fileno()).st_size - at if size is None else size

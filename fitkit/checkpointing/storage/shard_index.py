@@ -131,6 +131,8 @@ def _list_indexes(reference: Any) -> dict[str, list[int]]:
 
 
 def _read_one(folder: Path, name: str, size_and_checksum: list[int]) -> ShardIndex:
+    if not (folder / name).is_file():  # opening a pipe could wait forever
+        raise ValueError(f"{name!r} is missing or no ordinary file")
     text = (folder / name).read_bytes()
     if [len(text), zlib.crc32(text)] != size_and_checksum:
         raise ValueError(f"the checksum of {name!r} does not match")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import zipfile
 import zlib
 from pathlib import Path
 
 import pytest
 import torch
 
-from fitkit import DamagedCheckpointError
+from fitkit import CheckpointError, DamagedCheckpointError
 from fitkit.checkpointing.storage.shard_chunks import read_part, write_chunks
 
 PATH = Path("m.pth")
@@ -68,4 +69,25 @@ def test_what_is_not_as_described_is_refused(tmp_path, change):
     stored = write_chunks({"a": torch.ones(2, 3)}, tmp_path, 0).tensors["a"]
     stored.chunks[0] = stored.chunks[0]._replace(**change)
     with pytest.raises(DamagedCheckpointError, match=r"the tensors of 'm\.pth' are damaged"):
+        read_part(PATH, tmp_path, "a", stored, torch.empty(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("pickled", "compression", "message"),
+    [
+        (b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b".", zipfile.ZIP_STORED, "levels deep"),
+        (b"\x80\x02cos\nsystem\n(X\x04\x00\x00\x00exittR.", zipfile.ZIP_STORED, "could run code"),
+        (b"\x80\x02N.", zipfile.ZIP_DEFLATED, "compressed"),
+    ],
+)
+def test_a_chunk_is_scanned_before_torch_reads_it(tmp_path, pickled, compression, message):
+    """Its checksum matches, as an attacker writes the index as well."""
+    stored = write_chunks({"a": torch.ones(2, 3)}, tmp_path, 0).tensors["a"]
+    path = tmp_path / stored.chunks[0].file
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", "3\n")
+    data = path.read_bytes()
+    stored.chunks[0] = stored.chunks[0]._replace(at=0, bytes=len(data), crc32=zlib.crc32(data))
+    with pytest.raises(CheckpointError, match=message):
         read_part(PATH, tmp_path, "a", stored, torch.empty(2, 3))
