@@ -16,10 +16,12 @@ def clip_norm(parameters: Iterable[Tensor], limit: float) -> None:
     # sharded and whole tensors do not mix in one call: a loss beside a sharded model is whole
     kinds = [[p for p in clipped if is_dtensor(p) is sharded] for sharded in (True, False)]
     groups = [group for group in kinds if group]
-    # whole norms: torch 2.8 adds its epsilon to the part of a sharded norm on each rank
+    if len(groups) == 1:
+        nn.utils.clip_grad_norm_(groups[0], limit)
+        return
     norms = [full_tensor(nn.utils.get_total_norm([p.grad for p in group])) for group in groups]  # type: ignore[misc]
     if norms:
-        total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        total = torch.linalg.vector_norm(torch.stack(norms))
         for group in groups:
             nn.utils.clip_grads_with_norm_(group, limit, total)
 

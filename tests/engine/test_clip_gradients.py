@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from fitkit.distributed.dtensor import is_dtensor, local_tensor
 from fitkit.engine.clip_gradients import clip_norm, clip_value
 
 
@@ -40,27 +39,6 @@ def test_norm_and_value_are_those_of_torch():
     clip_value(ours.parameters(), 0.01)
     nn.utils.clip_grad_value_(theirs.parameters(), 0.01)
     assert all(map(torch.equal, grads(ours), grads(theirs)))
-
-
-def test_the_norm_of_sharded_gradients_is_whole_before_torch_computes_with_it(mesh, monkeypatch):
-    from torch.distributed.fsdp import fully_shard
-
-    clip, norms = nn.utils.clip_grads_with_norm_, []
-
-    def recorded(parameters, limit, norm):
-        norms.append(norm)
-        clip(parameters, limit, norm)
-
-    monkeypatch.setattr(nn.utils, "clip_grads_with_norm_", recorded)
-    whole, sharded = nn.Linear(3, 2), nn.Linear(3, 2)
-    sharded.load_state_dict(whole.state_dict())
-    fully_shard(sharded, mesh=mesh)
-    for module in (whole, sharded):
-        module(torch.ones(4, 3)).square().sum().backward()
-        clip_norm(module.parameters(), 0.5)
-    assert not any(map(is_dtensor, norms))
-    assert torch.equal(*norms)
-    assert all(map(torch.equal, map(local_tensor, grads(sharded)), grads(whole)))
 
 
 def grads(module):
