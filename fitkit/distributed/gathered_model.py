@@ -143,10 +143,18 @@ def _state_of(unit: Any) -> Any:
     return unit._get_fsdp_state()  # noqa: SLF001
 
 
+def _groups_of(unit: Any) -> list[Any]:
+    state = _state_of(unit)
+    if hasattr(state, "_fsdp_param_groups"):
+        groups: list[Any] = state._fsdp_param_groups  # noqa: SLF001
+        return groups
+    return [state._fsdp_param_group]  # noqa: SLF001  earlier releases have one for each unit
+
+
 def _before_accumulation(
     unit: Any, name: str, hook: Callable[[Tensor], Tensor | None], gradients: tuple[Tensor]
 ) -> tuple[Tensor] | None:
-    for group in _state_of(unit)._fsdp_param_groups:  # noqa: SLF001
+    for group in _groups_of(unit):
         if group._training_state.name == "POST_BACKWARD":  # noqa: SLF001
             raise ConfigurationError(
                 f"the backward pass reaches {name!r} of {type(unit).__name__} after FSDP has "

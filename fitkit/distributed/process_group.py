@@ -1,6 +1,6 @@
 """torch's process groups: backends, timeouts, aborting and destroying.
 
-Some of this has no public form in torch; the private functions used here exist from 2.8 to 2.13.
+Some of this has no public form in torch; the private functions used here exist from 2.11 to 2.14.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free_pinned_memory() -> None:
     """Return unused pinned host memory, which torch caches, to the system."""
-    before_2_10 = getattr(torch._C, "_host_emptyCache", None)  # noqa: SLF001
-    empty: Any = getattr(torch.accelerator, "empty_host_cache", before_2_10)
+    in_2_11 = getattr(torch._C, "_host_emptyCache", None)  # noqa: SLF001
+    empty: Any = getattr(torch.accelerator, "empty_host_cache", in_2_11)
     if empty is not None:
         empty()
 

@@ -463,7 +463,8 @@ def switched_on(*, float64: bool = True) -> Iterator[Simulation]:
         mock.patch.object(Tensor, "pin_memory", _pin_memory),
         mock.patch.object(Tensor, "is_pinned", _is_pinned),
         mock.patch.object(Tensor, "__deepcopy__", _deepcopy),
-        mock.patch.object(torch.accelerator, "empty_host_cache", _empty_host_cache),
+        # the lowest torch has it under another name
+        mock.patch.object(torch.accelerator, "empty_host_cache", _empty_host_cache, create=True),
     ):
         try:
             yield simulation

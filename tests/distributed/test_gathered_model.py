@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from fitkit.core.errors import ConfigurationError
 from fitkit.distributed.dtensor import is_dtensor, local_tensor
 from fitkit.distributed.fsdp import FSDPParallel
-from fitkit.distributed.gathered_model import GatheredModel, explained
+from fitkit.distributed.gathered_model import GatheredModel, _before_accumulation, explained
 from fitkit.distributed.world import World
 
 
@@ -107,6 +109,15 @@ def test_a_gradient_that_comes_too_late_is_refused(model):
     gathered.prepare_backward(loss)
     with pytest.raises(ConfigurationError, match="a block or the modules inside it"):
         loss.backward()
+
+
+@pytest.mark.parametrize("as_torch", ["2.11", "2.13"])
+def test_a_late_gradient_is_known_by_the_state_that_each_release_keeps(as_torch):
+    group = SimpleNamespace(_training_state=SimpleNamespace(name="POST_BACKWARD"))
+    kept = {"2.11": {"_fsdp_param_group": group}, "2.13": {"_fsdp_param_groups": [group]}}
+    unit = SimpleNamespace(_get_fsdp_state=lambda: SimpleNamespace(**kept[as_torch]))
+    with pytest.raises(ConfigurationError, match="reaches 'weight' of SimpleNamespace after"):
+        _before_accumulation(unit, "weight", lambda gradient: None, torch.ones(1))
 
 
 @pytest.mark.parametrize("text", ["storage of size 0", "got mixed torch.Tensor and DTensor"])
