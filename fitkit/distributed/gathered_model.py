@@ -37,7 +37,7 @@ class GatheredModel:
         self._changing: dict[Any, list[GatheredParameter]] = {}
         self._is_running = self.keeps_changes = False
         self._collect(root, [])
-        for group in _state_of(root)._fsdp_param_groups:  # noqa: SLF001
+        for group in _groups_of(root):
             group.post_backward = partial(self._after_pass, group.post_backward)
         for unit, modules in self._units.items():
             for module in modules:
@@ -89,7 +89,7 @@ class GatheredModel:
         unit.unshard()
         # not in a backward pass, which calls checkpointed modules again
         if self.keeps_changes and torch._C._current_graph_task_id() == -1:  # noqa: SLF001
-            groups = _state_of(unit)._fsdp_param_groups  # noqa: SLF001
+            groups = _groups_of(unit)
             of_unit = [parameter for group in groups for parameter in group.fsdp_params]
             self._changing[unit] = list(map(GatheredParameter, of_unit))
 
