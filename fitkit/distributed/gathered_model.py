@@ -13,7 +13,6 @@ from torch.autograd.graph import Node, get_gradient_edge
 from torch.distributed.fsdp import FSDPModule
 
 from fitkit.core.errors import ConfigurationError, add_note
-from fitkit.distributed.dtensor import is_dtensor
 from fitkit.distributed.gathered_parameter import GatheredParameter
 
 
@@ -79,7 +78,7 @@ class GatheredModel:
     def _before_forward(self, unit: Any, module: nn.Module, args: Any) -> None:
         if not self._is_running:
             return
-        is_sharded = any(is_dtensor(p) for p in module._parameters.values())  # noqa: SLF001
+        is_sharded = any(it.sharded_state.name != "UNSHARDED" for it in _parameters_of(unit))
         is_new = unit is self._root and unit not in self._changing  # a pass has ended before
         if is_sharded or (is_new and self.keeps_changes):
             self._gather(unit)
@@ -89,9 +88,7 @@ class GatheredModel:
         unit.unshard()
         # not in a backward pass, which calls checkpointed modules again
         if self.keeps_changes and torch._C._current_graph_task_id() == -1:  # noqa: SLF001
-            groups = _groups_of(unit)
-            of_unit = [parameter for group in groups for parameter in group.fsdp_params]
-            self._changing[unit] = list(map(GatheredParameter, of_unit))
+            self._changing[unit] = list(map(GatheredParameter, _parameters_of(unit)))
 
     def keep_changes(self) -> None:
         """Pass on what the step has done to gathered parameters, see ``GatheredParameter``."""
@@ -119,18 +116,20 @@ class GatheredModel:
         """Register ``hook`` on every gathered parameter; gathers one unit after the other."""
         handles = []
         self._nodes.clear()
-        for unit, modules in self._units.items():
+        for unit in self._units:
             unit.unshard()
-            for module in modules:
-                for name, parameter in module._parameters.items():  # noqa: SLF001
-                    if parameter is not None and not is_dtensor(parameter):
-                        is_trained = parameter.requires_grad
-                        of_unit = partial(_before_accumulation, unit, name, hook)
-                        # not a hook of the tensor: torch.autograd.grad would call it, too
-                        node = get_gradient_edge(parameter.requires_grad_()).node
-                        handles.append(node.register_prehook(of_unit))
-                        self._nodes.append(node)
-                        parameter.requires_grad_(is_trained)
+            for of_torch in _parameters_of(unit):
+                parameter, is_trained = (
+                    of_torch.unsharded_param,
+                    of_torch.sharded_param.requires_grad,
+                )
+                name = of_torch._module_info.param_name  # noqa: SLF001
+                before = partial(_before_accumulation, unit, name, hook)
+                # not a hook of the tensor: torch.autograd.grad would call it, too
+                node = get_gradient_edge(parameter.requires_grad_()).node
+                handles.append(node.register_prehook(before))
+                self._nodes.append(node)
+                parameter.requires_grad_(is_trained)
             unit.reshard()
         return handles
 
@@ -149,6 +148,11 @@ def _groups_of(unit: Any) -> list[Any]:
         groups: list[Any] = state._fsdp_param_groups  # noqa: SLF001
         return groups
     return [state._fsdp_param_group]  # noqa: SLF001  earlier releases have one for each unit
+
+
+def _parameters_of(unit: Any) -> list[Any]:
+    """What torch keeps of each parameter that is gathered with a unit."""
+    return [parameter for group in _groups_of(unit) for parameter in group.fsdp_params]
 
 
 def _before_accumulation(

@@ -106,6 +106,7 @@ def main(out: Path, case: str) -> None:
             except fitkit.ConfigurationError as error:
                 found.setdefault("refused", []).append(str(error))
     found["samples"] = handler.state.samples_seen
+    found["own"] = own_backward(fitkit.NNHandler(Net, "cpu", **{**how, "dropout": 0.0}))
     sources = [source for source in sorted(out.iterdir()) if source.is_dir()]
     for source in (it for it in sources if it.name.partition("-")[1:] == case.partition("-")[1:]):
         for path in sorted(source.glob("*.pth"))[2:6]:  # inside and at the end of an epoch
@@ -119,6 +120,22 @@ def main(out: Path, case: str) -> None:
                 "samples": again.state.samples_seen,
             }
     torch.save(found, out / f"{case}-{handler.world.rank}.pth")
+
+
+def own_backward(handler: fitkit.NNHandler) -> list[float]:
+    """The losses of a step that runs its backward passes itself."""
+    adam = torch.optim.Adam(handler.module.parameters(), lr=0.01)
+
+    def step(handler: Any, batch: Any) -> fitkit.StepOutput:
+        handler.model.zero_grad()
+        loss = nn.functional.mse_loss(handler.model(batch[0]), batch[1])
+        loss.backward()
+        adam.step()
+        return fitkit.StepOutput(loss.detach(), backward=False)
+
+    handler.set_train_step(step)
+    size = 8 // handler.data_world.size
+    return handler.fit(data(), batch_size=size, epochs=3, progress_bar=False).history["loss"]
 
 
 def _error(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def test_layouts_follow_one_process_and_go_on_from_each_other(run, kit):
     (one,) = run("one")
     for layout in ("1x2", "2x2", "2x1x2", "fsdp"):
         for found in run(layout):
-            for name in (*RESULTS, "evaluated", "predicted"):
+            for name in (*RESULTS, "evaluated", "predicted", "own"):
                 kit.assert_close(found[name], one[name], 1e-9)
             resumed = {name: value for name, value in found.items() if "/" in name}
             assert {name.partition("/")[0] for name in resumed} >= {"one", layout}
