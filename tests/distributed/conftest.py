@@ -304,6 +304,7 @@ def _left_by(folder: Path, rank: int) -> dict[str, Any]:
     if (folder / "struck").exists() and (folder / "ended.json").exists():
         ended = json.loads((folder / "ended.json").read_text())
         found["ended"] = ended[str(rank)]["at"] - struck_at(folder)
+        found["code"] = ended[str(rank)]["code"]
     if error_file.exists():
         found["error file"] = json.loads(error_file.read_text())
     return found

@@ -24,6 +24,9 @@ CASES = {
     "caught_in_hook": ("RankError", "rank 1 failed, and with it the run: OSError: bad sample"),
 }
 SLOW = {
+    "train_step": ("ValueError", "bad step"),
+    "train_data": ("OSError", "bad sample"),
+    "train_worker": ("OSError", "Caught OSError in DataLoader worker process 0"),
     "exit_in_hook": ("SystemExit", "3"),
     "evaluate_metric": ("ZeroDivisionError", "bad metric"),
     "evaluate_model": ("ValueError", "bad forward"),
@@ -36,6 +39,10 @@ SLOW = {
 }
 
 
+# ranks of which the process ends, and the exit code of that
+ENDED = {"hard_exit": (1, 7), "killed": (1, -9), "killed_main": (0, -9)}
+
+
 @pytest.fixture(scope="module")
 def fast(failing_ranks):
     return failing_ranks([*CASES, "all_raise"])
@@ -43,7 +50,7 @@ def fast(failing_ranks):
 
 @pytest.fixture(scope="module")
 def slow(failing_ranks):
-    return failing_ranks(list(SLOW))
+    return failing_ranks([*SLOW, *ENDED])
 
 
 def assert_all_failed(ranks, kind, text):
@@ -69,6 +76,26 @@ def test_an_error_of_one_rank_is_raised_on_all(name, fast):
 @pytest.mark.parametrize("name", SLOW)
 def test_an_error_of_one_rank_is_raised_on_all_too(name, slow):
     assert_all_failed(slow[name], *SLOW[name])
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+@pytest.mark.no_cover
+@pytest.mark.parametrize("name", ENDED)
+def test_a_rank_whose_process_ends_ends_the_other(name, slow):
+    rank, code = ENDED[name]
+    other = slow[name][1 - rank]
+    assert (slow[name][rank]["type"], slow[name][rank]["code"]) == ("nothing", code)
+    assert other["type"] in {"RuntimeError", "RankError"}, other
+    assert other["ended"] < SECONDS_TO_RAISE
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+@pytest.mark.no_cover
+def test_a_rank_that_failed_does_not_wait_for_its_workers(slow):
+    """torch waits five seconds for each, if the garbage collector finds their iterator."""
+    assert max(rank["ended"] for rank in slow["train_worker"]) < 5.0
 
 
 @pytest.mark.ddp

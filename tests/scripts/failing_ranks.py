@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import fitkit
 from fitkit import Callback, NNHandler, on_rank
@@ -130,6 +131,27 @@ def then_fit(handler: NNHandler, verb: Callable[[], Any]) -> Any:
                 fit(handler)
             except Exception as again:  # noqa: BLE001  the test looks at it
                 with_error.again = f"{type(again).__name__}: {again}"  # type: ignore[attr-defined]
+
+
+def end_process(out: Path, action: Callable[[], Any], rank: int = FAILING) -> Callable[..., Any]:
+    """A rank whose process ends, without an exception."""
+
+    def act(*_: Any) -> None:
+        if os.environ["RANK"] == str(rank):
+            (out / "struck").write_text(repr(time.time()))
+            action()
+
+    return act
+
+
+def kill() -> None:
+    """As the kernel does when memory is short."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def terminate() -> None:
+    """As before a preemption, on one machine of several."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 # ---- one rank fails -----------------------------------------------------------------------------
@@ -253,6 +275,49 @@ def caught_in_hook(out: Path) -> Any:
             return
 
     fit(make(out), Hook("train", evaluate))
+
+
+@case
+def train_step(out: Path) -> Any:
+    """The model fails in training."""
+    fit(make(out), Hook("train", lambda _: strike(out, ValueError("bad step"))))
+
+
+@case
+def train_data(out: Path) -> Any:
+    """A sample cannot be read."""
+    make(out).fit(Samples(out), epochs=2, batch_size=4, progress_bar=False)
+
+
+@case
+def train_worker(out: Path) -> Any:
+    """The same in a process of a DataLoader."""
+    loader = DataLoader(Samples(out), batch_size=4, num_workers=1)
+    make(out).fit(loader, epochs=2, progress_bar=False)
+
+
+@case
+def hard_exit(out: Path) -> Any:
+    """``os._exit``."""
+    fit(make(out), Hook("train", end_process(out, lambda: os._exit(7))))
+
+
+@case
+def killed(out: Path) -> Any:
+    """SIGKILL of rank 1."""
+    fit(make(out), Hook("train", end_process(out, kill)))
+
+
+@case
+def killed_main(out: Path) -> Any:
+    """SIGKILL of rank 0, which serves the store."""
+    fit(make(out), Hook("train", end_process(out, kill, rank=0)))
+
+
+@case
+def terminated(out: Path) -> Any:
+    """SIGTERM to one rank: both end after the same batch."""
+    fit(make(out), Hook("train", end_process(out, terminate)), epochs=2000)
 
 
 # ---- all ranks fail in the same way -------------------------------------------------------------
@@ -509,8 +574,10 @@ def wait_for(pairs: dict[Path, list[int]]) -> None:
             for rank, pid in enumerate(pair):
                 if rank in ended[folder]:
                     continue
-                if os.waitpid(pid, os.WNOHANG)[0] == pid:
-                    ended[folder][rank] = {"at": time.time()}
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done == pid:
+                    code = os.waitstatus_to_exitcode(status)
+                    ended[folder][rank] = {"at": time.time(), "code": code}
                 elif ended[folder] and time.time() - _first(ended[folder]) > 10:
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
