@@ -55,6 +55,8 @@ class RawAccess(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if getattr(func, "__name__", None) in _FUNCTIONS:
-            self._expose(it for it in tree_leaves((args, kwargs)) if isinstance(it, Tensor))
+        name = getattr(func, "__name__", None)
+        if name in _FUNCTIONS:
+            read = args[1:] if name == "new_tensor" else args  # of itself it takes only the type
+            self._expose(it for it in tree_leaves((read, kwargs)) if isinstance(it, Tensor))
         return func(*args, **(kwargs or {}))
