@@ -80,7 +80,8 @@ def set_timeout(timeout: timedelta, group: Any = None) -> None:
             f"program created: torch changes the timeout of {listed(_WITH_TIMEOUT)} only, and "
             f"this group uses {listed(fixed)}. Pass timeout= to init_process_group instead."
         )
-    dist.distributed_c10d._set_pg_timeout(timeout, group)  # noqa: SLF001  no public form
+    public = getattr(dist, "set_timeout", None)  # torch 2.14
+    (public or dist.distributed_c10d._set_pg_timeout)(timeout, group)  # noqa: SLF001
 
 
 def abort_device_backends() -> None:

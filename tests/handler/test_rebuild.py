@@ -95,7 +95,7 @@ def test_a_config_that_cannot_be_used(state, change, sentence):
 
 
 def test_a_loss_that_cannot_be_built(state):
-    loss = {**state["loss"], "kwargs": {"delta": "wide"}}
+    loss = {**state["loss"], "kwargs": {"width": 1.0}}
     with pytest.raises(CheckpointError, match=r"the loss cannot be built.*call set_loss_fn after"):
         rebuilt({**state, "loss": loss})
 
