@@ -290,6 +290,8 @@ def test_a_worker_heeds_its_parent_only(tmp_path, method):
 @needs_senders
 def test_a_child_of_a_worker_and_ctrl_c_are_not_held_back():
     body = """
+import warnings
+warnings.simplefilter("ignore")  # of Python 3.12 on, as a library may have threads
 from fitkit.runtime.signals import signals_blocked, leave_to_parent
 with signals_blocked([signal.SIGINT, signal.SIGTERM]):
     worker = os.fork()
