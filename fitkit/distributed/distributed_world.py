@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -14,12 +15,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from fitkit.core.errors import ConfigurationError, Preempted, RankError
+from fitkit.core.errors import ConfigurationError, DeadlockError, Preempted, RankError
 from fitkit.distributed import failures, group_sockets, process_group
 from fitkit.distributed.activity import Activity
 from fitkit.distributed.alone import alone, require_company
 from fitkit.distributed.failure_watch import FailureWatch
-from fitkit.distributed.hang_detector import HangDetector
+from fitkit.distributed.hang_detector import HangDetector, different_calls
 from fitkit.distributed.rank_info import RankInfo
 from fitkit.distributed.world import Result, World
 
@@ -158,6 +159,7 @@ class DistributedWorld(World):
             if meets:
                 # a barrier cannot be mixed up with what ranks do that do not call the verb
                 self._communicate("barrier", dist.barrier)
+                self._require_same(verb)
             yield
         except (Preempted, GeneratorExit):  # agreed on by all ranks; or the caller takes no more
             raise
@@ -168,6 +170,15 @@ class DistributedWorld(World):
             raise first from error
         finally:
             self._activity.verbs.remove(verb)  # a generator may end after a later call began
+
+    def _require_same(self, verb: str) -> None:
+        """Raise ``DeadlockError`` on all ranks if they have come together in different calls."""
+        code = zlib.crc32(verb.encode())
+        largest, smallest = self.largest([code, -code])
+        if largest != -smallest:
+            verbs = enumerate(self.gather_all(verb))
+            listed = "; ".join(f"rank {rank} waits in {name} (barrier)" for rank, name in verbs)
+            raise DeadlockError(different_calls(listed))
 
     def _error_of_call(self, error: BaseException) -> BaseException:
         """``error`` if all ranks have raised at this point, else that of the rank that failed."""

@@ -20,7 +20,7 @@ _SECONDS_BETWEEN_STATUSES = 1.0
 _SECONDS_TO_LOOK = 2.5
 # After a signal that ends the run a rank that waits for others gives up after this time, unless one
 # is at work, as for its last save: then it waits, and the launcher decides how long that may take.
-_SECONDS_AFTER_SIGNAL = 3.5
+_SECONDS_AFTER_SIGNAL = 3.0
 # ... and one that may itself be at work, or in a collective that nobody knows of, while no other
 # answers.
 _SECONDS_AFTER_SIGNAL_ALONE = 20.0
@@ -170,12 +170,16 @@ def find_deadlock(statuses: dict[int, dict[str, Any]]) -> str | None:
                     f"at {statuses[r]['place']}"
                     for r in sorted(statuses)
                 )
-                return (
-                    f"the ranks wait for each other in different calls: {listed}. Call what "
-                    f"communicates on all ranks; evaluate and predict work on one rank in a "
-                    f"function of fitkit.on_rank."
-                )
+                return different_calls(listed)
     return None
+
+
+def different_calls(listed: str) -> str:
+    """The message for ranks that are in different calls."""
+    return (
+        f"the ranks wait for each other in different calls: {listed}. Call what communicates on "
+        f"all ranks; evaluate and predict work on one rank in a function of fitkit.on_rank."
+    )
 
 
 def find_absent(statuses: dict[int, dict[str, Any]], rank: int, size: int) -> RankError | None:
