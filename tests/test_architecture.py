@@ -71,7 +71,7 @@ MOST_LINES_OF = {
     "checkpointing/save_queue/save_queue.py": 270,
     "testing.py": 300,
     "training/compare_ranks.py": 270,  # every difference between ranks, in words
-    "distributed/distributed_world.py": 290,  # every way in which ranks communicate or fail
+    "distributed/distributed_world.py": 300,  # every way in which ranks communicate or fail
     "engine/loop.py": 160,
 }
 MOST_LINES_OF_A_FUNCTION = 40
