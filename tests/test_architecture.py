@@ -70,7 +70,6 @@ MOST_LINES_OF = {
     "callbacks/progress_bar.py": 275,
     "checkpointing/save_queue/save_queue.py": 270,
     "testing.py": 300,
-    "training/compare_ranks.py": 270,  # every difference between ranks, in words
     "distributed/distributed_world.py": 300,  # every way in which ranks communicate or fail
     "engine/loop.py": 160,
 }
