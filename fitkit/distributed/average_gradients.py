@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from fitkit.distributed.buckets import buckets
 from fitkit.distributed.world import World
 
 BUCKET_BYTES = 25 * 2**20  # of gradients that are copied into one buffer, as DDP does
@@ -41,7 +42,7 @@ def average_gradients(
             parameter.grad = _summed_sparse(world, parameter.grad.mul_(weight))
         else:
             strided.append(parameter.grad.mul_(weight))
-    for bucket in _buckets(strided):
+    for bucket in buckets(strided, _dtype_and_device, BUCKET_BYTES):
         _sum(world, bucket)
 
 
@@ -58,20 +59,8 @@ def _kind_of_gradient(parameter: Tensor) -> int:
     return _SPARSE if parameter.grad.is_sparse else _STRIDED
 
 
-def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbors of one dtype and device, together as large as a buffer."""
-    bucket: list[Tensor] = []
-    size = 0
-    for gradient in gradients:
-        kind = (gradient.dtype, gradient.device)
-        is_full = size + gradient.nbytes > BUCKET_BYTES
-        if bucket and (is_full or kind != (bucket[0].dtype, bucket[0].device)):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(gradient)
-        size += gradient.nbytes
-    if bucket:
-        yield bucket
+def _dtype_and_device(gradient: Tensor) -> tuple[torch.dtype, torch.device]:
+    return gradient.dtype, gradient.device
 
 
 def _sum(world: World, bucket: list[Tensor]) -> None:

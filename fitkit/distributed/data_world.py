@@ -6,13 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from fitkit.distributed.group_world import GroupWorld
 from fitkit.distributed.world import World
 
 
-class DataWorld(World):
+class DataWorld(GroupWorld):
     """Those of the ranks of ``world`` whose batches together are one global batch.
 
     With tensor parallelism several ranks compute one batch together, each its part of the tensors.
@@ -34,26 +34,12 @@ class DataWorld(World):
         """As in ``World``: whether any rank has failed, also one that is not among these."""
         return self._world.is_broken
 
+    def group_for(self, device: torch.device) -> Any:
+        return self.group
+
+    def _rank_in_torch(self, rank: int) -> int:
+        return self._members[rank]
+
     def sum(self, sums: Tensor) -> Tensor:
-        total = sums.cpu().clone()
-        dist.all_reduce(total, group=self.group)
-        return total.to(sums.device)
-
-    def largest(self, values: list[int]) -> list[int]:
-        largest = torch.tensor(values, dtype=torch.int64)
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group)
-        return largest.tolist()
-
-    def gather(self, value: Any) -> list[Any] | None:
-        values = self.gather_all(value)
-        return values if self.is_main else None
-
-    def gather_all(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.group)
-        return values
-
-    def broadcast(self, value: Any, source: int = 0) -> Any:
-        values = [value]
-        dist.broadcast_object_list(values, self._members[source], group=self.group)
-        return values[0]
+        """As in ``World``, on the host, where the group is."""
+        return super().sum(sums.cpu()).to(sums.device)

@@ -67,9 +67,9 @@ class DDPStepSync(StepSync):
         return self._ddp
 
     def copy_buffers(self) -> None:
-        """Copy buffers from rank 0 in one collective."""
+        """Copy buffers from rank 0."""
         if self._copies_buffers:
-            copy_in_one(self._world, self._modules.buffers())
+            self._world.copy_from_main(self._modules.buffers())
 
     def backward(
         self, loss: Tensor | None, run: Callable[[Tensor], None], *, is_full: bool
@@ -167,17 +167,3 @@ def _copies_buffers(options: Mapping[str, Any]) -> bool:
     """Whether DDP copies buffers in each forward pass; torch has two names for it."""
     given = (options.get("forward_sync_buffers"), options.get("broadcast_buffers"))
     return next((copies for copies in given if copies is not None), True)
-
-
-@torch.no_grad()
-def copy_in_one(world: World, tensors: list[Tensor]) -> None:
-    """Overwrite tensors with their values on rank 0, with one collective per device."""
-    for device in dict.fromkeys(tensor.device for tensor in tensors):
-        here = [tensor for tensor in tensors if tensor.device == device]
-        flat = torch.cat([tensor.detach().reshape(-1).view(torch.uint8) for tensor in here])
-        world.copy_from_main([flat])
-        if world.is_main:
-            continue
-        parts = torch.split(flat, [tensor.nbytes for tensor in here])
-        for tensor, part in zip(here, parts, strict=True):
-            tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))

@@ -12,24 +12,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from fitkit.core.errors import ConfigurationError, DeadlockError, Preempted, RankError
 from fitkit.distributed import failures, group_sockets, process_group
 from fitkit.distributed.activity import Activity
 from fitkit.distributed.alone import alone, require_company
 from fitkit.distributed.failure_watch import FailureWatch
+from fitkit.distributed.group_world import GroupWorld
 from fitkit.distributed.hang_detector import HangDetector, different_calls
 from fitkit.distributed.rank_info import RankInfo
-from fitkit.distributed.world import Result, World
+from fitkit.distributed.world import Result
 
 _HOST = torch.device("cpu")
 # How long a rank that raised waits for the others to raise too, as for a wrong argument.
 _SECONDS_TO_RAISE = 1.0
 
 
-class DistributedWorld(World):
+class DistributedWorld(GroupWorld):
     """The ranks of a run that a launcher has started.
 
     Args:
@@ -72,54 +71,12 @@ class DistributedWorld(World):
             raise self._watch.failure
         return super().group_for(device)
 
-    def _communicate(
-        self, name: str, collective: Callable[..., Any], *args: Any, device: torch.device = _HOST
-    ) -> None:
-        group = self.group_for(device)
-        # one on a device does not wait here
-        with self._activity.inside(name) if device.type == "cpu" else nullcontext():
-            collective(*args, group=group)
+    def _waiting_in(self, name: str) -> AbstractContextManager[Any]:
+        return self._activity.inside(name)
 
     def has_group(self) -> bool:
         """Whether torch's default group is still the one that this world joined."""
         return dist.group.WORLD is self._default_group
-
-    def sum(self, sums: Tensor) -> Tensor:
-        total = sums.clone()
-        self.sum_in_place(total)
-        return total
-
-    def sum_in_place(self, tensor: Tensor) -> None:
-        self._communicate("sum", dist.all_reduce, tensor, device=tensor.device)
-
-    def largest(self, values: list[int]) -> list[int]:
-        largest = torch.tensor(values, dtype=torch.int64)
-        self._communicate("largest", dist.all_reduce, largest, dist.ReduceOp.MAX)
-        return largest.tolist()
-
-    def gather(self, value: Any) -> list[Any] | None:
-        values: list[Any] | None = [None] * self.size if self.is_main else None
-        self._communicate("gather", dist.gather_object, value, values)
-        return values
-
-    def gather_all(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self.size
-        self._communicate("gather_all", dist.all_gather_object, values, value)
-        return values
-
-    def broadcast(self, value: Any, source: int = 0) -> Any:
-        values = [value]
-        self._communicate("broadcast", dist.broadcast_object_list, values, source)
-        return values[0]
-
-    def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
-        for tensor in tensors:
-            if is_lazy(tensor):
-                raise ConfigurationError(
-                    "several ranks cannot share a module with lazy parameters that have no values "
-                    "yet: call it on one batch, on the CPU, and pass it as a ready module."
-                )
-            self._communicate("copy", dist.broadcast, tensor, 0, device=tensor.device)
 
     def set_timeout(self, timeout: timedelta) -> None:
         process_group.set_timeout(timeout)

@@ -10,7 +10,7 @@ from torch import nn
 
 from fitkit.core.trained_modules import TrainedModules
 from fitkit.distributed import ddp_step_sync
-from fitkit.distributed.ddp_step_sync import DDPStepSync, copy_in_one
+from fitkit.distributed.ddp_step_sync import DDPStepSync
 from fitkit.distributed.world import World
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "steps_run.py"
@@ -116,26 +116,6 @@ def test_steps_with_optimizers_of_their_own_begin_with_the_values_of_rank_0(buil
     DDPStepSync(TrainedModules(model), None, Two(), {})
     assert built == []
     assert {float(value) for t in model.state_dict().values() for value in t.flatten()} == {7.0}
-
-
-def test_buffers_of_all_types_are_copied_at_once():
-    tensors = [
-        torch.zeros(2, 3, dtype=torch.float64).t(),
-        torch.zeros((), dtype=torch.int64),
-        torch.zeros(3, dtype=torch.bool),
-        torch.zeros(2, dtype=torch.complex64),
-        torch.zeros(0),
-        torch.zeros(3, dtype=torch.bfloat16),
-    ]
-    world = Two(value=0)
-    copy_in_one(world, tensors)
-    assert world.copied == [torch.uint8]
-    world.value = 1
-    copy_in_one(world, tensors)
-    one = 0x0101010101010101
-    assert tensors[1].item() == one
-    assert tensors[2].all()
-    assert tensors[0].flatten().view(torch.int64).tolist() == [one] * 6
 
 
 @pytest.mark.parametrize(
