@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from fitkit.core.errors import ConfigurationError, listed
 from fitkit.core.tree import iterate_leaves
 from fitkit.data.generator_state import UserGenerators, samplers_of
 from fitkit.data.in_memory import is_in_memory, tensors_of
+from fitkit.distributed.world import World
 
 AUTO, RANK = "auto", "rank"
 SPLITS = (AUTO, RANK)
@@ -30,15 +31,6 @@ DATA_REMEDY = (
     "pass split='rank' beside it if the data of each rank is its own part; else give all ranks the "
     "same data"
 )
-
-
-class Ranks(Protocol):
-    """The ranks of a run, all of which call each method in the same order."""
-
-    rank: int
-
-    def gather_all(self, value: Any) -> list[Any]:
-        """The values of all ranks, on every rank."""
 
 
 def require_split(split: Any) -> str:
@@ -152,7 +144,7 @@ def different_data(name: str) -> str:
     )
 
 
-def warn_of_differences(name: str, ranks: Ranks, batches: Sequence[Any]) -> None:
+def warn_of_differences(name: str, ranks: World, batches: Sequence[Any]) -> None:
     """Warn on rank 0 if the ranks have read different batches of an iterable."""
     if len(set(ranks.gather_all(batch_digest(batches)))) > 1 and ranks.rank == 0:
         warnings.warn(different_data(name), stacklevel=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from fitkit.core.errors import ConfigurationError, DataError
 from fitkit.core.types import Batches, Share
@@ -13,27 +13,15 @@ from fitkit.data.make_source import batch_size_of, make_source
 from fitkit.data.rank_split import RoundRobinSource
 from fitkit.data.sample_count import SampleCount
 from fitkit.data.spec import DataSpec, is_batched_by_fitkit
+from fitkit.distributed.world import World
 from fitkit.runtime.rng import derive_seed
 
 _END = object()
 _UNKNOWN = -1
 
 
-class Ranks(Protocol):
-    """The ranks of a run, all of which call each method in the same order."""
-
-    rank: int
-    size: int
-
-    def largest(self, values: list[int]) -> list[int]:
-        """The elementwise maximum over the ranks."""
-
-    def gather_all(self, value: Any) -> list[Any]:
-        """The values of all ranks, on every rank."""
-
-
 def make_part_source(
-    spec: DataSpec, ranks: Ranks, *, seed: int, count: SampleCount, **options: Any
+    spec: DataSpec, ranks: World, *, seed: int, count: SampleCount, **options: Any
 ) -> RankPartSource:
     """The source of this rank's part; see ``make_source`` for ``seed``, ``count`` and ``options``.
 
@@ -72,7 +60,7 @@ class RankPartSource:
         DataError: a rank is known to have no batch.
     """
 
-    def __init__(self, batches: Batches, ranks: Ranks, count: SampleCount) -> None:
+    def __init__(self, batches: Batches, ranks: World, count: SampleCount) -> None:
         self.batches = batches
         self.parts = ranks.size
         self.share: Share | None = None
@@ -80,10 +68,7 @@ class RankPartSource:
         numbers: list[int | None] = ranks.gather_all(batches.num_batches)
         empty = [rank for rank, number in enumerate(numbers) if number == 0]
         if empty:
-            raise DataError(
-                f"the part of rank {empty[0]} has no batch, while others have: give each rank at "
-                f"least one batch, or all ranks the same data without split='rank'."
-            )
+            raise _no_batch(empty[0])
         known = [number for number in numbers if number is not None]
         self._num_batches = max(known) if len(known) == len(numbers) else None
 
@@ -146,3 +131,10 @@ class RankPartSource:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the position for the next ``iterate``."""
         self.batches.load_state_dict({k: v for k, v in state_dict.items() if k != "parts"})
+
+
+def _no_batch(rank: int) -> DataError:
+    return DataError(
+        f"the part of rank {rank} has no batch, while others have: give each rank at least one "
+        f"batch, or all ranks the same data without split='rank'."
+    )

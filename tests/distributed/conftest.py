@@ -160,6 +160,13 @@ class Launcher:
         self._launches.append(Launch(out.parent / f"{out.name}.log", command, {}))
         return self._launches[-1].wait(timeout)
 
+    def run_script(self, script: Path, out: Path, *arguments: str, processes: int = 2) -> None:
+        """Run another script, which gets ``out`` and ``arguments``, to its end without an error."""
+        launch = torchrun(processes) if processes > 1 else [sys.executable]
+        log = out / "-".join(["run", str(processes), *arguments])
+        ended = self.run_command(log, [*launch, str(script), str(out), *arguments])
+        assert ended.code == 0, ended.output
+
     def run_cases(self, out: Path, cases: Mapping[str, list[str]], *, processes: int) -> Path:
         """Run several cases in the same processes; after one that fails, the rest in new ones."""
         left = dict(cases)

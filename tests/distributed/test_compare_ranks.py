@@ -73,10 +73,9 @@ WORKING = {
 
 
 @pytest.fixture(scope="module")
-def folder(shared_launcher, tmp_path_factory, kit):
+def folder(shared_launcher, tmp_path_factory):
     out = tmp_path_factory.mktemp("rank_plan")
-    ended = shared_launcher.run_command(out / "run", [*kit.torchrun(2), str(SCRIPT), str(out)])
-    assert ended.code == 0, ended.output
+    shared_launcher.run_script(SCRIPT, out)
     return out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -87,17 +86,14 @@ LAYOUTS = {"one": 1, "fsdp": 2, "1x2": 2, "2x2": 4, "2x1x2": 4}
 
 
 @pytest.fixture(scope="module")
-def run(shared_launcher, tmp_path_factory, kit):
+def run(shared_launcher, tmp_path_factory):
     """Runs a layout once, after those before it, whose files it goes on from."""
     out, done = tmp_path_factory.mktemp("parallel"), {}
 
     def run(case):
         processes = LAYOUTS[case.partition("-")[0]]
         if case not in done:
-            launch = [sys.executable] if processes == 1 else kit.torchrun(processes)
-            command = [*launch, str(RUN), str(out), case]
-            ended = shared_launcher.run_command(out / f"{case}.log", command)
-            assert ended.code == 0, ended.output
+            shared_launcher.run_script(RUN, out, case, processes=processes)
             done[case] = [torch.load(out / f"{case}-{rank}.pth") for rank in range(processes)]
         return done[case]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,14 +16,8 @@ BATCH_END = ("on_train_batch_end", "on_test_batch_end")
 
 
 @pytest.fixture(scope="module")
-def found(shared_launcher, tmp_path_factory, kit):
-    out = tmp_path_factory.mktemp("logs")
-    for command in ([sys.executable], kit.torchrun(2)):
-        ended = shared_launcher.run_command(out / "run", [*command, str(SCRIPT), str(out)])
-        assert ended.code == 0, ended.output
-    return {
-        name: json.loads((out / f"{name}.json").read_text()) for name in ("one", "rank0", "rank1")
-    }
+def found(tmp_path_factory, kit):
+    return kit.results_of(SCRIPT, tmp_path_factory.mktemp("logs"))
 
 
 def logs_of(calls, event, callback="Reads"):

@@ -16,8 +16,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "metrics_run.py"
 
 @pytest.mark.ddp
 def test_metrics_of_two_processes_are_those_of_one(launcher, tmp_path, kit):
-    ended = launcher.run_command(tmp_path, [*kit.torchrun(2), str(SCRIPT), str(tmp_path)])
-    assert ended.code == 0, ended.output
+    launcher.run_script(SCRIPT, tmp_path)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first == second  # to the bit
     refused = first.pop("refused")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,11 @@ TIES = {
 
 
 @pytest.fixture(scope="module")
-def out(shared_launcher, tmp_path_factory, kit):
+def out(shared_launcher, tmp_path_factory):
     """What one process and two ranks leave."""
     out = tmp_path_factory.mktemp("ties")
-    for number, launch in enumerate(([sys.executable], kit.torchrun(2))):
-        ended = shared_launcher.run_command(out / str(number), [*launch, str(RUN), str(out)])
-        assert ended.code == 0, ended.output
+    for processes in (1, 2):
+        shared_launcher.run_script(RUN, out, processes=processes)
     return out
 
 
