@@ -245,6 +245,28 @@ def test_weights_of_losses_resume_exactly(kind, every, device):
     assert_resumes_exactly(make, make_callbacks=lambda: [Watcher()], every=every, **OPTIONS)
 
 
+def accumulate(handler, batch):
+    """Steps the optimizer after every fourth batch, so windows end in other epochs too."""
+    inputs, targets = batch
+    outputs = handler.model(inputs)
+    loss = nn.functional.cross_entropy(outputs, targets)
+    (loss / 4).backward()
+    if handler.state.global_step % 4 == 3:
+        handler.optimizer.step()
+        handler.optimizer.zero_grad()
+    return fitkit.StepOutput(loss.detach(), outputs, targets, backward=False)
+
+
+@at_boundaries
+def test_a_step_that_accumulates_by_itself_resumes_exactly(every):
+    def make():
+        handler = make_handler()
+        handler.set_train_step(accumulate)
+        return handler
+
+    assert_resumes_exactly(make, make_callbacks=lambda: [Watcher()], every=every, epochs=3)
+
+
 @on_each_device
 def test_a_plateau_scheduler_resumes_exactly():
     def make():

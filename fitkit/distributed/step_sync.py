@@ -46,7 +46,7 @@ class StepSync:
         self.size = num_batches or world.size
         self._modules, self._optimizer, self._world = modules, optimizer, world
         self._num_optimized = -1
-        self._has_compared = False
+        self._compared: set[str] = set()
         self._num_steps = 0
         self._named: dict[str, Tensor] = {}
         self.named_parameters()
@@ -132,10 +132,13 @@ class StepSync:
         """Average the gradients of a window that ended early."""
         average_gradients(self._world, self._trained())
 
-    def compare_gradients(self) -> None:
-        """Once, before the first optimizer step: raise if they differ between ranks."""
-        if not self._has_compared:
-            self._has_compared = True
+    def compare_gradients(self, moment: str) -> None:
+        """The first time at each moment: raise if gradients differ between ranks.
+
+        Those from before the backward pass are compared too, which averages what it adds to.
+        """
+        if moment not in self._compared:
+            self._compared.add(moment)
             named = self.named_parameters()
             optimized = {id(p) for g in self._optimizer.param_groups for p in g["params"]}  # type: ignore[union-attr]
             require_equal_gradients(

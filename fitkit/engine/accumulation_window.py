@@ -63,17 +63,17 @@ class AccumulationWindow:
             return torch.where(self._weight > 0, self._expected / self._weight, 0.0)
         return None if self._weight == self._expected else self._expected / self._weight
 
-    def state_dict(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Any]:
-        """Counts and gradients of a window that is not full; empty between windows."""
-        if not self.batches:
+    def state_dict(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Any]:
+        """Counts and these gradients; empty without both."""
+        found = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        if not self.batches and not found:
             return {}
-        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
         is_on_device = isinstance(self._weight, Tensor)
         return {
             "batches": self.batches,
             "samples": float(self._weight) if is_on_device else self._weight,
             "expected": self._expected,
-            "gradients": gradients,
+            "gradients": found,
         }
 
     def load_state_dict(

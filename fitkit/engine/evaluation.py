@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from fitkit.core.errors import DataError, add_note
 from fitkit.core.event import Event
@@ -78,16 +79,20 @@ def evaluation_mode(run: EvaluationRun) -> Iterator[None]:
     step differentiates.
     """
     modes = [(part, part.training) for module in run.modules for part in module.modules()]
-    gradients = [(p, p.grad) for p in run.modules.parameters() if p.requires_grad]
+    gradients: dict[Tensor, Tensor | None] = {
+        p: p.grad for p in run.modules.parameters() if p.requires_grad
+    }
+    run.laid_aside = gradients
     for module in run.modules:
         module.eval()
     try:
-        for parameter, _ in gradients:
+        for parameter in gradients:
             parameter.grad = None
         with run.context.ema_weights():
             yield
     finally:
-        for parameter, gradient in gradients:
+        run.laid_aside = {}
+        for parameter, gradient in gradients.items():
             parameter.grad = gradient
         for part, training in modes:  # parts may have modes of their own
             part.training = training

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from fitkit.core.callback_list import CallbackList
 from fitkit.core.data_timer import DataTimer
@@ -171,6 +173,7 @@ class EvaluationRun:
         batch_logs: makes the logs of a batch.
         grad: whether autograd records operations in evaluation, for a model, a loss or a step
             that computes gradients itself.
+        laid_aside: during an evaluation, the gradients from before it, by parameter.
     """
 
     forward: Forward
@@ -181,6 +184,7 @@ class EvaluationRun:
     rank_sync: RankSync
     batch_logs: BatchLogs = field(default_factory=BatchLogs, kw_only=True)
     grad: bool = field(default=False, kw_only=True)
+    laid_aside: Mapping[Tensor, Tensor | None] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass
@@ -221,7 +225,7 @@ class FitRun(EvaluationRun):
     def rank_progress(self) -> dict[str, Any]:
         """What this rank has accumulated inside the epoch."""
         meters = {name: p.meters.state_dict() for name, p in self._unfinished_passes().items()}
-        return {"window": self.step.state_dict(), "meters": meters}
+        return {"window": self.step.state_dict(self.laid_aside), "meters": meters}
 
     def positions(self) -> dict[str, Any]:
         """Positions of the data sources, beyond epoch and batch."""

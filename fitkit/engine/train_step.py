@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -22,6 +22,9 @@ from fitkit.engine.clip_gradients import clip_norm, clip_value
 from fitkit.engine.forward import Count, Forward
 from fitkit.engine.lr_schedule import Schedule
 
+if TYPE_CHECKING:  # torch's distributed package takes long to import
+    from fitkit.distributed.step_sync import StepSync
+
 _ALONE = nullcontext()
 
 
@@ -30,44 +33,6 @@ class Stepper(Protocol):
 
     def step(self) -> Any:
         """Take the step."""
-
-
-class StepSync(Protocol):
-    """What a step does together with the other ranks of a run."""
-
-    size: int
-
-    def step(self, count: Callable[[], Share]) -> AbstractContextManager[None]:
-        """The context in which the step of a batch runs; ``count``: counts its samples."""
-
-    def sum_counts(self, samples: float, weight: float, *, is_own: bool) -> tuple[int, float]:
-        """Samples and weight of the batches of all ranks.
-
-        ``is_own``: the step returned ``backward=False``.
-        """
-
-    def without_weight(self, loss: Tensor | None) -> Tensor | None:
-        """What ``backward`` gets for a batch that has no weight; no loss: it was skipped."""
-
-    def backward(
-        self, loss: Tensor | None, run: Callable[[Tensor], None], *, is_full: bool
-    ) -> None:
-        """A backward pass, at the end of which a full window has the mean gradients of all ranks.
-
-        ``run`` is the pass of one rank; without a loss this rank has no weight in it.
-        """
-
-    def average_gradients(self) -> None:
-        """Average the gradients of a window that ended early."""
-
-    def compare_gradients(self) -> None:
-        """Once, before the first optimizer step: raise if they differ between ranks."""
-
-    def compare_weights(self) -> None:
-        """After a pass over the data: raise if ranks train different models."""
-
-    def close(self) -> None:
-        """Called at the end of a run."""
 
 
 class TrainStep:
@@ -111,6 +76,7 @@ class TrainStep:
         self._sync = sync
         self._optimized = OptimizedParameters(optimizer, modules)
         self._window = AccumulationWindow()
+        self._is_own = False  # the last batch, or a loaded one, had a backward pass of its own
 
     def __call__(self, batch: Any, *, is_last: bool, count: Count) -> tuple[StepOutput | None, int]:
         """Train on one batch.
@@ -130,7 +96,8 @@ class TrainStep:
         total_samples, total = samples, weight
         if self._sync is not None:
             total_samples, total = self._over_ranks(self._sync, output, samples, weight, share)
-        if output is not None and not output.backward:
+        self._is_own = output is not None and not output.backward
+        if self._is_own:
             self._count_step()
         elif not _is_zero(total):
             self._optimized.drop_other_gradients()
@@ -184,6 +151,8 @@ class TrainStep:
                 "detaches the loss."
             )
         if self._sync is not None:
+            if self._window.batches <= 1:  # else it holds gradients that are not yet averaged
+                self._sync.compare_gradients("before backward")
             self._sync.backward(loss, self._precision.backward, is_full=is_full)
         elif loss is not None:
             self._precision.backward(loss)
@@ -198,7 +167,7 @@ class TrainStep:
             self._scale_gradients(correction)
         self._callbacks.fire(Event.OPTIMIZER_STEP_BEGIN, self._state.optimizer_steps, EMPTY_LOGS)
         if self._sync is not None:  # callbacks may have changed them
-            self._sync.compare_gradients()
+            self._sync.compare_gradients("optimizer step")
         self._clip()
         if self._precision.step(self._stepper):
             self._count_step()
@@ -232,17 +201,24 @@ class TrainStep:
         if self._sync is not None:
             self._sync.close()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Counts and gradients of a window that is not full; empty between windows."""
-        if not self._window.batches:
+    def state_dict(self, laid_aside: Mapping[Tensor, Tensor | None]) -> dict[str, Any]:
+        """Counts and gradients of a window that is not full; empty between windows.
+
+        A step with a backward pass of its own may use any gradient that it has left. During an
+        evaluation, gradients are those that it has ``laid_aside``, by parameter.
+        """
+        if not self._window.batches and not self._is_own:
             return {}
-        optimized = set(map(id, self._optimized.parameters()))
-        named = self._modules.named_parameters().items()
-        return self._window.state_dict({n: p for n, p in named if id(p) in optimized})
+        named = self._modules.named_parameters()
+        if not self._is_own:
+            optimized = set(map(id, self._optimized.parameters()))
+            named = {name: p for name, p in named.items() if id(p) in optimized}
+        return self._window.state_dict({n: laid_aside.get(p, p.grad) for n, p in named.items()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a window that is not full, or raise ``CheckpointError``."""
         self._window.load_state_dict(state_dict, self._modules.named_parameters())
+        self._is_own = bool(state_dict) and not self._window.batches
 
 
 def _is_zero(weight: Any) -> bool:

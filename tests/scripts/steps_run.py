@@ -477,6 +477,16 @@ class Refused(Own):
         sgd.step()
         return StepOutput(loss.detach(), backward=False)
 
+    def assigned_before(self, handler: Any, batch: Any) -> Tensor:
+        """Assigns gradients that no backward pass has added, and leaves the loss to fit."""
+        net = handler.model
+        parameters = list(net.parameters())
+        for parameter, gradient in zip(
+            parameters, torch.autograd.grad(loss_of(net(batch[0]), batch), parameters), strict=True
+        ):
+            parameter.grad = gradient
+        return loss_of(net(batch[0]), batch)
+
     def by_hand(self, handler: Any, batch: Any) -> StepOutput:
         """Changes weights by gradients that no backward pass has added, from the third step on."""
         if handler.state.global_step < 2:
@@ -527,6 +537,7 @@ def refused(how: str, **options: Any) -> Callable[[], Case]:
 REFUSED: dict[str, Callable[[], Case]] = {
     "second network": refused("second_network"),
     "assigned gradients": refused("assigned"),
+    "assigned gradients before the loss": refused("assigned_before", optimizer=torch.optim.SGD),
     "weights changed by hand": refused("by_hand"),
     "skipped on one rank": refused("skipped"),
     "an optimizer step on one rank": refused("steps_alone"),
