@@ -211,21 +211,21 @@ class FitState:
             if not saved[name]:  # as in most runs, whose files then are those of earlier versions
                 del saved[name]
         if self.unshared:
-            saved["unshared"] = list(self.unshared)
-        epoch_logs, logged = dict(self.epoch_logs), {**self.logged, **(self.unshared or {})}
+            saved["unshared"] = {name: float(value) for name, value in self.unshared.items()}
+        epoch_logs = dict(self.epoch_logs)
         if self.phase is not Phase.BEGIN and self.last_lr is not None:
             epoch_logs["lr"] = float(self.last_lr)
         return {
             **saved,
             "phase": self.phase.value,
             "epoch_logs": epoch_logs,
-            "contributed": {name: float(value) for name, value in logged.items()},
+            "contributed": {name: float(value) for name, value in self.logged.items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the counters, or raise ``CheckpointError`` without any change."""
         state_dict = {**{name: getattr(FitState(), name) for name in self._ADDED}, **state_dict}
-        unshared = tuple(state_dict.pop("unshared", ()))
+        unshared = dict(state_dict.pop("unshared", {}))
         expected = {*self._SAVED, "phase", "epoch_logs", "contributed"}
         if set(state_dict) != expected:
             raise CheckpointError(
@@ -248,5 +248,7 @@ class FitState:
         # inside an epoch it is not logged yet
         self.last_lr = None if self.phase is Phase.BEGIN else self.epoch_logs.pop("lr", None)
         self.logged = dict(state_dict["contributed"])
-        if self.unshared is not None:
-            self.unshared = {n: self.logged.pop(n) for n in unshared if n in self.logged}
+        if self.unshared is None:
+            self.logged |= unshared
+        else:
+            self.unshared = unshared

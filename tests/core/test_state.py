@@ -149,13 +149,15 @@ def test_what_a_rank_logs_is_not_in_the_logs_before_it_is_shared():
 def test_values_that_are_not_shared_yet_are_so_after_a_resume():
     state = FitState()
     state.unshared = {}
-    state.logged["before"] = 1.0
+    state.logged |= {"before": 1.0, "again": 3.0}
     state.log("since", torch.tensor(2.0))
+    state.log("again", 4.0)
     saved = json.loads(json.dumps(state.state_dict()))
-    assert saved["contributed"] == {"before": 1.0, "since": 2.0}
     several, single = FitState(), FitState()
     several.unshared = {}
     several.load_state_dict(saved)
-    assert (several.logged, several.unshared) == ({"before": 1.0}, {"since": 2.0})
+    assert several.logged == {"before": 1.0, "again": 3.0}
+    assert several.unshared == {"since": 2.0, "again": 4.0}
     single.load_state_dict(saved)
-    assert (single.logged, single.unshared) == ({"before": 1.0, "since": 2.0}, None)
+    assert single.logged == {"before": 1.0, "since": 2.0, "again": 4.0}
+    assert single.unshared is None
