@@ -3,8 +3,8 @@
 Inside ``with`` the module's constructor runs as always, on real memory, and draws its random
 numbers as always. The memory of a large tensor is freed as soon as another tensor is computed,
 because what was done to it is recorded: it is done again, with the same random numbers, whenever
-something reads the tensor. A tensor that was computed from others, or read from a file, stays, and
-so do all when the constructor starts a thread.
+something reads the tensor. A tensor that was computed from several large ones, or read from a file,
+stays, and so do all when the constructor starts a thread.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fitkit.distributed.raw_access import RawAccess
+from fitkit.distributed.value_history import History, Step, replaced
 
 MIN_BYTES = 1 << 16  # smaller tensors keep their memory
 
@@ -34,46 +36,11 @@ _READ_NOTHING = {"detach", "alias", "lift_fresh"}
 _RESIZES = {"resize_", "resize_as_", "set_"}
 
 
-class _Step(NamedTuple):
-    """An operation on one tensor and numbers.
-
-    Attributes:
-        operation: the operation.
-        args: its arguments; without the tensor that it changes, if it does not make one.
-        kwargs: its arguments by name.
-        view: dtype, offset, size and stride of the tensor that it changes; ``None``: it makes one.
-        random_state: that of the CPU's generator before it, if it draws random numbers.
-    """
-
-    operation: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    view: tuple[Any, ...] | None
-    random_state: Tensor | None
-
-    def apply_to(self, storage: Any) -> None:
-        if self.random_state is not None:
-            torch.set_rng_state(self.random_state)
-        if self.view is None:
-            storage.copy_(self.operation(*self.args, **self.kwargs).untyped_storage())
-            return
-        dtype, *place = self.view
-        tensor = torch.empty(0, dtype=dtype).set_(storage, *place)
-        self.operation(tensor, *self.args, **self.kwargs)
-
-
-class _History(NamedTuple):
-    """How the values of a storage came about."""
-
-    num_bytes: int
-    steps: list[_Step]
-
-
 class DeferredValues:
     """Records how the tensors of a module get their values; see above."""
 
     def __init__(self) -> None:
-        self._histories: WeakKeyDictionary[Any, _History] = WeakKeyDictionary()
+        self._histories: WeakKeyDictionary[Any, History] = WeakKeyDictionary()
         self._in_memory: list[Any] = []  # those of them whose memory is to be freed next
         self._modes = ExitStack()
         self._is_filling = self._is_stopped = False
@@ -164,39 +131,62 @@ class DeferredValues:
         state: Tensor | None,
     ) -> None:
         name = operation.overloadpacket.__name__
-        has_generator = kwargs.get("generator") is not None
+        is_repeatable = kwargs.get("generator") is None and name not in _RESIZES
         written = [it for it in _written(operation, args, kwargs) if _has_storage(it)]
         for tensor in written:
             storage = tensor.untyped_storage()
             history = self._histories.get(storage)
             if history is None:
                 continue
-            if len(tensors) > 1 or tensor is not args[0] or has_generator or name in _RESIZES:
+            others = self._repeatable(args[1:], kwargs) if tensor is args[0] else None
+            if others is None or not is_repeatable:
                 self._forget(storage)
                 continue
             if name in _FILLS and self._covers_storage(tensor):
                 history.steps.clear()
-            view = (tensor.dtype, tensor.storage_offset(), tensor.size(), tensor.stride())
-            history.steps.append(_Step(operation, args[1:], kwargs, view, state))
+            changed = replace(history.view(tensor), steps=())
+            history.steps.append(Step(operation, *others, changed, state))
         if written or len(made) != 1 or not _has_storage(made[0]):
             return
-        (tensor,), steps = made, None
-        if name in _WITHOUT_VALUES:
-            steps = []
-        elif name in _FACTORIES and not tensors and not has_generator:
-            options = {**kwargs, "dtype": tensor.dtype}
-            steps = [_Step(operation, args, options, None, state)]
-        elif name == "clone" and self._covers_storage(args[0]) and _is_like(tensor, args[0]):
-            steps = list(self._histories[args[0].untyped_storage()].steps)
+        (tensor,) = made
         storage = tensor.untyped_storage()
-        if steps is not None and storage.nbytes() >= MIN_BYTES and storage.resizable():
-            self._histories[storage] = _History(storage.nbytes(), steps)
+        is_view = any(storage is it.untyped_storage() for it in tensors if _has_storage(it))
+        if is_view or storage.nbytes() < MIN_BYTES or not storage.resizable():
+            return
+        others = self._repeatable(args, kwargs)
+        if name in _WITHOUT_VALUES:
+            self._histories[storage] = History(storage.nbytes(), [])
+        elif others is not None and is_repeatable:
+            if name in _FACTORIES:
+                others[1]["dtype"] = tensor.dtype  # the default may be another one later
+            step = Step(operation, *others, None, state)
+            self._histories[storage] = History(storage.nbytes(), [step])
+
+    def _repeatable(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Arguments to repeat an operation with; ``None``: that would take several large tensors.
+
+        Small tensors are copied.
+        """
+        tensors = [it for it in tree_leaves((args, kwargs)) if isinstance(it, Tensor)]
+        large = [it for it in tensors if it.nbytes >= MIN_BYTES or not _has_storage(it)]
+        if len(large) > 1 or any(self._history_of(it) is None for it in large):
+            return None
+
+        def kept(tensor: Tensor) -> Any:
+            history = self._history_of(tensor)
+            return tensor.clone() if history is None else history.view(tensor)
+
+        found: tuple[tuple[Any, ...], dict[str, Any]] = replaced(Tensor, kept, (args, kwargs))
+        return found
+
+    def _history_of(self, tensor: Tensor) -> History | None:
+        return self._histories.get(tensor.untyped_storage()) if _has_storage(tensor) else None
 
     def _covers_storage(self, tensor: Tensor) -> bool:
         """Whether ``tensor`` is all of a storage whose history is known."""
-        if not _has_storage(tensor):
-            return False
-        history = self._histories.get(tensor.untyped_storage())
+        history = self._history_of(tensor)
         is_dense = tensor.is_contiguous() and tensor.storage_offset() == 0
         return history is not None and is_dense and tensor.nbytes == history.num_bytes
 
@@ -233,10 +223,6 @@ def _has_storage(tensor: Any) -> bool:
     if is_lazy(tensor) or type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return False
     return tensor.layout is torch.strided and tensor.device.type == "cpu"
-
-
-def _is_like(one: Tensor, other: Tensor) -> bool:
-    return (one.dtype, one.size(), one.stride()) == (other.dtype, other.size(), other.stride())
 
 
 def _written(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

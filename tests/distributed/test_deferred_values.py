@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -85,6 +86,22 @@ CHANGES = {
         None,
     )[-1],
     "another type": lambda m: m.first.double() and None,
+    "halved and drawn": lambda m: (m.first.half(), m.first.weight.normal_(), None)[-1],
+    "several steps": lambda m: m.first.weight.copy_(m.second.weight.t().double().sin() * 3),
+    "by a small one": lambda m: m.first.weight.mul_(torch.linspace(0, 1, WIDE)),
+    "by one that changes": lambda m: (
+        m.first.weight.mul_(m.first.bias),
+        m.first.bias.zero_(),
+        m.second.weight.copy_(m.first.weight),
+        m.first.weight.zero_(),
+        None,
+    )[-1],
+    "times itself": lambda m: m.first.weight.mul_(m.first.weight),
+    "from a part of an array": lambda m: m.first.weight.copy_(
+        torch.from_numpy(np.ones((WIDE, 2 * WIDE), np.float32))[:1, :WIDE].expand(WIDE, WIDE)
+    ),
+    "drawn like another": lambda m: m.first.weight.copy_(torch.randn_like(m.second.weight)),
+    "of drawn probabilities": lambda m: m.first.weight.bernoulli_(torch.rand(WIDE, WIDE)),
     "resized": lambda m: (m.first.weight.data.resize_(WIDE, WIDE // 2), None)[-1],
     "a loop that looks": lambda m: [m.first.weight.mul_(0.9) for _ in range(3)] and None,
     "drawn outside": lambda m: torch.randn(3).sum().item(),
@@ -128,9 +145,7 @@ def test_what_is_no_parameter_is_whole():
         assert torch.equal(getattr(deferred, name), getattr(plain, name))
     assert torch.equal(deferred.listed[0], plain.listed[0])
     assert torch.equal(deferred.sparse.to_dense(), torch.eye(WIDE))
-    # computed from another tensor; of these one cannot be made again alone
-    assert "scaled" in held
-    assert not held & {"position", "doubles", "upper", "lower"}
+    assert not held & {"position", "doubles", "scaled", "upper", "lower"}
     shared = {it.untyped_storage().data_ptr() for it in (deferred.upper, deferred.lower)}
     assert len(shared) == 1
 
