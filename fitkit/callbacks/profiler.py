@@ -147,11 +147,13 @@ class Profiler(BuiltinCallback):
             return
         warmup = max(self._first_active - done, 0)
         self._first_kept = max(self._first_active, done)
-        self._profile = torch.profiler.profile(
+        profile = torch.profiler.profile(
             schedule=lambda step: ProfilerAction.WARMUP if step < warmup else ProfilerAction.RECORD,
+            acc_events=True,  # there is one cycle; torch 2.11 warns that each clears its events
             **self._options,
         )
-        self._profile.start()
+        profile.start()
+        self._profile = profile  # one that did not start must not be stopped
 
     def _stop(self) -> None:
         profile, self._profile = self._profile, None

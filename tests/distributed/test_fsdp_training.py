@@ -444,8 +444,9 @@ def test_collectives_of_an_epoch_and_of_a_save(more, kit):
         assert 1 <= saves - meetings <= epochs  # the best ones
         # in each data pass the names of what is summed, and the chunks of an EpochMetric, and what
         # callbacks have logged, and at the end; once a fit what the ranks were given and the norms
-        # of the first gradients; those of whole weights after the first step and each epoch
-        assert found["all_gather_object"] == (3 * 2 + 1 + 1) * epochs + 1 + 1 + 2
+        # of the gradients before and after the first backward pass; those of whole weights after
+        # the first step and each epoch
+        assert found["all_gather_object"] == (3 * 2 + 1 + 1) * epochs + 1 + 1 + 3
         # command, kind of content, folder, success, end; the end of each meeting; once a fit,
         # whether the files are locked, and what was found beside them
         assert found["broadcast_object_list"] == 5 * saves + meetings + epochs + 2 + 2

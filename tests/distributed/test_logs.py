@@ -106,9 +106,9 @@ def test_built_in_callbacks_cause_no_communication_per_batch(found):
     # an all-reduce of losses and metrics per pass and one of stops per epoch, some now and then
     assert counts["all_reduce"] < 4 * 4 + 13
     # names of what is summed; what is logged before the schedule, and after ThroughputMonitor; once
-    # a fit, what the ranks were given and the norms of the first gradients; those of the weights
-    # after the first step and each epoch
-    assert counts["all_gather_object"] <= 1 + 4 * (2 + 2) + 2 + 1 + 4
+    # a fit, what the ranks were given and the norms of the gradients before and after the first
+    # backward pass; those of the weights after the first step and each epoch
+    assert counts["all_gather_object"] <= 1 + 4 * (2 + 2) + 3 + 1 + 4
 
 
 def test_a_callback_on_one_rank_only_hears_what_both_know(found):
