@@ -45,6 +45,17 @@ class GroupWorld(World):
         self.sum_in_place(total)
         return total
 
+    def begin_sum(self, sums: Tensor) -> Callable[[], Tensor]:
+        total = sums.clone()
+        work: Any = dist.all_reduce(total, group=self.group_for(_HOST), async_op=True)
+
+        def end() -> Tensor:
+            with self._waiting_in("sum"):
+                work.wait()
+            return total
+
+        return end
+
     def sum_in_place(self, tensor: Tensor) -> None:
         self._communicate("sum", dist.all_reduce, tensor, device=tensor.device)
 

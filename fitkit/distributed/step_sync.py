@@ -52,6 +52,11 @@ class StepSync:
         self.named_parameters()
         self._own = OwnBackward(world, self.named_parameters) if is_custom else None
 
+    @property
+    def is_custom(self) -> bool:
+        """Whether the step is the user's."""
+        return self._own is not None
+
     def named_parameters(self) -> dict[str, Tensor]:
         """The parameters of model, loss and optimizer, each once."""
         groups = [] if self._optimizer is None else self._optimizer.param_groups
@@ -87,6 +92,14 @@ class StepSync:
         """Copy buffers from rank 0, which are also those that are saved."""
         raise NotImplementedError
 
+    def begin_sum_counts(self, samples: float, weight: float) -> Callable[[], tuple[int, float]]:
+        """Begin to sum samples and weight of the batches of all ranks; the result waits for them.
+
+        So that it takes no time of its own, a backward pass can be run before it is called.
+        """
+        end = self._world.begin_sum(torch.tensor([samples, weight], dtype=torch.float64))
+        return lambda: self._of_batches(*end().tolist())
+
     def sum_counts(
         self, samples: float, weight: float, *, is_own: bool = False
     ) -> tuple[int, float]:
@@ -97,13 +110,14 @@ class StepSync:
         Raises:
             ConfigurationError: ranks have run other backward passes in this step.
         """
-        if self._own is not None:
-            total_samples, total = self._own.end(samples, weight, is_own=is_own)
-        else:
-            counts = torch.tensor([samples, weight], dtype=torch.float64)
-            total_samples, total = self._world.sum(counts).tolist()
+        if self._own is None:
+            return self.begin_sum_counts(samples, weight)()
+        return self._of_batches(*self._own.end(samples, weight, is_own=is_own))
+
+    def _of_batches(self, samples: float, weight: float) -> tuple[int, float]:
+        """The sums over batches, from those over ranks."""
         copies = self._world.size // self.size
-        return round(total_samples / copies), total / copies
+        return round(samples / copies), weight / copies
 
     def backward(
         self, loss: Tensor | None, run: Callable[[Tensor], None], *, is_full: bool

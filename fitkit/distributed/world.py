@@ -43,6 +43,11 @@ class World:
         """The elementwise sum over the ranks, the same bits on each."""
         return sums
 
+    def begin_sum(self, sums: Tensor) -> Callable[[], Tensor]:
+        """As ``sum``, of host tensors, while the caller goes on; the result waits for the end."""
+        total = self.sum(sums)
+        return lambda: total
+
     def largest(self, values: list[int]) -> list[int]:
         """The elementwise maximum over the ranks."""
         return values

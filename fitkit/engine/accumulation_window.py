@@ -18,20 +18,24 @@ class AccumulationWindow:
 
     Only the end of a window tells its whole weight. Until then losses are divided by the weight
     that it will have if all its batches are like the first, and gradients are scaled at the end.
+    So it is with a window of one batch whose weight on all ranks is only known after its backward
+    pass: it is expected to be that of the batch before.
 
     Attributes:
         batches: batches in the window; 0: no window is open.
+        last_weight: of the last batch that was weighed on all ranks; 0: there was none.
     """
 
     def __init__(self) -> None:
         self._weight: Any = 0
+        self.last_weight: float = 0
         self.close()
 
     def close(self) -> None:
         """Begin anew."""
         self.batches = 0
         self._weight = 0
-        self._expected = 0
+        self._expected: float = 0
 
     def join(
         self, weight: Any, total: Any, *, samples: int, size: int, num_ranks: int, is_last: bool
@@ -40,7 +44,7 @@ class AccumulationWindow:
 
         Args:
             weight: of this rank's loss, a number or a tensor on the device, which is not read.
-            total: of the losses of all ranks.
+            total: of the losses of all ranks; ``None``: ``weigh`` will tell it.
             samples: of all ranks.
             size: batches in a full window.
             num_ranks: a backward pass takes the mean over so many ranks, not the sum.
@@ -49,13 +53,22 @@ class AccumulationWindow:
         Returns:
             the factor of the loss, and whether the window is now full.
         """
+        if total is None:
+            self._expected = self.last_weight
+            return num_ranks * weight / self._expected, True
         if size == 1:
             return (1.0 if num_ranks == 1 else num_ranks * weight / total), True
+        self.last_weight = 0
         if not self.batches:
             self._expected = size * (samples if isinstance(total, Tensor) else total)
         self.batches += 1
         self._weight = self._weight + total
         return num_ranks * weight / self._expected, self.batches >= size or is_last
+
+    def weigh(self, total: float) -> None:
+        """Tell the weight of a window of one batch on all ranks."""
+        self._weight = total
+        self.last_weight = total or self.last_weight
 
     def correction(self) -> Any:
         """The factor by which the gradients have to be multiplied at the end; ``None``: 1."""
@@ -66,13 +79,13 @@ class AccumulationWindow:
     def state_dict(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Any]:
         """Counts and these gradients; empty without both."""
         found = {name: gradient for name, gradient in gradients.items() if gradient is not None}
-        if not self.batches and not found:
+        if not self.batches and not found and not self.last_weight:
             return {}
         is_on_device = isinstance(self._weight, Tensor)
         return {
             "batches": self.batches,
             "samples": float(self._weight) if is_on_device else self._weight,
-            "expected": self._expected,
+            "expected": self._expected if self.batches else self.last_weight,
             "gradients": found,
         }
 
@@ -85,6 +98,7 @@ class AccumulationWindow:
             CheckpointError: its gradients do not fit the model.
         """
         self.close()
+        self.last_weight = 0
         for parameter in parameters.values():
             parameter.grad = None
         if not state_dict:
@@ -105,6 +119,8 @@ class AccumulationWindow:
         for name, gradient in gradients.items():
             parameters[name].grad = _gradient_like(gradient, parameters[name])
         self.batches, self._weight, self._expected = counts
+        if not self.batches:
+            self.last_weight = self._expected
 
 
 def _gradient_like(gradient: Tensor, parameter: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fitkit.core.callback_list import CallbackList
@@ -94,8 +94,11 @@ class TrainStep:
         samples: Any = 0 if output is None else output.num_samples
         weight = 0 if output is None else output.weight
         total_samples, total = samples, weight
+        end_of_sum = None
         if self._sync is not None:
-            total_samples, total = self._over_ranks(self._sync, output, samples, weight, share)
+            total_samples, total, end_of_sum = self._over_ranks(
+                self._sync, output, samples, weight, share
+            )
         self._is_own = output is not None and not output.backward
         if self._is_own:
             self._count_step()
@@ -110,18 +113,32 @@ class TrainStep:
                 is_last=is_last,
             )
             self._backward(self._scaled(output, weight, factor), is_full=is_full)
-            if is_full:
+            if end_of_sum is not None:
+                total_samples, total = end_of_sum()
+                self._window.weigh(total)
+            if _is_zero(total):
+                self._drop_gradients()
+            elif is_full:
                 self._take_step()
         return output, total_samples
 
     def _over_ranks(
         self, sync: StepSync, output: StepOutput | None, samples: Any, weight: Any, share: Share
-    ) -> tuple[int, Any]:
-        """Samples and weight of the batches of all ranks."""
+    ) -> tuple[int, Any, Callable[[], tuple[int, float]] | None]:
+        """Samples and weight of the batches of all ranks; or what waits for them, if not ``None``.
+
+        To wait only after the backward pass saves the time. A window of several batches has to know
+        before it whether there is any weight, and a custom step whether all ranks go on.
+        """
         if share.total is not None and not self._forward.counts_by_itself:
-            return share.total, share.total
+            return share.total, share.total, None
+        is_single = self._accumulation() == 1 and not self._window.batches
+        if is_single and not sync.is_custom and self._window.last_weight:
+            return 0, None, sync.begin_sum_counts(float(samples), float(weight))
         is_own = output is not None and not output.backward
-        return sync.sum_counts(float(samples), float(weight), is_own=is_own)
+        total_samples, total = sync.sum_counts(float(samples), float(weight), is_own=is_own)
+        self._window.last_weight = 0 if sync.is_custom else total
+        return total_samples, total, None
 
     def _scaled(self, output: StepOutput | None, weight: Any, factor: Any) -> Tensor | None:
         """The loss times its factor; ``None``: this rank has none, and others have."""
@@ -171,7 +188,11 @@ class TrainStep:
         self._clip()
         if self._precision.step(self._stepper):
             self._count_step()
-        clear_gradients(optimizer)
+        self._drop_gradients()
+
+    def _drop_gradients(self) -> None:
+        if self._optimizer is not None:
+            clear_gradients(self._optimizer)
         self._window.close()
 
     def _count_step(self) -> None:
@@ -207,10 +228,10 @@ class TrainStep:
         A step with a backward pass of its own may use any gradient that it has left. During an
         evaluation, gradients are those that it has ``laid_aside``, by parameter.
         """
-        if not self._window.batches and not self._is_own:
-            return {}
-        named = self._modules.named_parameters()
-        if not self._is_own:
+        named: dict[str, nn.Parameter] = {}
+        if self._window.batches or self._is_own:
+            named = self._modules.named_parameters()
+        if self._window.batches:
             optimized = set(map(id, self._optimized.parameters()))
             named = {name: p for name, p in named.items() if id(p) in optimized}
         return self._window.state_dict({n: laid_aside.get(p, p.grad) for n, p in named.items()})
@@ -218,7 +239,7 @@ class TrainStep:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a window that is not full, or raise ``CheckpointError``."""
         self._window.load_state_dict(state_dict, self._modules.named_parameters())
-        self._is_own = bool(state_dict) and not self._window.batches
+        self._is_own = bool(state_dict.get("gradients")) and not self._window.batches
 
 
 def _is_zero(weight: Any) -> bool:

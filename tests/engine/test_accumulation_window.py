@@ -75,6 +75,37 @@ def test_no_weight_on_the_device_gives_gradients_of_zero():
     assert window.correction() == 0.0
 
 
+def test_a_batch_whose_weight_is_told_later_counts_as_one_whose_weight_is_known():
+    window = AccumulationWindow()
+    window.last_weight = 8
+    options = {"samples": 0, "size": 1, "num_ranks": 2, "is_last": False}
+    assert window.join(4, None, **options) == (1.0, True)
+    window.weigh(8.0)
+    assert window.correction() is None
+    window.close()
+    factor, _ = window.join(3, None, **options)
+    window.weigh(5.0)
+    assert factor * window.correction() == pytest.approx(2 * 3 / 5)
+    window.close()
+    again = AccumulationWindow()
+    again.load_state_dict(window.state_dict({}), {})
+    assert again.join(3, None, **options) == window.join(3, None, **options) == (6 / 5, True)
+
+
+def test_a_batch_without_weight_does_not_change_what_is_expected_of_the_next():
+    window = AccumulationWindow()
+    window.last_weight = 8
+    window.weigh(0.0)
+    assert window.last_weight == 8
+
+
+def test_nothing_is_expected_after_a_window_of_several_batches():
+    window = AccumulationWindow()
+    window.last_weight = 8
+    window.join(4, 8, samples=8, size=2, num_ranks=2, is_last=False)
+    assert window.last_weight == 0
+
+
 def gradients_of(parameters):
     return {name: parameter.grad for name, parameter in parameters.items()}
 

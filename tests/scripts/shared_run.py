@@ -529,13 +529,19 @@ def _counted_collectives() -> Counter[str]:
         return counted
 
     for name in COLLECTIVES:
-        setattr(torch.distributed, name, counting(name, getattr(torch.distributed, name)))
+        earlier = EARLIER_NAMES.get(name, name)
+        called = name if hasattr(torch.distributed, name) else earlier
+        setattr(torch.distributed, called, counting(name, getattr(torch.distributed, called)))
     return counts
 
 
 COLLECTIVES = ("all_reduce", "broadcast", "gather_object", "all_gather_object", "barrier")
 COLLECTIVES += ("broadcast_object_list", "scatter_object_list")
 COLLECTIVES += ("all_gather_single", "reduce_scatter_single")  # of parameters, of gradients
+EARLIER_NAMES = {  # in torch 2.11
+    "all_gather_single": "all_gather_into_tensor",
+    "reduce_scatter_single": "reduce_scatter_tensor",
+}
 
 
 def try_on_rank(options: argparse.Namespace) -> None:
