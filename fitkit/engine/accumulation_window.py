@@ -118,9 +118,10 @@ class AccumulationWindow:
                 )
         for name, gradient in gradients.items():
             parameters[name].grad = _gradient_like(gradient, parameters[name])
-        self.batches, self._weight, self._expected = counts
-        if not self.batches:
-            self.last_weight = self._expected
+        if counts[0]:
+            self.batches, self._weight, self._expected = counts
+        else:
+            self.last_weight = counts[2]
 
 
 def _gradient_like(gradient: Tensor, parameter: Tensor) -> Tensor:

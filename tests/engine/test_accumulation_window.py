@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -89,7 +91,10 @@ def test_a_batch_whose_weight_is_told_later_counts_as_one_whose_weight_is_known(
     window.close()
     again = AccumulationWindow()
     again.load_state_dict(window.state_dict({}), {})
+    alone = copy.copy(again)
     assert again.join(3, None, **options) == window.join(3, None, **options) == (6 / 5, True)
+    assert alone.join(3, 3, **{**options, "num_ranks": 1}) == (1.0, True)
+    assert alone.correction() is None
 
 
 def test_a_batch_without_weight_does_not_change_what_is_expected_of_the_next():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fitkit import NNHandler, StepOutput
+from fitkit import Callback, NNHandler, StepOutput
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(8, 3, 4, generator=GENERATOR, dtype=torch.float64)  # (samples, time, features)
@@ -94,8 +94,19 @@ CASES: dict[str, tuple[Any, Tensor, int, dict[str, Any]]] = {
 }
 
 
-def run(name: str, *, is_alone: bool) -> dict[str, Any]:
-    """Train on one case."""
+class SaveAfterEachBatch(Callback):
+    """Saves, in the middle of epochs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, batch: int, logs: Any) -> None:
+        """Save."""
+        self.handler.save(self.folder / f"{self.handler.state.global_step}.pth")
+
+
+def trained(name: str, *, is_alone: bool, **how: Any) -> tuple[NNHandler, dict[str, list[float]]]:
+    """Train on one case; ``how``: more arguments of ``fit``."""
     loss, targets, window, options = CASES[name]
     options = dict(options)
     strategy = "auto" if is_alone else options.pop("strategy", "auto")
@@ -114,23 +125,44 @@ def run(name: str, *, is_alone: bool) -> dict[str, Any]:
         epochs=2,
         gradient_accumulation_steps=window,
         progress_bar=False,
+        **how,
     ).history
-    whole = handler.get_state_dict()["model_state_dict"]
-    weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in whole.values()]
+    return handler, history
+
+
+def weights_of(handler: NNHandler) -> Tensor:
+    """All weights in one tensor."""
+    whole = handler.get_state_dict()["model_state_dict"].values()
+    return torch.cat([getattr(w, "full_tensor", lambda w=w: w)().flatten() for w in whole])
+
+
+def run(name: str, folder: Path, *, is_alone: bool) -> dict[str, Any]:
+    """Train on one case, and again from each of its checkpoints."""
+    handler, history = trained(name, is_alone=is_alone, callbacks=[SaveAfterEachBatch(folder)])
+    weights = weights_of(handler)
+    differing = []
+    for step in range(1, handler.state.global_step + 1):
+        resumed, _ = trained(name, is_alone=is_alone, resume=folder / f"{step}.pth")
+        if not torch.equal(weights_of(resumed), weights):
+            differing.append(step)
     skips = "skip" in name
     return {
-        "weights": torch.cat([w.flatten() for w in weights]).tolist(),
+        "weights": weights.tolist(),
         "loss": [*history["loss"], *history["val_loss"]],
         "counts": [handler.state.optimizer_steps, 0 if skips else handler.state.samples_seen],
+        "differ after a resume": differing,
     }
 
 
 def main() -> None:
     """Run all cases, and write their results."""
     world = NNHandler(nn.Linear(1, 1), "cpu").world
-    results = {name: run(name, is_alone=world.size == 1) for name in CASES}
-    rank = "one" if world.size == 1 else f"rank{world.rank}"
-    (Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps(results))
+    out, num_ranks = Path(sys.argv[1]), world.size
+    results = {
+        name: run(name, out / f"{name}, {num_ranks}", is_alone=num_ranks == 1) for name in CASES
+    }
+    rank = "one" if num_ranks == 1 else f"rank{world.rank}"
+    (out / f"{rank}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
