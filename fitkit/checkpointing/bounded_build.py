@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,7 @@ _TIMES, _MORE_BYTES = 8, 1 << 30
 
 @contextmanager
 def bounded_build(weights: Mapping[str, Any]) -> Iterator[None]:
-    """Inside ``with``, new tensors may take some times the memory of ``weights``.
+    """Inside ``with``, the new tensors that exist at a time may take some times ``weights``.
 
     A file of a kilobyte can name a model with a layer of 80000 x 80000. This is noticed before the
     layer takes memory, and on the device ``"meta"`` as well.
@@ -36,7 +37,7 @@ def bounded_build(weights: Mapping[str, Any]) -> Iterator[None]:
 
 
 class _Bound(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of torch
-    """Counts the memory of all tensors that torch makes, each before it is made."""
+    """Counts the memory of the tensors that torch has made and that still exist."""
 
     def __init__(self, stored_bytes: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -47,16 +48,29 @@ class _Bound(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of torch
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not _changes_or_views(function):
-            self._new_bytes += _result_bytes(function, args, kwargs)
-        if self._new_bytes > _MORE_BYTES + _TIMES * self._stored_bytes:
+        if _changes_or_views(function):
+            return function(*args, **kwargs)
+        total_bytes = self._new_bytes + _result_bytes(function, args, kwargs)
+        if total_bytes > _MORE_BYTES + _TIMES * self._stored_bytes:
             raise CheckpointError(
                 f"the model that the checkpoint describes would take more than "
-                f"{format_bytes(self._new_bytes)}, but its weights in the file take "
+                f"{format_bytes(total_bytes)}, but its weights in the file take "
                 f"{format_bytes(self._stored_bytes)}, so it was not built. If you trust the rest "
                 f"of the file, pass model_class=<a ready module>."
             )
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        for tensor in iterate_tensors(result):
+            if tensor.layout is torch.strided:  # the parts of others were counted
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage until it is freed: initializing weights makes and drops many."""
+        self._add_bytes(storage.nbytes())
+        weakref.finalize(storage, self._add_bytes, -storage.nbytes()).atexit = False
+
+    def _add_bytes(self, num_bytes: int) -> None:
+        self._new_bytes += num_bytes
 
 
 def _changes_or_views(function: Any) -> bool:

@@ -12,7 +12,15 @@ from torch import Tensor
 from fitkit.checkpointing.read_weights import read_weights
 from fitkit.checkpointing.storage import single_or_sharded
 from fitkit.cli.command_group import EXIT_NEGATIVE, main
-from fitkit.cli.printing import echo, format_count, format_tensor, json_option, print_json, to_json
+from fitkit.cli.printing import (
+    echo,
+    format_count,
+    format_tensor,
+    json_option,
+    print_json,
+    short_repr,
+    to_json,
+)
 from fitkit.core.tree_diff import MISSING, Difference, compare
 
 _MOST_CHARACTERS = 60
@@ -86,8 +94,7 @@ def _short_text(value: Any) -> str:
         return format_tensor(value)
     if isinstance(value, Mapping):
         return f"<{format_count(len(value), 'key')}>"
-    text = repr(value)
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
+    return short_repr(value, _MOST_CHARACTERS)
 
 
 def _as_json(difference: Difference) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from fitkit.cli.printing import (
     json_option,
     json_text,
     printable,
+    short_repr,
     table,
 )
 from fitkit.core.errors import listed
@@ -32,6 +33,7 @@ from fitkit.core.tree import iterate_tensors
 _MOST_LINES = 40  # of weights, unless --depth says otherwise
 _WIDTH = 80
 _MOST_LINES_OF_A_CALLBACK = 3
+_MOST_CHARACTERS = 2000  # of a value
 
 
 @main.command(
@@ -164,7 +166,7 @@ def _value(value: Any) -> str:
     if tensors:
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         return f"<{format_count(len(tensors), 'tensor')}, {format_bytes(size)}>"
-    return format_number(value) if isinstance(value, float) else repr(value)
+    return format_number(value) if isinstance(value, float) else short_repr(value, _MOST_CHARACTERS)
 
 
 def _wrapped(text: str, indent: int, most_lines: int | None = None) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."
 )
 force_option = click.option("--force", is_flag=True, help="Overwrite existing files.")
+
+_BRACKETS: Mapping[type, str] = {dict: "{}", list: "[]", tuple: "()"}
 
 
 def format_number(value: Any) -> str:
@@ -56,6 +58,34 @@ def format_tensor(tensor: Tensor) -> str:
     '<4 x 3 float32>'
     """
     return f"<{format_shape(tensor.shape)} {dtype_name(tensor.dtype)}>"
+
+
+def short_repr(value: Any, max_characters: int) -> str:
+    """The beginning of ``repr(value)``, without making the rest: it may be very long.
+
+    >>> short_repr([1, [2, 3]], 20), short_repr([[0] * 1000] * 1000, 8)
+    ('[1, [2, 3]]', '[[0, 0, ...')
+    """
+    text = ""
+    for piece in _repr_pieces(value):
+        text += piece
+        if len(text) > max_characters:
+            return f"{text[:max_characters]}..."
+    return text
+
+
+def _repr_pieces(value: Any) -> Iterator[str]:
+    kind = type(value)
+    if kind not in _BRACKETS or not value or (kind is tuple and len(value) == 1):
+        yield repr(value)
+        return
+    yield _BRACKETS[kind][0]
+    for number, item in enumerate(value):
+        yield ", " if number else ""
+        if kind is dict:
+            yield f"{item!r}: "
+        yield from _repr_pieces(value[item] if kind is dict else item)
+    yield _BRACKETS[kind][1]
 
 
 def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:

@@ -84,6 +84,30 @@ def test_an_ordinary_model_is_the_same_as_without_a_bound(kind):
             assert torch.equal(found.state_dict()[name], value)
 
 
+class ManyTemporaries(nn.Module):
+    """Takes 2 GiB while it initializes its weight, at no time more than 64 MiB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        for _ in range(64):
+            self.parts = torch.zeros(1 << 23).split(1 << 20)  # views live as long as the storage
+        del self.parts
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_the_constructor_drops_does_not_count(device):
+    with bounded_build({"weight": torch.zeros(3)}), torch.device(device):
+        ManyTemporaries()
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_view_keeps_what_it_shows_alive(device):
+    refused = pytest.raises(CheckpointError, match="take more than")
+    with refused, bounded_build({"weight": torch.zeros(3)}), torch.device(device):
+        _ = [torch.zeros(1 << 23)[:2].detach().view(-1) for _ in range(64)]
+
+
 LOADS = """
 import resource, sys, time
 import torch, fitkit

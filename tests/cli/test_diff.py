@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -78,3 +80,16 @@ def test_what_cannot_be_read_is_no_difference(cli, run, damage):
     damage(run / "best.pth")
     result = cli("diff", run / "best.pth", run / "epochs" / "04.pth", code=3)
     assert "checksum" in result.stderr
+
+
+def test_shared_tensors_of_one_file_are_named_at_once(cli, tmp_path):
+    """Their whole repr would take seconds."""
+    a, b = tmp_path / "a.pth", tmp_path / "b.pth"
+    torch.save({"a": [[torch.zeros(3)] * 1000] * 50}, a)
+    torch.save({"b": [["x" * 100] * 1000] * 1000}, b)
+    began = time.process_time()
+    for first, second in ((a, b), (b, a)):
+        assert len(cli("diff", first, second, code=1).stdout) < 500
+    for path in (a, b):
+        assert len(cli("inspect", path).stdout) < 500
+    assert time.process_time() - began < 3

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 
 from fitkit import SaveError
-from fitkit.cli.printing import colored, json_text, require_free, table
+from fitkit.cli.printing import colored, json_text, require_free, short_repr, table
 
 
 def test_colors(monkeypatch):
@@ -43,3 +45,22 @@ def test_files_that_are_there(tmp_path):
     require_free([tmp_path / "a"], force=True)
     with pytest.raises(SaveError, match="--force"):
         require_free([tmp_path / "b", tmp_path / "a"], force=False)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1, "a'b", [], (), {}, (1,), ((1,),), (1, [2, (3, 4)]), {"a": [1, {2: ()}], (3,): None}, {1, 2},
+     OrderedDict(a=[1]), [1.5, None, True]],
+)  # fmt: skip
+def test_a_short_repr_is_the_beginning_of_the_repr(value):
+    text = repr(value)
+    assert short_repr(value, len(text)) == text
+    for size in range(len(text)):
+        assert short_repr(value, size) == f"{text[:size]}..."
+
+
+def test_a_short_repr_takes_no_longer_for_long_values():
+    value = [torch.zeros(3)] * 1_000_000
+    began = time.process_time()
+    assert short_repr([value] * 1_000_000, 30) == "[[tensor([0., 0., 0.]), tensor..."
+    assert time.process_time() - began < 0.1

@@ -1,36 +1,23 @@
-"""Run the operations of a pickle on stand-ins: nothing that it describes is hashed or built.
-
-A number stands for itself, a string for its bytes, the name of a global is a str, a dict is the
-list of its keys and values, and ``None`` stands for every other value without parts.
-"""
+"""Run the operations of a pickle on stand-ins: nothing that it describes is hashed or built."""
 
 from __future__ import annotations
 
 import pickle
 import struct
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
-
-class Dict(list[Any]):
-    """Keys and values of a dict, in turn."""
-
-
-class PickleChecks(Protocol):
-    """What a machine asks about what the pickle does; each raises if it may not do that."""
-
-    def call(self, function: Any, arguments: Any) -> Any:
-        """The stand-in for what a call returns."""
-
-    def load_storage(self, description: Any) -> Any:
-        """The stand-in for the memory of tensors."""
-
-    def check_keys(self, keys: Sequence[Any], target: Any) -> None:
-        """Check that ``keys`` can be added to a dict."""
-
-    def spend(self, steps: int) -> None:
-        """Count work that the number of operations does not bound."""
+from fitkit.checkpointing.storage.pickle_values import (
+    HARMLESS_KEYS,
+    LARGE,
+    LONG,
+    METHODS,
+    Dict,
+    LargeInt,
+    LongText,
+    PickleChecks,
+)
 
 
 class PickleMachine:
@@ -55,14 +42,36 @@ class PickleMachine:
             pickle.UnpicklingError: it uses an operation that torch does not know.
             Exception: of another kind, if it is not a valid pickle.
         """
-        data = self.data
-        while (code := data[self.at]) != _STOP:
-            self.at += 1
-            operation = _OPERATIONS.get(code)
-            if operation is None:
-                raise pickle.UnpicklingError(f"its pickle uses the operation {bytes([code])!r}.")
-            operation(self)
-        return self.stack.pop()
+        data, memo, stack, operations = self.data, self.memo, self.stack, _OPERATIONS
+        at = 0
+        while True:  # what most of a file consists of is spelled out: a call would take longer
+            code = data[at]
+            at += 1
+            if code == _GET:
+                stack.append(memo[data[at]])
+                at += 1
+            elif code == _LONG_PUT:
+                memo[_read_uint(data, at)[0]] = stack[-1]
+                at += 4
+            elif code == _TEXT:
+                size = _read_uint(data, at)[0]
+                at += 4
+                text = data[at : at + size]
+                stack.append(text if size <= LONG else LongText(text))
+                at += size
+            elif code == _FLOAT:
+                stack.append(_read_float(data, at)[0])
+                at += 8
+            elif code == _SMALL_INT:
+                stack.append(data[at])
+                at += 1
+            elif code == _STOP:
+                self.at = at
+                return stack.pop()
+            else:
+                self.at = at
+                operations[code](self)
+                at, stack = self.at, self.stack
 
     def take(self, size: int) -> bytes:
         """The next bytes; if there are fewer, the pickle has no end."""
@@ -70,15 +79,20 @@ class PickleMachine:
         self.at = at + size
         return self.data[at : at + size]
 
-    def take_int(self, size: int, *, signed: bool = False) -> int:
-        """The next bytes as a number."""
-        return int.from_bytes(self.take(size), "little", signed=signed)
+    def take_size(self, num_bytes: int) -> int:
+        """The next bytes as a number from 0."""
+        return int.from_bytes(self.take(num_bytes), "little")
+
+    def take_long(self) -> int:
+        """A number of any size."""
+        number = int.from_bytes(self.take(self.take_size(1)), "little", signed=True)
+        return number if -LARGE < number < LARGE else LargeInt(number)
 
     def take_global(self) -> str:
         """The name of a class or function as torch reads it: Python 3's for those of Python 2."""
         lines = []
         for _ in range(2):
-            end = self.data.index(b"\n", self.at)
+            end = self.data.index(b"\n", self.at, self.at + _MAX_NAME)
             lines.append(self.data[self.at : end].decode())
             self.at = end + 1
         module, name = lines
@@ -95,18 +109,21 @@ class PickleMachine:
         items, self.stack = self.stack, self._marks.pop()
         return items
 
-    def append(self, items: list[Any]) -> None:
-        """Add items to the list on the stack."""
-        if type(self.stack[-1]) is not list:
+    def list_on_top(self) -> list[Any]:
+        """The list on the stack."""
+        target = self.stack[-1]
+        if type(target) is not list:
             raise pickle.UnpicklingError("it appends to something that is no list.")
-        self.stack[-1].extend(items)
+        return target
 
-    def set_items(self, items: list[Any]) -> None:
+    def add_items(self, items: list[Any]) -> None:
         """Add keys and values to the dict on the stack."""
         target = self.stack[-1]
         if type(target) is not Dict:
             raise pickle.UnpicklingError("it sets a key in something that is no dict.")
-        self._checks.check_keys(items[::2], target)
+        keys = items[::2]
+        if not HARMLESS_KEYS.issuperset(map(type, keys)):
+            self._checks.check_keys(keys, target)
         target += items
 
     def reduce(self) -> None:
@@ -122,8 +139,11 @@ class PickleMachine:
         """Give a value its attributes."""
         state, target = self.stack.pop(), self.stack[-1]
         if type(target) is Dict and type(state) is Dict:
+            if not METHODS.isdisjoint(state[::2]):  # whoever calls it would get what is stored
+                raise pickle.UnpicklingError("it replaces a method.")
             self._checks.spend(len(state))
             target += state
+            target.num_bytes += state.num_bytes
         elif target is not None:  # of a type that the program allows: torch decides
             raise pickle.UnpicklingError("it gives attributes to something that has none.")
 
@@ -147,83 +167,94 @@ def _push_new(kind: type) -> _Operation:
     return lambda machine: machine.stack.append(kind())
 
 
-def _push_sized(size: int) -> _Operation:
-    return _push(lambda machine: machine.take(machine.take_int(size)))
+def _push_int(form: str) -> _Operation:
+    size, read = struct.calcsize(form), struct.Struct(form).unpack_from
 
-
-# These four are most of what a checkpoint of many tensors holds, so they are spelled out.
-
-
-def _push_known(size: int) -> _Operation:
     def operation(machine: PickleMachine) -> None:
-        at = machine.at
-        machine.at = at + size
-        machine.stack.append(machine.memo[int.from_bytes(machine.data[at : at + size], "little")])
+        machine.stack.append(read(machine.data, machine.at)[0])
+        machine.at += size
 
     return operation
 
 
-def _remember(size: int) -> _Operation:
-    def operation(machine: PickleMachine) -> None:
-        at = machine.at
-        machine.at = at + size
-        machine.memo[int.from_bytes(machine.data[at : at + size], "little")] = machine.stack[-1]
-
-    return operation
+def _push_known(machine: PickleMachine) -> None:
+    machine.stack.append(machine.memo[machine.take_size(4)])
 
 
-def _push_int(size: int, *, signed: bool = False) -> _Operation:
-    def operation(machine: PickleMachine) -> None:
-        at = machine.at
-        machine.at = at + size
-        number = int.from_bytes(machine.data[at : at + size], "little", signed=signed)
-        machine.stack.append(number)
-
-    return operation
+def _remember(machine: PickleMachine) -> None:
+    machine.memo[machine.data[machine.at]] = machine.stack[-1]
+    machine.at += 1
 
 
-def _push_tuple(size: int) -> _Operation:
-    def operation(machine: PickleMachine) -> None:
-        items = tuple(machine.stack[-size:])
-        machine.stack[-size:] = [items]
-
-    return operation
+def _tuple1(machine: PickleMachine) -> None:
+    stack = machine.stack
+    stack[-1] = (stack[-1],)
 
 
-_STOP = b"."[0]
+def _tuple2(machine: PickleMachine) -> None:
+    stack = machine.stack
+    last = stack.pop()
+    stack[-1] = (stack[-1], last)
+
+
+def _tuple3(machine: PickleMachine) -> None:
+    stack = machine.stack
+    last, middle = stack.pop(), stack.pop()
+    stack[-1] = (stack[-1], middle, last)
+
+
+def _append(machine: PickleMachine) -> None:
+    item = machine.stack.pop()
+    machine.list_on_top().append(item)
+
+
+def _extend(machine: PickleMachine) -> None:
+    items = machine.pop_mark()
+    machine.list_on_top().extend(items)
+
+
+def _set_item(machine: PickleMachine) -> None:
+    value, key = machine.stack.pop(), machine.stack.pop()
+    machine.add_items([key, value])
+
+
+def _refuse(machine: PickleMachine) -> None:
+    code = machine.data[machine.at - 1]
+    raise pickle.UnpicklingError(f"its pickle uses the operation {bytes([code])!r}.")
+
+
+_MAX_NAME = 1000  # torch searches its own message for an unknown name with slow patterns
+# done by the loop itself
+_GET, _LONG_PUT, _TEXT, _FLOAT, _SMALL_INT, _STOP = b"hrXGK."
+_read_uint, _read_float = struct.Struct("<I").unpack_from, struct.Struct(">d").unpack_from
 _BY_CODE: dict[bytes, _Operation] = {
     b"\x80": lambda machine: machine.take(1),  # the protocol
     b"c": _push(PickleMachine.take_global),
     b"N": _push_constant(None),
     b"\x88": _push_constant(True),
     b"\x89": _push_constant(False),
-    b"J": _push_int(4, signed=True),
-    b"K": _push_int(1),
-    b"M": _push_int(2),
-    b"\x8a": _push(lambda machine: machine.take_int(machine.take_int(1), signed=True)),
-    b"G": _push(lambda machine: struct.unpack(">d", machine.take(8))[0]),
-    b"X": _push_sized(4),
-    b"U": _push_sized(1),
+    b"J": _push_int("<i"),
+    b"M": _push_int("<H"),
+    b"j": _push_known,
+    b"q": _remember,
+    b"\x8a": _push(PickleMachine.take_long),
+    b"U": _push(lambda machine: LongText(machine.take(machine.take_size(1)))),
     b")": _push_constant(()),
     b"]": _push_new(list),
     b"}": _push_new(Dict),
     b"\x8f": _push_new(list),  # a set: torch has no operation that fills it
-    b"\x85": _push_tuple(1),
-    b"\x86": _push_tuple(2),
-    b"\x87": _push_tuple(3),
+    b"\x85": _tuple1,
+    b"\x86": _tuple2,
+    b"\x87": _tuple3,
     b"(": PickleMachine.begin_mark,
     b"t": _push(lambda machine: tuple(machine.pop_mark())),
-    b"a": lambda machine: machine.append([machine.stack.pop()]),
-    b"e": lambda machine: machine.append(machine.pop_mark()),
-    b"s": lambda machine: machine.set_items([machine.stack.pop(), machine.stack.pop()][::-1]),
-    b"u": lambda machine: machine.set_items(machine.pop_mark()),
-    b"h": _push_known(1),
-    b"j": _push_known(4),
-    b"q": _remember(1),
-    b"r": _remember(4),
+    b"a": _append,
+    b"e": _extend,
+    b"s": _set_item,
+    b"u": lambda machine: machine.add_items(machine.pop_mark()),
     b"Q": PickleMachine.load_storage,
     b"R": PickleMachine.reduce,
     b"\x81": PickleMachine.reduce,
     b"b": PickleMachine.build,
 }
-_OPERATIONS = {code[0]: operation for code, operation in _BY_CODE.items()}
+_OPERATIONS = [_BY_CODE.get(bytes([code]), _refuse) for code in range(256)]

@@ -6,24 +6,33 @@ overflow the interpreter's stack, or allocate terabytes.
 
 from __future__ import annotations
 
+import gc
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from fitkit.checkpointing.storage.pickle_machine import Dict, PickleMachine
-from fitkit.core.tree import MAX_DEPTH
+from fitkit.checkpointing.storage.pickle_machine import PickleMachine
+from fitkit.checkpointing.storage.pickle_values import (
+    HARMLESS_KEYS,
+    Dict,
+    Sizes,
+    Storage,
+    Tensor,
+    TrapError,
+    Walk,
+)
 
-_MAX_ENCODED_DEPTH = 2 * MAX_DEPTH + 10  # a tagged value takes two levels in a file
 # Tensors may share memory, so together they may be larger than the file, within reason.
-_SHARED_TIMES, _SHARED_BYTES = 16, 64 << 20
+_SHARED_TIMES, _SHARED_BYTES = 64, 256 << 20
+_SHARED_VALUES = 1_500_000  # of lists and dicts that are used many times
 _MAX_KEY_PARTS = 1000  # values in a key that is a tuple
 _MAX_EQUAL_HASHES = 100  # more keys with one hash are made to make a dict slow
-_SMALL_INT = 2**60  # no two numbers below it have one hash
 _STEPS_PER_BYTE = 8  # of work for operations whose arguments may be used again and again
 
 _REBUILD, _VIEWS = "torch._utils._rebuild_", ("tensor", "tensor_v2", "tensor_v3", "qtensor")
@@ -31,10 +40,6 @@ _ITEM_BYTES = {
     "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2,
     "ComplexDouble": 16, "ComplexFloat": 8, "QInt32": 4,
 }  # fmt: skip
-
-
-class TrapError(ValueError):
-    """What the file describes would exhaust memory, time or the stack."""
 
 
 def check_pickle(data: bytes, record_bytes: Mapping[str, int], file_bytes: int) -> None:
@@ -51,48 +56,22 @@ def check_pickle(data: bytes, record_bytes: Mapping[str, int], file_bytes: int) 
         Exception: of another kind, if it is not a valid pickle.
     """
     checks = _Checks(record_bytes, 100_000 + _STEPS_PER_BYTE * len(data), file_bytes)
-    _check_nesting(PickleMachine(data, checks).run(), values_left=1000 + 2 * len(data))
+    max_values = _SHARED_VALUES + 2 * len(data)
+    with _garbage_collection_paused():
+        content = PickleMachine(data, checks).run()
+        Walk(max_values, _SHARED_BYTES + _SHARED_TIMES * file_bytes).measure([content])
 
 
-def _check_nesting(content: Any, values_left: int) -> None:
-    """Without recursion, as the file decides on the depth."""
-    pending = [(content, 0)]
-    while pending:
-        value, depth = pending.pop()
-        values_left -= 1
-        if depth > _MAX_ENCODED_DEPTH:
-            raise TrapError(f"it is nested more than {MAX_DEPTH} levels deep")
-        if values_left < 0:
-            raise TrapError("it holds far more values than bytes")
-        if type(value) is Dict:  # its keys were checked, and nothing looks into them
-            values_left -= len(value) // 2
-            value = value[1::2]
-        if isinstance(value, (list, tuple)) and type(value) is not _Sizes:
-            pending += [(item, depth + 1) for item in value]
-
-
-class _Storage(NamedTuple):
-    """The memory of tensors."""
-
-    key: bytes
-    kind: str
-    num_elements: int
-    item_bytes: int
-
-
-class _Sizes(tuple[int, ...]):
-    """A ``torch.Size``, which is one value."""
-
-
-class _Tensor(list[Any]):
-    """A tensor: the parts that it was made of, and the bytes of its values."""
-
-    __hash__ = object.__hash__  # type: ignore[assignment]  # as of a tensor
-
-    def __init__(self, parts: Iterable[Any], num_bytes: int = 0) -> None:
-        super().__init__(parts)
-        self.num_bytes: int = num_bytes
-        self.num_bytes += sum(one.num_bytes for one in self if type(one) is _Tensor)
+@contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    """Nothing here is garbage, but Python would look through all of it again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class _Checks:
@@ -102,8 +81,7 @@ class _Checks:
         self._record_bytes = record_bytes
         self._steps_left = steps
         self._bytes_left = _SHARED_BYTES + _SHARED_TIMES * file_bytes
-        self._storages: dict[bytes, _Storage] = {}
-        self._views: set[Any] = set()
+        self._storages: dict[bytes, Storage] = {}
         self._hashes: Counter[tuple[int, int]] = Counter()
 
     def spend(self, steps: int) -> None:
@@ -112,27 +90,29 @@ class _Checks:
             raise TrapError("it would take far more time to read than its size is worth")
 
     def _claim(self, num_bytes: int) -> None:
-        """Count values of tensors: once for their memory, and each time that torch reads them."""
+        """Count values of tensors each time that torch reads them."""
         self._bytes_left -= num_bytes
         if self._bytes_left < 0:
             raise TrapError("its tensors claim far more memory than the file has")
 
     def check_keys(self, keys: Sequence[Any], target: Any) -> None:
         for key in keys:
-            kind = type(key)
-            if kind is bytes or (kind is int and -_SMALL_INT < key < _SMALL_INT) or key is None:
-                continue  # the hash of text differs in each process
-            if kind is tuple:
-                self.spend(_count_parts(key) // 8)
+            if type(key) in HARMLESS_KEYS:
+                continue
+            num_parts, num_bytes = _measure_key(key)
+            self.spend(num_parts // 8)
+            target.num_bytes += num_bytes
+            if isinstance(key, bytes):
+                continue
             place = id(target), _hash(key)
             self._hashes[place] += 1
             if self._hashes[place] > _MAX_EQUAL_HASHES:
                 raise TrapError("its keys are made to have one hash")
 
-    def load_storage(self, description: Any) -> _Storage:
+    def load_storage(self, description: Any) -> Storage:
         _, kind, key, _, num_elements = description
         item_bytes = _ITEM_BYTES.get(kind.removeprefix("torch.").removesuffix("Storage"), 1)
-        storage = _Storage(key, kind, num_elements, item_bytes)
+        storage = Storage(key, kind, num_elements, item_bytes)
         if self._storages.setdefault(key, storage) != storage:
             raise TrapError("two of its tensors do not agree on their memory")
         if not 0 <= num_elements * item_bytes <= self._record_bytes.get(key.decode(), -1):
@@ -156,8 +136,8 @@ class _Checks:
     # ---- calls ----
 
     def _rebuild_tensor(
-        self, storage: _Storage, offset: int, shape: Any, stride: Any, *rest: Any
-    ) -> _Tensor:
+        self, storage: Storage, offset: int, shape: Any, stride: Any, *rest: Any
+    ) -> Tensor:
         """A view of a storage, which torch would enlarge for a view that is larger."""
         dtype = getattr(torch, str(rest[2]).rpartition(".")[2], None) if len(rest) > 2 else None
         size = dtype.itemsize if isinstance(dtype, torch.dtype) else storage.item_bytes
@@ -168,30 +148,27 @@ class _Checks:
             end += (length - 1) * step
         if num_elements and end * size > storage.num_elements * storage.item_bytes:
             raise TrapError("a tensor is larger than its memory")
-        if (view := (storage.key, offset, shape, stride)) not in self._views:
-            self._views.add(view)
-            self._claim(num_elements * size)
-        return _Tensor((), num_elements * size)
+        return Tensor((), num_elements * size)
 
-    def _rebuild_of_tensors(self, *arguments: Any) -> _Tensor:
+    def _rebuild_of_tensors(self, *arguments: Any) -> Tensor:
         """A sparse tensor, or one for another device: torch reads the values of its parts."""
         parts = [part for one in arguments for part in (one if type(one) is tuple else [one])]
-        tensor = _Tensor(parts)
+        tensor = Tensor(parts)
         self._claim(tensor.num_bytes)
         return tensor
 
-    def _rebuild_with_attributes(self, *parts: Any) -> _Tensor:
-        return _Tensor(parts)
+    def _rebuild_with_attributes(self, *parts: Any) -> Tensor:
+        return Tensor(parts)
 
-    def _rebuild_subclass(self, function: Any, kind: Any, arguments: Any, state: Any) -> _Tensor:
-        return _Tensor([self.call(function, arguments), state])
+    def _rebuild_subclass(self, function: Any, kind: Any, arguments: Any, state: Any) -> Tensor:
+        return Tensor([self.call(function, arguments), state])
 
     def _rebuild_without_values(self, *arguments: Any) -> Any:
         raise TrapError("it holds a tensor without values")
 
     def _encode_text(self, text: Any = b"", encoding: Any = b"latin1") -> bytes:
         """Bytes, as pickle writes them; other encodings could double them again and again."""
-        if type(text) is not bytes or encoding not in (b"latin1", b"latin-1"):
+        if not isinstance(text, bytes) or encoding not in (b"latin1", b"latin-1"):
             raise pickle.UnpicklingError(f"it encodes text as {encoding!r}.")
         return text
 
@@ -202,11 +179,15 @@ class _Checks:
         """A device or a layout."""
 
     def _make_dict(self, items: Sequence[Any] = ()) -> Dict:
-        """An ordered dict or a counter."""
+        """An ordered dict."""
         is_dict = type(items) is Dict
         made = Dict(items if is_dict else [part for key, value in items for part in (key, value)])
         self.check_keys(made[::2], made)
         return made
+
+    def _make_counter(self, items: Sequence[Any] = ()) -> Dict:
+        """A counter of counts, or one that counts items."""
+        return self._make_dict(items) if type(items) is Dict else self._make_set(items)
 
     def _make_set(self, items: Iterable[Any] = ()) -> Dict:
         return self._make_dict([(item, None) for item in items])
@@ -222,27 +203,29 @@ class _Checks:
             _REBUILD + "parameter_with_state": _rebuild_with_attributes,
             "torch._tensor._rebuild_from_type_v2": _rebuild_subclass,
             **dict.fromkeys(["torch.serialization._get_layout", "torch.device"], _make_plain),
-            "torch.Size": lambda _, sizes=(): _Sizes(sizes),
+            "torch.Size": lambda _, sizes=(): Sizes(sizes),
             **dict.fromkeys(["_codecs.encode", "builtins.bytearray"], _encode_text),
             "builtins.complex": _make_complex,
             "builtins.set": _make_set,
-            **dict.fromkeys(["collections.OrderedDict", "collections.Counter"], _make_dict),
+            "collections.OrderedDict": _make_dict,
+            "collections.Counter": _make_counter,
         }
     )
 
 
-def _count_parts(key: tuple[Any, ...]) -> int:
-    """How many values must be read for the hash of a tuple."""
+def _measure_key(key: Any) -> tuple[int, int]:
+    """How many values must be read for the hash of a key, and how many bytes it takes to print."""
     pending: list[Any] = [key]
-    number = 0
+    num_parts = num_bytes = 0
     while pending:
         value = pending.pop()
         if type(value) is tuple:
-            number += 1 + len(value)
-            if number > _MAX_KEY_PARTS:
+            num_parts += 1 + len(value)
+            if num_parts > _MAX_KEY_PARTS:
                 raise TrapError("a key is made of more than a thousand values")
             pending += value
-    return number
+        num_bytes += len(value) if isinstance(value, bytes) else 8
+    return num_parts, num_bytes
 
 
 def _hash(key: Any) -> int:

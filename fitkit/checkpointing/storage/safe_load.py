@@ -12,21 +12,24 @@ import os
 import pickle
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from fitkit.checkpointing.storage.pickle_scan import TrapError, check_pickle
+from fitkit.checkpointing.storage.pickle_scan import check_pickle
+from fitkit.checkpointing.storage.pickle_values import TrapError
 from fitkit.core.errors import (
     CheckpointError,
     CheckpointNotFoundError,
     DamagedCheckpointError,
     UnsafeCheckpointError,
 )
-from fitkit.core.tree import map_tensors
+from fitkit.core.tree import map_tensors, rebuild_mapping
 
 Record = zipfile.ZipInfo
 _Source = Path | io.BytesIO
@@ -73,7 +76,7 @@ def read_without_tensors(path: Path) -> Any:
     """
     _require_file(path)
     content = _load(path, path, *_check_records(path, path, tensors_too=False), mmap=True)
-    return map_tensors(lambda tensor: torch.empty_like(tensor, device="meta"), content)
+    return _without_values(content, {})
 
 
 # ---- checksums ----------------------------------------------------------------------------------
@@ -127,8 +130,15 @@ def _is_pickle(record: Record) -> bool:
     return record.filename.lower().endswith("data.pkl")
 
 
-def _tensors(records: Iterable[Record]) -> list[Record]:
-    return [record for record in records if "/data/" in record.filename]
+def _tensor_bytes(records: Iterable[Record]) -> dict[str, int]:
+    """The sizes of tensors' memory by their keys: what is next to the pickle, as torch reads it."""
+    names = [one.filename.removesuffix(".pkl") + "/" for one in records if _is_pickle(one)]
+    return {
+        record.filename.removeprefix(name): record.file_size
+        for name in names
+        for record in records
+        if record.filename.startswith(name)
+    }
 
 
 def _without_tensors(records: Iterable[Record]) -> list[Record]:
@@ -171,7 +181,7 @@ def _first_damaged(archive: zipfile.ZipFile, records: list[Record]) -> str | Non
 def _load(
     source: _Source, path: Path, records: list[Record], pickles: list[bytes], *, mmap: bool
 ) -> Any:
-    tensors = {one.filename.rpartition("/")[2]: one.file_size for one in _tensors(records)}
+    tensors = _tensor_bytes(records)
     try:
         for pickled in pickles:  # one, in a file of torch
             check_pickle(pickled, tensors, _num_bytes(records))
@@ -193,6 +203,29 @@ def _load(
             f"{str(path)!r} cannot be read as a checkpoint: {_first_line(error)} Use an earlier "
             f"checkpoint."
         ) from error
+
+
+def _without_values(value: Any, known: dict[int, Any]) -> Any:
+    """``value`` with tensors on the device ``"meta"``; what is used many times stays one object."""
+    if id(value) in known:
+        return known[id(value)]
+    if type(value) in (list, tuple):
+        made = type(value)([_without_values(item, known) for item in value])
+    elif type(value) in (dict, OrderedDict):
+        mapped = {key: _without_values(item, known) for key, item in value.items()}
+        made = mapped if type(value) is dict else rebuild_mapping(value, mapped)
+    else:
+        made = map_tensors(_on_meta, value)
+        if made is value:
+            return value
+    known[id(value)] = made
+    return made
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    if tensor.is_quantized:  # torch has no empty_like for all of them
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return torch.empty_like(tensor, device="meta")
 
 
 def _first_line(error: Exception) -> str:

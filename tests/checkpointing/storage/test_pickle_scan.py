@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import gc
 import random
 import struct
 import subprocess
@@ -19,6 +20,7 @@ from torch import nn
 
 from fitkit import CheckpointError, DamagedCheckpointError, UnsafeCheckpointError
 from fitkit.checkpointing.storage import pickle_scan, safe_load
+from fitkit.checkpointing.storage.pickle_values import TrapError
 
 BEGIN = b"\x80\x02"
 
@@ -173,6 +175,7 @@ UNSAFE = {
     "a wrapper": call(name("torch._utils", "_rebuild_wrapper_subclass"), b"N"),
     "attributes of a tensor": view(sizes(4), sizes(1)) + b"(" + storage() + b"K\x00" + sizes(
         huge) + sizes(1) + b"tb",
+    "a method that is a number": ORDERED + b")R}" + text("items") + b"K\x01sb",
     "an append to a tuple": b")K\x01a",
     "a key in a list": b"]K\x01K\x01s",
     "LONG4": b"\x8b" + struct.pack("<I", 300) + bytes(299) + b"\x01",
@@ -216,6 +219,58 @@ def test_what_no_checkpoint_needs_is_refused_at_once(one_tensor, tmp_path, kind)
     with pytest.raises(UnsafeCheckpointError, match="could run code"):
         safe_load.read(path)
     assert time.process_time() - began < 0.3
+
+
+def test_the_name_of_a_function_may_not_be_a_megabyte(one_tensor, tmp_path):
+    """torch would look through its message about the name for a minute."""
+    path = with_pickle(
+        one_tensor, tmp_path / "a.pth", BEGIN + name("a" * 10**6, "b" * 10**6) + b"."
+    )
+    began = time.process_time()
+    with pytest.raises(DamagedCheckpointError, match="cannot be read"):
+        safe_load.read(path)
+    assert time.process_time() - began < 0.3
+
+
+def test_all_that_a_counter_counts_is_hashed(one_tensor, tmp_path):
+    """Pairs, too, which are keys and values for an ordered dict."""
+    program = nested_twice(10) + call(
+        name("collections", "Counter"), b"](K\x01" + get(10) + b"\x86e"
+    )
+    path = with_pickle(one_tensor, tmp_path / "a.pth", BEGIN + program + b".")
+    with pytest.raises(DamagedCheckpointError, match="a key is made of more than a thousand"):
+        safe_load.read(path)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [b"}K\x01" * 10**6 + b"N" + b"s" * 10**6, b"]" * 10**6 + b"a" * (10**6 - 1), b"(" * 10**6
+     + b"t" * 10**6, b"K\x01" + b"\x85" * 10**6],
+    ids=["dicts", "lists", "marks", "tuples"],
+)  # fmt: skip
+def test_a_million_levels_are_refused_at_once(one_tensor, tmp_path, program):
+    path = with_pickle(one_tensor, tmp_path / "a.pth", BEGIN + program + b".")
+    began = time.process_time()
+    with pytest.raises(DamagedCheckpointError, match="nested more than 100 levels"):
+        safe_load.read(path)
+    assert time.process_time() - began < 1.5
+
+
+def test_the_garbage_collector_does_not_look_through_what_is_scanned():
+    """It took most of the time for a million levels."""
+    collections_seen = []
+    data = BEGIN + b"]" * 10**5 + b"a" * (10**5 - 1) + b"."
+    gc.callbacks.append(lambda phase, info: collections_seen.append(phase))
+    try:
+        pickle_scan.PickleMachine(data, pickle_scan._Checks({}, 10**6, 0)).run()
+        without_pause = len(collections_seen)
+        with pytest.raises(TrapError):
+            pickle_scan.check_pickle(data, {}, 0)
+        number = len(collections_seen) - without_pause
+    finally:
+        gc.callbacks.pop()
+    assert number <= 4 < without_pause, "raising the error may start one"
+    assert gc.isenabled()
 
 
 EVERY_READER = """
