@@ -112,8 +112,11 @@ class NNHandler(BaseHandler):
         if seed is not None:
             require_count("seed", seed, minimum=0)
         kind = types.ModelType.parse(model_type)
-        world, own_device, parallel = set_up_rank(device, strategy, use_distributed=use_distributed)
-        with world.call("NNHandler"):
+        name = "NNHandler"
+        world, own_device, parallel = set_up_rank(
+            name, device, strategy, use_distributed=use_distributed
+        )
+        with world.call(name, meets=False):
             # a seed given here must not disturb the program's own random streams
             with nullcontext() if seed is None else seeded_streams(seed, own_device):
                 parts = Parts(model_class, model_kwargs, kind, own_device, parallel)

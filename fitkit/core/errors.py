@@ -194,11 +194,12 @@ def as_checkpoint_error(
 ) -> Iterator[None]:
     """Inside ``with``, raise exceptions that are no ``keep`` as ``kind``, with their notes.
 
-    The message is ``problem``, the exception, and ``advice``.
+    Those that say that another rank failed stay. The message is ``problem``, the exception, and
+    ``advice``.
     """
     try:
         yield
-    except keep:
+    except (keep, RankError):
         raise
     except Exception as error:
         reason = f"{str(error).rstrip('.')} ({type(error).__name__})"

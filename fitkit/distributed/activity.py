@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _NUM_REMEMBERED = 256
@@ -28,6 +29,7 @@ class Activity:
         progress: grows with each verb and operation that begins or ends.
         operation: the collective that this rank waits in, or ``None``.
         begun: the collectives that it has begun before that.
+        in_step: it computes a training step, or waits in a collective of torch that belongs to it.
     """
 
     def __init__(self, count: Callable[[], int] | None = None) -> None:
@@ -36,6 +38,7 @@ class Activity:
         self.progress = 0
         self.operation: str | None = None
         self.begun = 0
+        self.in_step = False
         self._num_operations = 0
         self._count = count or self._operations_begun
         self._known: dict[int, str] = {}
@@ -69,9 +72,24 @@ class Activity:
             "begun": self.begun,
             "count": self._count(),
             "known": {str(index): name for index, name in list(self._known.items())},
-            "place": ", ".join([*self.verbs[-1:], *filter(None, [self.position()])]) or "no verb",
+            "verb": bool(self.verbs),
+            "in_step": self.in_step,
+            "place": self.place(),
             "stack": stack_of_main_thread(),
         }
+
+    def place(self) -> str:
+        """Where the run is, such as ``fit, epoch 0, step 4``."""
+        return ", ".join([*self.verbs[-1:], *filter(None, [self.position()])]) or "no verb"
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Inside ``with`` it is in a training step."""
+        self.in_step = True
+        try:
+            yield
+        finally:
+            self.in_step = False
 
 
 def stack_of_main_thread() -> str:

@@ -86,9 +86,17 @@ class DDPStepSync(StepSync):
             loss = _WithoutGradients.apply(sparse, *self._trained())  # type: ignore[no-untyped-call]
         if loss is None:
             return
-        run(loss if ddp is None else ddp(loss))
+        with self._world.in_step():
+            run(loss if ddp is None else ddp(loss))
         if ddp is not None:
             self._require_finished(ddp)
+
+    def close(self) -> None:
+        """Remove the hooks, also those of a backward pass that has raised."""
+        super().close()
+        if self._ddp is not None:  # the error's traceback may keep it alive
+            self._ddp.reducer._remove_autograd_hooks()  # noqa: SLF001  no public form
+            self._ddp = None
 
     def _require_finished(self, ddp: DistributedDataParallel) -> None:
         """Raise if gradients of this pass are missing; torch would notice in the next one."""

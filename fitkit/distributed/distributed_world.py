@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -13,15 +13,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fitkit.core.errors import ConfigurationError, DeadlockError, Preempted, RankError
+from fitkit.core.errors import ConfigurationError, DeadlockError, Preempted, RankError, add_note
 from fitkit.distributed import failures, group_sockets, process_group
 from fitkit.distributed.activity import Activity
-from fitkit.distributed.alone import alone, require_company
+from fitkit.distributed.alone import require_company
 from fitkit.distributed.failure_watch import FailureWatch
 from fitkit.distributed.group_world import GroupWorld
 from fitkit.distributed.hang_detector import HangDetector, different_calls
 from fitkit.distributed.rank_info import RankInfo
-from fitkit.distributed.world import Result
 
 _HOST = torch.device("cpu")
 # How long a rank that raised waits for the others to raise too, as for a wrong argument.
@@ -39,6 +38,9 @@ class DistributedWorld(GroupWorld):
         timeout: of later groups; ``None``: torch's default.
         watch: detects failures of other ranks while this one waits for them.
         detector: knows where the ranks are, for errors.
+
+    Attributes:
+        failure: that of the rank that failed first; ``None``: all may go on.
     """
 
     def __init__(
@@ -59,8 +61,9 @@ class DistributedWorld(GroupWorld):
         self._timeout, self._watch = timeout, watch
         self._side_group: DistributedWorld | None = None
         self._default_group = dist.group.WORLD
-        self._failure: RankError | None = None
-        self._raised: tuple[Any, int] = (None, 0)  # where this rank raised last, and how often
+        self.failure: RankError | None = None
+        self._agreed: BaseException | None = None  # what this rank raised when all did
+        self._num_agreed = 0
         self._subgroups: list[Any] = []
 
     def group_for(self, device: torch.device) -> Any:
@@ -121,12 +124,14 @@ class DistributedWorld(GroupWorld):
         except (Preempted, GeneratorExit):  # agreed on by all ranks; or the caller takes no more
             raise
         except BaseException as error:
-            first = self._error_of_call(error)
+            first = self.first_error(error)
             if first is error:
                 raise
             raise first from error
         finally:
             self._activity.verbs.remove(verb)  # a generator may end after a later call began
+            if not self._activity.verbs:
+                self._agreed = None  # its traceback holds what the call has made
 
     def _require_same(self, verb: str) -> None:
         """Raise ``DeadlockError`` on all ranks if they have come together in different calls."""
@@ -137,19 +142,28 @@ class DistributedWorld(GroupWorld):
             listed = "; ".join(f"rank {rank} waits in {name} (barrier)" for rank, name in verbs)
             raise DeadlockError(different_calls(listed))
 
-    def _error_of_call(self, error: BaseException) -> BaseException:
-        """``error`` if all ranks have raised at this point, else that of the rank that failed."""
-        if self.is_broken:
+    def first_error(self, error: BaseException) -> BaseException:
+        if self.is_broken or error is self._agreed:
             return error
-        if self._watch is not None and self._watch.failure is not None:
-            return self.fail(error)
-        position = process_group.sequence_numbers(self.group)
-        same_position = self._raised[0] == position
-        self._raised = position, (self._raised[1] + 1 if same_position else 0)
-        where = repr(self._raised)
-        if failures.all_ranks_raised(self._store, where, self.size, _SECONDS_TO_RAISE):
-            return error
+        try:
+            if not process_group.is_raised_by_group(error) and self._all_have_raised():
+                self._agreed = error
+                return error
+        except BaseException as later:  # noqa: BLE001  as a second Ctrl-C, or another's failure
+            add_note(error, f"then {failures.describe(later)}")
         return self.fail(error)
+
+    def _all_have_raised(self) -> bool:
+        """Whether all ranks raise at this point; none waits for long for one that does not."""
+        if self._watch is not None and self._watch.failure is not None:
+            return False
+        where = repr((process_group.sequence_numbers(self.group), self._num_agreed))
+        if not failures.all_ranks_raised(self._store, where, self.size, _SECONDS_TO_RAISE):
+            return False
+        self._num_agreed += 1
+        # shows that the group is whole
+        self._communicate("barrier", dist.barrier)
+        return True
 
     def locate(self, position: Callable[[], str]) -> None:
         self._activity.position = position
@@ -159,25 +173,8 @@ class DistributedWorld(GroupWorld):
             nullcontext() if self._detector is None else self._detector.signals.listening(signals)
         )
 
-    def run_on(self, ranks: int | Sequence[int], action: Callable[[], Result]) -> Result | None:
-        chosen, result, error = [ranks] if isinstance(ranks, int) else ranks, None, None
-        if self.rank in chosen:
-            try:
-                with alone():
-                    result = action()
-            except BaseException as caught:  # noqa: BLE001  raised below, after the exchange
-                error = caught
-        message = None if error is None else failures.describe(error)
-        if len(chosen) == 1:
-            messages = {chosen[0]: self.broadcast(message, chosen[0])}
-        else:
-            messages = dict(enumerate(self.gather_all(message)))
-        if error is not None:
-            raise error
-        for rank, told in messages.items():
-            if told is not None:
-                raise RankError(rank, told)
-        return result
+    def in_step(self) -> AbstractContextManager[None]:
+        return self._activity.step()
 
     def fail(self, error: BaseException) -> BaseException:
         """Publish the failure and close the connections, which ends collectives of other ranks.
@@ -187,31 +184,35 @@ class DistributedWorld(GroupWorld):
         if self.is_broken:
             return error
         self.is_broken = True
+        first = error if isinstance(error, RankError) else self._cause_of(error)
         if self._watch is not None:
             self._watch.stop()
-        first = error if isinstance(error, RankError) else self._found_by_watch(error)
         if first is None:
             first = failures.publish(self._store, self.rank, error)
-            group_sockets.shut_down(self._sockets)
+        elif first is error:
+            failures.publish_found(self._store, self.rank, first)
+        group_sockets.shut_down(self._sockets)  # later: whoever that wakes looks for the failure
         failures.acknowledge(self._store, self.rank)
         if self._watch is not None:
             self._watch.abort()  # else a later copy from the device would wait for the others
-        self._failure = first or RankError(self.rank, failures.describe(error))
-        error = first or error
+        self.failure = first or RankError(self.rank, failures.describe(error))
+        if isinstance(error, Exception):  # Ctrl-C and sys.exit here follow from no other failure
+            error = first or error
         failures.write_error_file(error)
-        if first is not None and self._detector is not None:
-            return self._detector.end_after_signal() or error
-        return error
+        signaled = self._detector.end_after_signal() if first and self._detector else None
+        if signaled is not None:
+            add_note(signaled, str(first))
+        return signaled or error
 
-    def _found_by_watch(self, error: BaseException) -> RankError | None:
-        """The failure that ended a collective, or that of the rank which did not come in time."""
+    def _cause_of(self, error: BaseException) -> RankError | None:
+        """The failure of another rank that ended a collective of this one, if so."""
         if self._watch is not None and self._watch.failure is not None:
             return self._watch.failure
-        if self._detector is None or "imed out" not in str(error):
+        if self._side_group is not None and self._side_group.is_broken:  # in a thread of this rank
+            return self._side_group.failure
+        if self._detector is None or not process_group.is_raised_by_group(error):
             return None
-        absent = self._detector.explain_timeout()
-        group_sockets.shut_down(self._sockets)  # the failure is published first
-        return absent
+        return self._detector.explain(is_timeout="imed out" in str(error))
 
     def _require_whole(self, verb: str) -> None:
         """Raise a ``RankError`` if a rank has failed, or an error if the group is gone."""
@@ -220,8 +221,8 @@ class DistributedWorld(GroupWorld):
                 f"{verb} needs all ranks, but the process group that this handler joined has been "
                 f"destroyed: create a new handler after init_process_group."
             )
-        if self._failure is not None:
-            raise failures.later(self._failure, verb)
+        if self.failure is not None:
+            raise failures.later(self.failure, verb)
 
     def leave(self, *, is_ours: bool) -> None:
         """Destroy the process groups at the end of the program.

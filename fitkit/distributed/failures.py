@@ -29,7 +29,10 @@ def publish(store: Any, rank: int, error: BaseException) -> RankError | None:
 
 def publish_found(store: Any, rank: int, failure: RankError) -> RankError:
     """Publish a failure of any rank that ``rank`` has found; the first failure."""
-    first = store.compare_set(_FAILURE, "", _text_of(failure, rank)).decode()
+    try:
+        first = store.compare_set(_FAILURE, "", _text_of(failure, rank)).decode()
+    except RuntimeError:  # the process that serves the store has ended, or is stopped
+        return failure
     return _parse(first, but_by=rank) or failure
 
 

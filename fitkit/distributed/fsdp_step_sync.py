@@ -74,7 +74,7 @@ class FSDPStepSync(StepSync):
         """See ``StepSync``; averages after each pass, as FSDP does, so the mean so far is equal."""
         if loss is not None:  # steps of sharded models may not skip batches
             self._model.prepare_backward(loss)
-            with explained():
+            with explained(), self._world.in_step():
                 run(loss)
         average_gradients(self._world, [p for p in self._whole() if p.requires_grad])
 

@@ -3,25 +3,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from fitkit.core.errors import ConfigurationError
+from fitkit.core.errors import ConfigurationError, RankError
+from fitkit.distributed import failures
+from fitkit.distributed.alone import alone
 from fitkit.distributed.buckets import buckets
-from fitkit.distributed.world import World
+from fitkit.distributed.world import Result, World
 
 _HOST = torch.device("cpu")
 _COPIED_TOGETHER = 1 << 20  # bytes; larger tensors are not worth a second copy in memory
 
 
 class GroupWorld(World):
-    """Several ranks that communicate in the process group of ``group_for``."""
+    """Several ranks that communicate in the process group of ``group_for``.
+
+    A deep copy of what holds a world, as of a handler, shares it: the ranks are the same.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GroupWorld:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigurationError(
+            "a handler of several ranks cannot be pickled, because it is connected to the others: "
+            "write a checkpoint with handler.save, or give the other process handler.module."
+        )
 
     def _communicate(
         self, name: str, collective: Callable[..., Any], *args: Any, device: torch.device = _HOST
@@ -79,6 +93,26 @@ class GroupWorld(World):
         source = self._rank_in_torch(source)
         self._communicate("broadcast", dist.broadcast_object_list, values, source)
         return values[0]
+
+    def run_on(self, ranks: int | Sequence[int], action: Callable[[], Result]) -> Result | None:
+        chosen, result, error = [ranks] if isinstance(ranks, int) else ranks, None, None
+        if self.rank in chosen:
+            try:
+                with alone():
+                    result = action()
+            except BaseException as caught:  # noqa: BLE001  raised below, after the exchange
+                error = caught
+        message = None if error is None else failures.describe(error)
+        if len(chosen) == 1:
+            messages = {chosen[0]: self.broadcast(message, chosen[0])}
+        else:
+            messages = dict(enumerate(self.gather_all(message)))
+        if error is not None:
+            raise error
+        for rank, told in messages.items():
+            if told is not None:
+                raise RankError(rank, told)
+        return result
 
     @torch.no_grad()
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import signal
 import sys
@@ -13,35 +11,34 @@ from typing import Any
 from fitkit.core.errors import DeadlockError, Preempted, RankError
 from fitkit.distributed import failures
 from fitkit.distributed.activity import Activity, stack_of_main_thread
+from fitkit.distributed.limited_store import StoreSilentError
+from fitkit.distributed.rank_statuses import RankStatuses
 from fitkit.distributed.signal_bytes import SignalBytes
 
-_SECONDS_TO_TELL = 1.5
-_SECONDS_BETWEEN_STATUSES = 1.0
 _SECONDS_TO_LOOK = 2.5
+# A rank that is asked where it is answers when its watch looks into the store the next time, twice
+# a second. One that does not answer within this time, also on a busy machine, is stopped or gone.
+_SECONDS_TO_ANSWER = 1.5
+_SECONDS_BETWEEN_READS = 0.05
 # After a signal that ends the run a rank that waits for others gives up after this time, unless one
 # is at work, as for its last save: then it waits, and the launcher decides how long that may take.
-_SECONDS_AFTER_SIGNAL = 3.0
-# ... and one that may itself be at work, or in a collective that nobody knows of, while no other
-# answers.
+_SECONDS_AFTER_SIGNAL = 2.0
+# ... and one that may itself be at work outside of a training step while no other answers.
 _SECONDS_AFTER_SIGNAL_ALONE = 20.0
-_FRESH_SECONDS = 3 * _SECONDS_BETWEEN_STATUSES
 
 
 class HangDetector:
-    """Called by the watch of a rank, now and then, with a connection to the store of its own.
+    """Called by the watch of a rank, now and then.
 
-    While the rank makes progress it does nothing. A rank that is in the same place for some seconds
-    writes into the store where it is, and one that waits for others reads that. Ranks that wait in
-    different collectives with the same number will wait for ever.
+    Ranks that wait in different collectives with the same number will wait for ever.
 
     Args:
-        store: its own connection to the store.
+        store: a ``LimitedStore``.
         rank: this rank.
         size: the number of ranks.
         activity: what this rank does.
         signals: signals that this process has received.
-        polls: look for failures of others also while there is progress, because collectives are
-            kernels of a device.
+        is_served_by_main: the store is in the process of rank 0, not in that of the launcher.
     """
 
     def __init__(
@@ -52,13 +49,13 @@ class HangDetector:
         activity: Activity,
         signals: SignalBytes,
         *,
-        polls: bool,
+        is_served_by_main: bool = True,
     ) -> None:
         self._store, self._rank, self._size = store, rank, size
-        self.activity, self.signals, self._polls = activity, signals, polls
-        self.progress, self._since, self._told_at = -1, 0.0, 0.0
-        self._beats: dict[int, tuple[int, float]] = {}
-        self._beat = 0
+        self.activity, self.signals = activity, signals
+        self._is_served_by_main = is_served_by_main
+        self._statuses = RankStatuses(store, rank, size, activity)
+        self.progress, self._since = -1, 0.0
 
     def find_failure(self) -> RankError | None:
         """The failure of another rank, or a deadlock of all; ``None`` if there is none so far."""
@@ -66,26 +63,36 @@ class HangDetector:
         if activity.progress != self.progress:
             self.progress, self._since = activity.progress, now
         seconds, signaled = now - self._since, self.signals.read()
-        if not self._polls and seconds < _SECONDS_TO_TELL and signaled is None:
+        others: dict[int, dict[str, Any]] = {}
+        try:
+            failure = self._look(seconds)
+            if failure is not None or signaled is None or not activity.verbs:
+                return failure
+            if not self._statuses.has_asked():
+                self._statuses.ask()
+            others = self._statuses.answers()
+        except StoreSilentError:  # then no other rank answers
+            if signaled is None or not activity.verbs:
+                return None
+        if not self._must_end_for(*signaled, seconds, others):
             return None
+        silent = [r for r in range(self._size) if r not in others and r != self._rank]
+        for_whom = f"rank {silent[0]}, which does not answer" if silent else "the other ranks"
+        told = f"it received {signal.Signals(signaled[0]).name} while it waited for {for_whom}"
+        return failures.publish_found(self._store, self._rank, RankError(self._rank, told))
+
+    def _look(self, seconds: float) -> RankError | None:
+        """Look into the store, and write into it; ``seconds``: since the last progress."""
         failure = failures.failure_of_another(self._store, self._rank)
         if failure is not None:
             failures.acknowledge(self._store, self._rank)
-        if failure is not None or not activity.verbs:
             return failure
-        if seconds >= _SECONDS_TO_TELL and now - self._told_at >= _SECONDS_BETWEEN_STATUSES:
-            self._told_at, self._beat = now, self._beat + 1
-            status = json.dumps({**activity.status(), "beat": self._beat})
-            self._store.set(f"status/{self._rank}", status)
-        is_waiting = activity.operation is not None and seconds >= _SECONDS_TO_LOOK
-        deadlock = self._find_deadlock() if is_waiting else None
-        if deadlock is not None:
-            return failures.publish_found(self._store, self._rank, DeadlockError(deadlock))
-        if signaled is not None and self._must_end_for(*signaled, seconds):
-            name = signal.Signals(signaled[0]).name
-            told = f"it received {name} while it waited for other ranks that make no progress"
-            return failures.publish_found(self._store, self._rank, RankError(self._rank, told))
-        return None
+        self._statuses.tell(seconds)
+        is_waiting = self.activity.verbs and self.activity.operation is not None
+        deadlock = self._find_deadlock() if is_waiting and seconds >= _SECONDS_TO_LOOK else None
+        if deadlock is None:
+            return None
+        return failures.publish_found(self._store, self._rank, DeadlockError(deadlock))
 
     def end_after_signal(self) -> BaseException | None:
         """How a rank ends that has received a signal and heard of a failure."""
@@ -95,61 +102,77 @@ class HangDetector:
         is_interrupt = signaled[0] == signal.SIGINT
         return KeyboardInterrupt() if is_interrupt else Preempted(signaled[0])
 
-    def explain_timeout(self) -> RankError | None:
-        """Publish which rank did not come to a collective of this rank that timed out."""
+    def explain(self, *, is_timeout: bool) -> RankError | None:
+        """Publish which rank ended a collective of this rank, or did not come to it in time.
+
+        A rank that fails publishes that before its connections close; one that does not answer has
+        ended without that. The watch answers meanwhile for this rank.
+        """
+        rank, size, place = self._rank, self._size, self.activity.place()
         try:
-            absent = find_absent(self.statuses(), self._rank, self._size)
-            return absent and failures.publish_found(self._store, self._rank, absent)
-        except RuntimeError:  # the store ended with the launcher
-            return None
+            others = self._ask_all()
+            if isinstance(others, RankError):
+                return others
+            statuses = {**others, rank: self._statuses.own()}
+        except RuntimeError:  # the process that serves the store has ended, or is stopped
+            if rank == 0 or not self._is_served_by_main:
+                return None
+            statuses = {}
+        absent = find_absent(statuses, rank, size, place, is_timeout=is_timeout)
+        return absent and failures.publish_found(self._store, rank, absent)
 
-    def statuses(self) -> dict[int, dict[str, Any]]:
-        """What ranks have told last, those that make progress excepted; by rank."""
-        found = {self._rank: {**self.activity.status(), "beat": self._beat}}
-        for rank in range(self._size):
-            if rank != self._rank and (status := self._status(rank)) is not None:
-                found[rank] = status
-        return found
-
-    def _status(self, rank: int) -> dict[str, Any] | None:
-        if not self._store.check([f"status/{rank}"]):
-            return None
-        status: dict[str, Any] = json.loads(self._store.get(f"status/{rank}").decode())
-        beat, _ = self._beats.setdefault(rank, (status["beat"], -math.inf))  # of unknown age
-        if beat != status["beat"]:
-            self._beats[rank] = status["beat"], time.monotonic()
-        return status
+    def _ask_all(self) -> dict[int, dict[str, Any]] | RankError:
+        """What the ranks say that answer in time, or the failure that one has published."""
+        deadline, has_asked = time.monotonic() + _SECONDS_TO_ANSWER, False
+        while True:
+            is_over = time.monotonic() > deadline
+            try:
+                failure = failures.failure_of_another(self._store, self._rank)
+                if failure is not None:
+                    return failure
+                if not has_asked:
+                    self._statuses.ask()
+                    has_asked = True
+                others = self._statuses.answers()
+                if is_over or len(others) == self._size - 1:
+                    return others
+            except StoreSilentError:
+                if is_over:
+                    raise
+            time.sleep(_SECONDS_BETWEEN_READS)
 
     def _find_deadlock(self) -> str | None:
         """Look at all ranks, unless a lower one that waits does so: statuses are read by few."""
         for rank in range(self._rank):
-            status = self._status(rank)
-            if status is not None and status["operation"] is not None and self._is_fresh(rank):
+            status = self._statuses.of(rank)
+            if status is not None and status["operation"] and self._statuses.is_fresh(rank):
                 return None
-        return find_deadlock(self.statuses())
+        return find_deadlock(self._statuses.read())
 
-    def _is_fresh(self, rank: int) -> bool:
-        return time.monotonic() - self._beats[rank][1] < _FRESH_SECONDS
-
-    def _must_end_for(self, number: int, times: int, seconds_since: float, still: float) -> bool:
-        """Whether this rank has waited long enough for a common end with the others."""
+    def _must_end_for(
+        self,
+        number: int,
+        times: int,
+        seconds_since: float,
+        still: float,
+        others: dict[int, dict[str, Any]],
+    ) -> bool:
+        """Whether this rank has waited long enough for a common end with ``others``."""
         if number == signal.SIGINT and times > 1:
             return still > 1.0
-        activity = self.activity
-        others = [
-            status
-            for rank, status in self.statuses().items()
-            if rank != self._rank and self._is_fresh(rank)
-        ]
-        if activity.operation is None and not others:
-            return min(seconds_since, still) >= _SECONDS_AFTER_SIGNAL_ALONE
-        are_all_in_it = len(others) == self._size - 1 and all(
-            status["begun"] == activity.begun for status in others
-        )
-        is_one_at_work = any(status["operation"] is None for status in others)
-        if activity.operation is None or is_one_at_work or are_all_in_it:
+        activity, stays = self.activity, min(seconds_since, still)
+        if activity.operation is None and not activity.in_step:
+            return not others and stays >= _SECONDS_AFTER_SIGNAL_ALONE
+        do_all_answer = len(others) == self._size - 1
+        are_all_in_it = all(status["begun"] == activity.begun for status in others.values())
+        if do_all_answer and (activity.operation is None or are_all_in_it):
             return False
-        return min(seconds_since, still) >= _SECONDS_AFTER_SIGNAL
+        for status in others.values():
+            # a step needs all ranks, so it does not end where one does not answer
+            is_doomed = status["in_step"] and not do_all_answer
+            if status["verb"] and status["operation"] is None and not is_doomed:
+                return False  # it is at work
+        return stays >= _SECONDS_AFTER_SIGNAL
 
 
 def find_deadlock(statuses: dict[int, dict[str, Any]]) -> str | None:
@@ -182,18 +205,30 @@ def different_calls(listed: str) -> str:
     )
 
 
-def find_absent(statuses: dict[int, dict[str, Any]], rank: int, size: int) -> RankError | None:
-    """The failure of the rank for which ``rank`` has waited too long; ``None`` if all have come."""
-    mine = statuses[rank]
-    for other in range(size):
-        status = statuses.get(other)
-        if status is None:
-            where = "it does not say where it is, so it is stopped, or its machine is lost."
-        elif status["count"] < mine["count"]:
+def find_absent(
+    statuses: dict[int, dict[str, Any]], rank: int, size: int, place: str, *, is_timeout: bool
+) -> RankError | None:
+    """The failure of the rank that ``rank`` waited for; ``None`` if it cannot be told.
+
+    Args:
+        statuses: of the ranks that answer.
+        rank: this rank.
+        size: the number of ranks.
+        place: where it waited.
+        is_timeout: it waited too long; else a connection broke.
+    """
+    waited = f"rank {rank} waited for it in {place}"
+    silent = next((one for one in range(size) if one not in statuses), None)
+    if silent is not None and is_timeout:
+        told = f"{waited} too long; it does not answer: it is stopped or its machine is lost."
+        return RankError(silent, told)
+    if silent is not None:
+        told = "its process has ended without an error, as when it is killed or its script is over"
+        return RankError(silent, f"{told}, or its machine is lost; {waited}.")
+    for other, status in statuses.items():
+        if is_timeout and status["count"] < statuses[rank]["count"]:
             where = f"it is in {status['place']}, at\n{status['stack']}"
-        else:
-            continue
-        return RankError(other, f"rank {rank} waited for it in {mine['place']} too long; {where}")
+            return RankError(other, f"{waited} too long; {where}")
     return None
 
 

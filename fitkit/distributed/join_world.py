@@ -20,6 +20,7 @@ from fitkit.distributed.alone import is_alone
 from fitkit.distributed.distributed_world import DistributedWorld
 from fitkit.distributed.failure_watch import FailureWatch
 from fitkit.distributed.hang_detector import HangDetector, end_process
+from fitkit.distributed.limited_store import LimitedStore
 from fitkit.distributed.rank_info import RankInfo, find_local_rank, find_rank_info
 from fitkit.distributed.signal_bytes import SignalBytes
 from fitkit.distributed.world import World
@@ -95,12 +96,12 @@ def _join(info: RankInfo, timeout: timedelta | None) -> DistributedWorld:
     store = rendezvous_store.without_prefix(store)
     # host tensors, such as those of RankSync, go through gloo
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    is_watched = "nccl" in backend if is_ours else process_group.has_device_backend()
     watched_store = rendezvous_store.second_connection(store)
     # When rank 0 returns from here, all ranks have connected: sockets opened from now on belong to
     # the group, and can be closed without the store.
     prefix = rendezvous_store.agree_on_prefix(store, info.rank, info.size)
     store, group = rendezvous_store.with_prefix(store, prefix), None
+    limited_store = LimitedStore(rendezvous_store.with_prefix(watched_store, prefix))
     before = group_sockets.open_sockets()
     if is_ours:
         rank, size = info.rank, info.size
@@ -113,15 +114,15 @@ def _join(info: RankInfo, timeout: timedelta | None) -> DistributedWorld:
         group = process_group.new_host_group(timeout)
     opened = group_sockets.sockets_opened_since(before)
     detector = HangDetector(
-        rendezvous_store.with_prefix(watched_store, prefix),
+        limited_store,
         info.rank,
         info.size,
         Activity(process_group.counter(group)),
         SignalBytes(),
-        polls=is_watched,
+        is_served_by_main=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
     )
     watch = _watch(detector, opened)
-    world = DistributedWorld(store, info, opened, group, timeout, watch, detector)
+    world = DistributedWorld(limited_store, info, opened, group, timeout, watch, detector)
     atexit.register(_leave, world, is_ours=is_ours)
     return world
 

@@ -6,6 +6,7 @@ Some of this has no public form in torch; the private functions used here exist 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -23,11 +24,6 @@ def backends(group: Any = None) -> dict[str, str]:
     """The backend of each device type, such as ``{"cpu": "gloo", "cuda": "nccl"}``."""
     pairs = (pair.partition(":") for pair in dist.get_backend_config(group).split(","))
     return {device: backend for device, _, backend in pairs}
-
-
-def has_device_backend(group: Any = None) -> bool:
-    """Whether collectives of ``group`` run as kernels of a device, such as those of NCCL."""
-    return any(_runs_on_device(*pair) for pair in backends(group).items())
 
 
 def _runs_on_device(device: str, backend: str) -> bool:
@@ -51,13 +47,18 @@ def new_host_group(timeout: timedelta | None, ranks: list[int] | None = None) ->
 
 
 def sequence_numbers(group: Any = None) -> tuple[int, ...]:
-    """How many collectives this rank has begun in the default group and in ``group``."""
+    """How many collectives this rank has begun in the default group and in ``group``.
+
+    Those of backends that do not count are left out.
+    """
     groups = [dist.group.WORLD] if group is None else [dist.group.WORLD, group]
-    counted = [_implementation(one, device) for one in groups for device in backends(one)]
-    return tuple(
-        one._get_sequence_number_for_group()  # noqa: SLF001  no public form
-        for one in counted
-    )
+    numbers: list[int] = []
+    pairs = [(one, device) for one in groups for device in backends(one)]
+    for pair in pairs:
+        with suppress(RuntimeError):
+            backend = _implementation(*pair)
+            numbers.append(backend._get_sequence_number_for_group())  # noqa: SLF001  no public form
+    return tuple(numbers)
 
 
 def counter(group: Any = None) -> Callable[[], int] | None:
@@ -82,6 +83,12 @@ def set_timeout(timeout: timedelta, group: Any = None) -> None:
         )
     public = getattr(dist, "set_timeout", None)  # torch 2.14
     (public or dist.distributed_c10d._set_pg_timeout)(timeout, group)  # noqa: SLF001
+
+
+def is_raised_by_group(error: BaseException) -> bool:
+    """Whether a collective raised it, as because a connection broke or the timeout is over."""
+    # gloo raises a plain RuntimeError, which begins with the path of its source
+    return isinstance(error, dist.DistError) or "gloo/" in str(error)
 
 
 def abort_device_backends() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -82,11 +82,9 @@ class StepSync:
             added = [p for p in self._named.values() if id(p) not in known]
             self._world.copy_from_main([p.detach() for p in added])
         self.copy_buffers()
-        if self._own is None:
+        own = nullcontext() if self._own is None else self._own.during_step(count)
+        with own, self._world.in_step():
             yield
-        else:
-            with self._own.during_step(count):
-                yield
 
     def copy_buffers(self) -> None:
         """Copy buffers from rank 0, which are also those that are saved."""

@@ -104,6 +104,10 @@ class World:
     def locate(self, position: Callable[[], str]) -> None:
         """Describe where the run is with ``position``, for errors of ranks that wait for this."""
 
+    def in_step(self) -> AbstractContextManager[None]:
+        """Inside ``with`` this rank computes a training step: it writes no files."""
+        return nullcontext()
+
     def listening(self, signals: Iterable[int]) -> AbstractContextManager[None]:
         """Inside ``with`` these signals end this rank also while it waits for others in vain."""
         return nullcontext()
@@ -123,10 +127,20 @@ class World:
         """
         return action()
 
+    def first_error(self, error: BaseException) -> BaseException:
+        """The error to raise for one that this rank has raised.
+
+        Returns:
+            ``error``, if all ranks raise at this point, so that they may go on together; else what
+            ``fail`` returns.
+        """
+        return error
+
     def fail(self, error: BaseException) -> BaseException:
         """Tell the other ranks that this one has failed, so that none waits for it.
 
         Returns:
-            the error to raise: ``error``, or a ``RankError`` if another rank failed first.
+            the error to raise: ``error``, or a ``RankError`` if another rank failed first and
+            ``error`` may be a consequence of that.
         """
         return error

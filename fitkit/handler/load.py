@@ -44,8 +44,8 @@ def load_handler(
     Raises:
         CheckpointError: the file cannot be used.
     """
-    world, device, parallel = set_up_rank(device, strategy)
-    with world.call("load"):
+    world, device, parallel = set_up_rank("load", device, strategy)
+    with world.call("load", meets=False):
         state = read_full(Path(path), parallel.empty_dtensor)
         model, kwargs = find_model(state, path, model_class, trust_code=trust_code)
         is_ready = isinstance(model, nn.Module)
@@ -72,6 +72,7 @@ def load_weights(handler: BaseHandler, path: str | Path, *, strict: bool) -> Non
 
 
 def set_up_rank(
+    verb: str,
     device: torch.device | str | None,
     strategy: Strategy | Parallel | str | None,
     *,
@@ -79,14 +80,16 @@ def set_up_rank(
 ) -> tuple[World, torch.device, Parallel]:
     """The ranks of the run, the device of this one, and how they train one model.
 
-    ``NNHandler`` describes the arguments. The device becomes torch's current one.
+    ``NNHandler`` describes the arguments; ``verb`` is what all ranks call. The device becomes
+    torch's current one.
 
     Raises:
         ConfigurationError: there is no such device or strategy, or two ranks share a device.
     """
     chosen = as_strategy(strategy)
     world = join_world(use_distributed, timeout=timeout_of(chosen))
-    resolved = resolve_device(device, world.local_rank if world.size > 1 else None)
-    require_own_device(world, resolved)
-    make_current(resolved)
-    return world, resolved, make_parallel(chosen, world, resolved)
+    with world.call(verb):
+        resolved = resolve_device(device, world.local_rank if world.size > 1 else None)
+        require_own_device(world, resolved)
+        make_current(resolved)
+        return world, resolved, make_parallel(chosen, world, resolved)

@@ -108,7 +108,7 @@ class HandlerLifecycle:
     def first_error(self, error: BaseException) -> BaseException:
         """The error to raise for one raised here; the end that all ranks agreed on stays."""
         is_agreed = error is self._rank_sync.agreed_end
-        return error if is_agreed else self._handler.world.fail(error)
+        return error if is_agreed else self._handler.world.first_error(error)
 
 
 def build_run(

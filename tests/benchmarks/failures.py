@@ -110,19 +110,17 @@ def torch_alone(out: Path) -> None:
     train_with_torch(out, at_batch_3(end_process(out, dist.barrier, rank=0)))
 
 
-def torch_stopped(number: int, times: int = 1) -> Callable[[Path], Any]:
-    """Rank 1 stops; rank 0 receives a signal while it waits."""
+def torch_stopped(number: int, times: int = 1, stopped: int = FAILING) -> Callable[[Path], Any]:
+    """One rank stops; the other receives a signal while it waits."""
+    return lambda out: train_with_torch(
+        out, at_batch_3(kit.stop_one(out, number, times, stopped=stopped))
+    )
 
-    def run(out: Path) -> None:
-        class Handler:
-            class world:  # noqa: N801
-                is_main = os.environ["RANK"] == "0"
 
-        hook: Any = type("Hook", (), {"handler": Handler})
-        stop = kit.stop_other(out, number, times)
-        train_with_torch(out, at_batch_3(lambda *_: stop(hook)))
-
-    return run
+def torch_timeout(out: Path) -> None:
+    """Rank 0 stops; the other waits for as long as the group's timeout says."""
+    dist.init_process_group("gloo", timeout=timedelta(seconds=4))
+    torch_stopped(0, stopped=0)(out)
 
 
 # the case, what happens, what torch alone does then, and the test
@@ -153,7 +151,18 @@ ROWS: list[tuple[str, str, Callable[[Path], Any]]] = [
         "SIGTERM to a rank that waits for a stopped one",
         torch_stopped(signal.SIGTERM),
     ),
+    (
+        "terminated_in_step_while_waiting",
+        "the same, in the backward pass",
+        torch_stopped(signal.SIGTERM),
+    ),
     ("interrupted_twice_while_waiting", "the same, Ctrl-C twice", torch_stopped(signal.SIGINT, 2)),
+    (
+        "terminated_while_waiting_for_main",
+        "SIGTERM to a rank that waits for a stopped rank 0, which serves the store",
+        torch_stopped(signal.SIGTERM, stopped=0),
+    ),
+    ("timeout_while_waiting_for_main", "the same without a signal, timeout of 4 s", torch_timeout),
 ]
 
 
@@ -171,7 +180,7 @@ def measure(out: Path, name: str, port: int) -> str:
         struck = _struck(out)
         if time.time() - (struck or began + 20) > LIMIT:
             break
-        if "waiting" in name and 0 in ends:  # rank 1 is stopped for good
+        if "waiting" in name and ends:  # the other rank is stopped for good
             break
         time.sleep(0.01)
     for rank in pids.keys() - ends.keys():
@@ -192,7 +201,8 @@ def _struck(out: Path) -> float | None:
 def _told(out: Path, rank: int, end: tuple[float, int] | None) -> str:
     path = out / f"rank{rank}.json"
     if end is None:
-        return "stopped" if rank == FAILING and "waiting" in out.name else "hangs"
+        is_stopped = "waiting" in out.name and rank == (0 if "main" in out.name else FAILING)
+        return "stopped" if is_stopped else "hangs"
     if path.exists():
         return str(json.loads(path.read_text()).get("type", "ends"))
     number, code = end[1] & 127, end[1] >> 8

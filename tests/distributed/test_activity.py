@@ -69,3 +69,16 @@ def test_an_operation_costs_little():
         with activity.inside("sum"):
             pass
     assert (time.perf_counter() - began) / 1000 < 50e-6
+
+
+def test_a_step_is_over_also_after_an_error():
+    activity = Activity()
+
+    def fail():
+        with activity.step():
+            assert activity.status()["in_step"]
+            raise ValueError("boom")
+
+    with pytest.raises(ValueError, match="boom"):
+        fail()
+    assert not activity.status()["in_step"]

@@ -48,6 +48,9 @@ def built(monkeypatch):
         def _rebuild_buckets(self):
             return False
 
+        def _remove_autograd_hooks(self):
+            found.append("removed")
+
     monkeypatch.setattr(ddp_step_sync, "DistributedDataParallel", StandIn)
     return found
 
@@ -104,6 +107,14 @@ def test_ddp_is_built_again_when_something_else_is_trained(built):
         sync.backward(model(torch.ones(1, 1)).sum(), torch.Tensor.backward, is_full=True)
     assert len(built) == 3
     assert built[-1][1] == {"init_sync": False}  # which would change weights that autograd needs
+
+
+def test_no_hooks_are_left_at_the_end(built):
+    """Of a run that an error has ended in a backward pass, which the program keeps."""
+    sync = make_sync(nn.Linear(2, 1))
+    sync.close()
+    sync.close()
+    assert built[1:] == ["removed"]
 
 
 def test_nothing_is_wrapped_where_nothing_is_trained(built):

@@ -36,21 +36,33 @@ SLOW = {
     "constructor": ("ValueError", "bad model"),
     "load": ("CheckpointNotFoundError", "there is no file"),
     "save": ("ValueError", "bad meters"),
+    "epoch_end": ("ValueError", "bad epoch"),
+    "device": ("ConfigurationError", "device must be a torch.device"),
+    "background_save": ("RankError", "rank 1 failed, and with it the run: OSError: bad disk"),
+    "second_failure": ("KeyError", "'second'"),
 }
 
 
 # ranks of which the process ends, and the exit code of that
-ENDED = {"hard_exit": (1, 7), "killed": (1, -9), "killed_main": (0, -9)}
+ENDED = {
+    "hard_exit": (1, 7),
+    "killed": (1, -9),
+    "killed_main": (0, -9),
+    "killed_in_predict": (1, -9),
+    "killed_before_load": (1, -9),
+    "early_end": (1, 0),
+}
 
 
 @pytest.fixture(scope="module")
 def fast(failing_ranks):
-    return failing_ranks([*CASES, "all_raise"])
+    return failing_ranks([*CASES, "all_raise", "all_raise_in_fit", "all_interrupt", "copies"])
 
 
 @pytest.fixture(scope="module")
 def slow(failing_ranks):
-    return failing_ranks([*SLOW, *ENDED])
+    late = ["all_raise_in_backward", "all_interrupt_in_turn", "slow_to_hear"]
+    return failing_ranks([*SLOW, *ENDED, *late])
 
 
 def assert_all_failed(ranks, kind, text):
@@ -85,8 +97,12 @@ def test_an_error_of_one_rank_is_raised_on_all_too(name, slow):
 def test_a_rank_whose_process_ends_ends_the_other(name, slow):
     rank, code = ENDED[name]
     other = slow[name][1 - rank]
-    assert (slow[name][rank]["type"], slow[name][rank]["code"]) == ("nothing", code)
-    assert other["type"] in {"RuntimeError", "RankError"}, other
+    assert slow[name][rank]["code"] == code
+    assert other["type"] == "RankError", other
+    assert other["text"].startswith(
+        f"rank {rank} failed, and with it the run: its process has ended without an error"
+    )
+    assert f"rank {1 - rank} waited for it in " in other["text"]
     assert other["ended"] < SECONDS_TO_RAISE
 
 
@@ -118,6 +134,61 @@ def test_after_an_error_that_all_ranks_raised_they_can_go_on(fast):
     assert first[0] == second[0] == [*kinds, "CheckpointNotFoundError"]
     assert first[1:] == second[1:]
     assert first[1][1] < first[1][0]
+
+
+@pytest.mark.ddp
+@pytest.mark.no_cover
+def test_after_an_error_of_all_ranks_in_training_they_can_go_on(fast):
+    """In the model, in hooks of batches and epochs, and in the data."""
+    first, second = (fast["all_raise_in_fit"][rank]["returned"] for rank in (0, 1))
+    assert first[0] == ["ValueError", "ValueError", "ValueError", "OSError"]
+    assert first == second
+    assert first[1][1] < first[1][0]
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+@pytest.mark.no_cover
+def test_after_an_error_of_all_ranks_in_a_backward_pass_they_can_go_on(slow):
+    first, second = (slow["all_raise_in_backward"][rank]["returned"] for rank in (0, 1))
+    assert first == second
+    assert first[0] == 1
+    assert first[1][1] < first[1][0]
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+@pytest.mark.no_cover
+def test_a_hook_may_take_long_after_an_error_of_all_ranks(slow):
+    first, second = (slow["slow_to_hear"][rank]["returned"] for rank in (0, 1))
+    assert first == second
+    assert len(first) == 2
+
+
+@pytest.mark.ddp
+@pytest.mark.no_cover
+def test_an_interrupt_that_all_ranks_raise_ends_fit_as_ctrl_c_does(fast):
+    for rank in (0, 1):
+        assert fast["all_interrupt"][rank]["returned"] == [[True] * 3, 2]
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+@pytest.mark.no_cover
+def test_whoever_raises_an_interrupt_has_an_interrupt(slow):
+    kinds = [slow["all_interrupt_in_turn"][rank]["type"] for rank in (0, 1)]
+    assert kinds == ["KeyboardInterrupt"] * 2
+
+
+@pytest.mark.ddp
+@pytest.mark.no_cover
+def test_a_deep_copy_shares_the_ranks_and_a_pickle_is_refused(fast):
+    first, second = (fast["copies"][rank]["returned"] for rank in (0, 1))
+    assert first == second
+    losses, again, is_shared, told = first
+    assert (losses, is_shared) == (again, True)
+    assert told.startswith("a handler of several ranks cannot be pickled, because it is connected")
+    assert "handler.save" in told
 
 
 @pytest.mark.ddp
@@ -213,13 +284,15 @@ DEADLOCKS = {
 
 @pytest.fixture(scope="module")
 def in_vain(failing_ranks):
-    return failing_ranks(["main_saves_in_epoch", "stuck_in_data", "terminated_while_waiting"])
+    names = ["main_saves_in_epoch", "stuck_in_data"]
+    return failing_ranks([*names, "terminated_while_waiting", "terminated_while_waiting_for_main"])
 
 
 @pytest.fixture(scope="module")
 def in_vain_too(failing_ranks):
     names = ["main_evaluates", "main_fits", "slow_rank", "interrupted_twice_while_waiting"]
-    return failing_ranks(names)
+    stopped = ["terminated_in_step_while_waiting", "timeout_while_waiting_for_main"]
+    return failing_ranks([*names, *stopped])
 
 
 def assert_deadlock(name, ranks):
@@ -268,12 +341,42 @@ def test_a_rank_that_is_stuck_in_its_data_is_named_at_the_timeout(in_vain):
     assert stuck["ended"] < 4 + 2 * SECONDS_TO_RAISE
 
 
+def assert_preempted(found):
+    assert (found["type"], found["text"]) == ("Preempted", "143")
+    assert found["seconds"] < SECONDS_TO_RAISE
+
+
 @pytest.mark.ddp
 @pytest.mark.no_cover
 def test_sigterm_ends_a_rank_that_waits_in_a_collective(in_vain):
-    found = in_vain["terminated_while_waiting"][0]
-    assert (found["type"], found["text"]) == ("Preempted", "143")
-    assert found["seconds"] < SECONDS_TO_RAISE
+    assert_preempted(in_vain["terminated_while_waiting"][0])
+
+
+@pytest.mark.ddp
+@pytest.mark.no_cover
+def test_sigterm_ends_a_rank_that_waits_for_a_stopped_rank_0(in_vain):
+    """Rank 0 serves the store, which does not answer then."""
+    assert_preempted(in_vain["terminated_while_waiting_for_main"][1])
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+@pytest.mark.no_cover
+def test_sigterm_ends_a_rank_that_waits_for_gradients(in_vain_too):
+    assert_preempted(in_vain_too["terminated_in_step_while_waiting"][0])
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+@pytest.mark.no_cover
+def test_a_stopped_rank_0_is_named_at_the_timeout(in_vain_too):
+    found = in_vain_too["timeout_while_waiting_for_main"][1]
+    assert found["type"] == "RankError"
+    assert found["text"].startswith(
+        "rank 0 failed, and with it the run: rank 1 waited for it in fit, epoch 0, step 4 too long;"
+        " it does not answer"
+    )
+    assert found["seconds"] < 4 + SECONDS_TO_RAISE
 
 
 @pytest.mark.ddp

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -69,3 +72,10 @@ def test_nothing_is_sent_if_a_tensor_has_no_values_yet():
     with pytest.raises(ConfigurationError, match="lazy parameters that have no values yet"):
         world.copy_from_main([torch.zeros(1), *nn.LazyLinear(2).parameters()])
     assert world.copied == []
+
+
+def test_a_deep_copy_shares_the_world_and_a_pickle_is_refused():
+    world = Second(value=0)
+    assert copy.deepcopy({"handler": [world]})["handler"][0] is world
+    with pytest.raises(ConfigurationError, match=r"cannot be pickled.*handler\.save"):
+        pickle.dumps(world)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from types import SimpleNamespace
 
@@ -11,9 +10,11 @@ import torch.distributed as dist
 
 from fitkit.core.errors import DeadlockError, Preempted, RankError
 from fitkit.distributed import hang_detector as module
+from fitkit.distributed import rank_statuses
 from fitkit.distributed.activity import Activity
 from fitkit.distributed.failures import failure_of_another
 from fitkit.distributed.hang_detector import HangDetector, end_process, find_absent, find_deadlock
+from fitkit.distributed.limited_store import StoreSilentError
 
 POLLING_SECONDS = 0.5
 
@@ -23,7 +24,9 @@ def clock(monkeypatch):
     """Moves when a test says so."""
     clock = SimpleNamespace(now=100.0)
     clock.monotonic = lambda: clock.now
-    monkeypatch.setattr(module, "time", clock)
+    clock.sleep = lambda seconds: setattr(clock, "now", clock.now + seconds)
+    for one in (module, rank_statuses):
+        monkeypatch.setattr(one, "time", clock)
     monkeypatch.setattr(Ranks, "clock", clock, raising=False)
     return clock
 
@@ -38,11 +41,10 @@ class Signals:
 class Ranks:
     """Several ranks, as threads of a test see them."""
 
-    def __init__(self, size=2, *, polls=False):
+    def __init__(self, size=2):
         self.store = dist.HashStore()
         self.all = [
-            HangDetector(self.store, rank, size, Activity(), Signals(), polls=polls)
-            for rank in range(size)
+            HangDetector(self.store, rank, size, Activity(), Signals()) for rank in range(size)
         ]
         for one in self.all:
             one.activity.verbs.append("fit")
@@ -146,13 +148,11 @@ def test_outside_of_calls_a_rank_writes_nothing():
     assert ranks.store.check(["status/1"])
 
 
-@pytest.mark.parametrize("polls", [True, False])
-def test_ranks_of_a_device_look_for_failures_at_any_time(polls):
-    ranks = Ranks(polls=polls)
+def test_ranks_look_for_failures_also_while_they_make_progress():
+    ranks = Ranks()
     module.failures.publish(ranks.store, 1, ValueError("boom"))
-    found = ranks.all[0].find_failure()
-    assert (found is not None) is polls
-    assert ranks.look()[0].told == "ValueError: boom"
+    with ranks.all[0].activity.inside("sum"):
+        assert ranks.all[0].find_failure().told == "ValueError: boom"
     assert ranks.store.check(["acknowledged/0"])
 
 
@@ -160,30 +160,94 @@ def test_ranks_of_a_device_look_for_failures_at_any_time(polls):
 
 
 def test_the_rank_that_is_behind_is_named_with_its_stack():
-    statuses = {0: status(5, place="fit, step 4"), 1: status(5), 2: status(3, place="fit, step 3")}
-    found = find_absent(statuses, 0, 3)
+    statuses = {0: status(5), 1: status(5), 2: status(3, place="fit, step 3")}
+    found = find_absent(statuses, 0, 3, "fit, step 4", is_timeout=True)
     assert found.rank == 2
     assert found.told.startswith("rank 0 waited for it in fit, step 4 too long; it is in fit, step")
     assert "  File ...\n" in found.told
-    assert find_absent({0: status(5), 1: status(5)}, 0, 2) is None
+    assert find_absent({0: status(5), 1: status(5)}, 0, 2, "fit", is_timeout=True) is None
 
 
-def test_a_rank_that_does_not_answer_is_named():
-    found = find_absent({1: status(5)}, 1, 2)
-    assert found.rank == 0
-    assert "it is stopped, or its machine is lost" in found.told
+def test_who_is_behind_when_a_connection_breaks_did_not_break_it():
+    assert find_absent({0: status(5), 1: status(3)}, 0, 2, "fit", is_timeout=False) is None
+
+
+def explained(ranks, *, answering=(), is_timeout=False):
+    """What rank 0 says of a broken collective while the watches of some others run."""
+    ranks.all[0].activity.inside("sum")
+    sleep = ranks.clock.sleep
+
+    def go_on(seconds):
+        for rank in answering:
+            ranks.all[rank].find_failure()
+        sleep(seconds)
+
+    ranks.clock.sleep = go_on
+    return ranks.all[0].explain(is_timeout=is_timeout)
+
+
+@pytest.mark.parametrize(
+    ("is_timeout", "told"),
+    [
+        (True, "too long; it does not answer: it is stopped or its machine is lost"),
+        (False, "its process has ended without an error"),
+    ],
+)
+def test_a_rank_that_does_not_answer_is_named(is_timeout, told):
+    ranks = Ranks(3)
+    found = explained(ranks, answering=[1], is_timeout=is_timeout)
+    assert found.rank == 2
+    assert told in found.told
+    assert "rank 0 waited for it in fit" in found.told
+    assert failure_of_another(ranks.store, 1).told == found.told
+    assert ranks.clock.now < 103.0
+
+
+def test_what_a_rank_told_before_it_ended_is_no_answer():
+    ranks = Ranks()
+    ranks.look()
+    assert explained(ranks).rank == 1
+
+
+def test_a_rank_outside_of_calls_answers():
+    ranks = Ranks()
+    ranks.all[1].activity.verbs.clear()
+    assert explained(ranks, answering=[1]) is None
+
+
+def test_a_failure_that_another_rank_publishes_meanwhile_is_the_cause():
+    ranks = Ranks(3)
+    module.failures.publish(ranks.store, 1, ValueError("boom"))
+    assert explained(ranks).told == "ValueError: boom"
+    assert ranks.clock.now == 100.0
+
+
+@pytest.mark.parametrize("error", [StoreSilentError("silent"), dist.DistNetworkError("gone")])
+@pytest.mark.parametrize(("rank", "is_served_by_main"), [(1, True), (1, False), (0, True)])
+def test_a_store_that_does_not_answer_is_that_of_rank_0(error, rank, is_served_by_main):
+    def fail(*arguments):
+        raise error
+
+    store = SimpleNamespace(check=fail, add=fail, compare_set=fail)
+    alone = HangDetector(store, rank, 3, Activity(), Signals(), is_served_by_main=is_served_by_main)
+    found = alone.explain(is_timeout=True)
+    if rank and is_served_by_main:
+        assert found.rank == 0
+    else:
+        assert found is None
 
 
 # ---- signals ------------------------------------------------------------------------------------
 
 
-def after_signal(number, times=1, *, other=None, seconds=4.5):
-    """What rank 0, which waits in a sum, finds after a signal; ``other``: what rank 1 does."""
-    ranks = Ranks()
-    waiting, second = ranks.all
-    waiting.activity.inside("sum")
-    if other == "sum":
-        second.activity.inside("sum")
+def after_signal(number, times=1, *, own="sum", other=None, size=2, seconds=3.0):
+    """What rank 0, which waits, finds after a signal; ``other``: what rank 1 does."""
+    ranks = Ranks(size)
+    waiting, second = ranks.all[:2]
+    for one, does in ((waiting, own), (second, other)):
+        one.activity.in_step = does == "step"
+        if does == "sum":
+            one.activity.inside("sum")
     found = None
     for i in range(int(seconds / POLLING_SECONDS)):
         waiting.signals.signaled = (number, times, i * POLLING_SECONDS)
@@ -197,17 +261,44 @@ def after_signal(number, times=1, *, other=None, seconds=4.5):
 def test_a_signal_ends_a_rank_that_waits_for_one_that_is_stopped():
     found, waiting = after_signal(signal.SIGTERM)
     assert found.rank == 0
-    assert "received SIGTERM while it waited" in found.told
+    assert found.told == "it received SIGTERM while it waited for rank 1, which does not answer"
     assert failure_of_another(waiting._store, 1).told == found.told
     end = waiting.end_after_signal()
     assert isinstance(end, Preempted)
     assert end.code == 143
 
 
-@pytest.mark.parametrize("other", ["work", "sum"])
-def test_a_rank_at_work_is_waited_for(other):
-    """As one that writes the last checkpoint; or both are in a long collective."""
-    assert after_signal(signal.SIGTERM, other=other, seconds=600)[0] is None
+@pytest.mark.parametrize("own", ["sum", "step"])
+@pytest.mark.parametrize("other", ["work", "sum", "step"])
+def test_a_rank_at_work_is_waited_for(own, other):
+    """As one that writes the last checkpoint; or both are in a long collective or step."""
+    if (own, other) != ("step", "sum"):  # the other waits for what this one does not begin
+        assert after_signal(signal.SIGTERM, own=own, other=other, seconds=600)[0] is None
+
+
+@pytest.mark.parametrize("own", ["sum", "step"])
+def test_a_step_is_not_waited_for_where_a_third_rank_is_stopped(own):
+    assert after_signal(signal.SIGTERM, own=own, other="step", size=3)[0].rank == 0
+    assert after_signal(signal.SIGTERM, own=own, other="work", size=3, seconds=60)[0] is None
+
+
+def test_a_signal_ends_a_rank_while_the_store_is_silent():
+    """As where rank 0 is stopped, which serves it."""
+
+    def fail(*arguments):
+        raise StoreSilentError("silent")
+
+    store = SimpleNamespace(check=fail, add=fail, compare_set=fail)
+    waiting = HangDetector(store, 1, 2, Activity(), Signals())
+    waiting.activity.verbs.append("fit")
+    waiting.activity.inside("sum")
+    for seconds in range(2):
+        assert waiting.find_failure() is None
+        waiting.signals.signaled = (signal.SIGTERM, 1, float(seconds))
+        Ranks.clock.now += 1.0
+    waiting.signals.signaled = (signal.SIGTERM, 1, 2.0)
+    found = waiting.find_failure()
+    assert found.told == "it received SIGTERM while it waited for rank 0, which does not answer"
 
 
 def test_a_rank_at_work_for_which_the_others_wait_is_not_ended():
@@ -270,13 +361,3 @@ def test_a_rank_that_notices_or_is_in_no_call_is_not_ended(exits):
     for one in (first, second):
         end_process(one, RankError(1, "boom"))
     assert exits == []
-
-
-def test_statuses_are_those_of_all_ranks():
-    ranks = Ranks()
-    ranks.all[1].activity.inside("gather")
-    ranks.look()
-    found = ranks.all[0].statuses()
-    assert found[1]["operation"] == "fit (gather)"
-    assert json.loads(ranks.store.get("status/1").decode())["place"] == "fit"
-    assert SimpleNamespace(**found[0]).operation is None

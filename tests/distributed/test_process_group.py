@@ -24,22 +24,13 @@ from fitkit.distributed import process_group
 def test_backends_of_a_group(backend, expected, group):
     group(backend)
     assert process_group.backends() == expected
-    assert not process_group.has_device_backend()
 
 
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ("cuda:nccl", True),
-        ("cpu:gloo,cuda:nccl", True),
-        ("cpu:gloo,xpu:xccl", True),
-        ("cpu:gloo,cuda:gloo", False),
-        ("cpu:mpi,cuda:mpi", False),
-    ],
-)
-def test_which_collectives_run_as_kernels(config, expected, monkeypatch):
-    monkeypatch.setattr(dist, "get_backend_config", lambda group: config)
-    assert process_group.has_device_backend() is expected
+def test_errors_of_collectives_are_told_apart():
+    broken = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error")
+    assert process_group.is_raised_by_group(broken)
+    assert process_group.is_raised_by_group(dist.DistBackendError("NCCL error"))
+    assert not process_group.is_raised_by_group(RuntimeError("mat1 and mat2 shapes"))
 
 
 def test_host_tensors_travel_beside_a_group_that_takes_none(group):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from fitkit.core.errors import ConfigurationError, RankError
 from fitkit.distributed.distributed_world import DistributedWorld
+from fitkit.distributed.failures import failure_of_another
 from fitkit.distributed.process_group import new_host_group
 from fitkit.distributed.rank_info import RankInfo
 from fitkit.distributed.world import World
@@ -175,6 +177,47 @@ def test_without_the_store_a_failure_is_its_own(processes):
     error = ValueError("boom")
     world = processes(2, store=SimpleNamespace(compare_set=compare_set, set=compare_set))
     assert world.fail(error) is error
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_end_that_this_rank_has_raised_stays_after_a_failure_of_another(kind, processes):
+    store, error = dist.HashStore(), kind()
+    processes(2, Watch(), 0, store).fail(ValueError("boom"))
+    world = processes(2, Watch(), 1, store)
+    assert world.fail(error) is error
+    with pytest.raises(RankError, match=r"boom.*fit needs all ranks"), world.call("fit"):
+        pass
+
+
+def test_an_error_of_a_collective_is_not_one_that_all_ranks_raise(processes):
+    """They may all raise it, as when the timeout is over; the connections are gone then."""
+    world, error = processes(2), RuntimeError("[gloo/transport/tcp/pair.cc:1] Timed out")
+    began = time.monotonic()
+    assert world.first_error(error) is error
+    assert world.is_broken
+    assert time.monotonic() - began < 0.9
+
+
+def test_an_error_of_all_ranks_leaves_the_group_whole(processes):
+    """Each rank has it once more in the call that surrounds the place."""
+    world = processes()
+
+    def fit(error):
+        with world.call("fit"):
+            raise world.first_error(error)
+
+    for error in (ValueError("one"), OSError("two")):
+        with pytest.raises(type(error)):
+            fit(error)
+    assert not world.is_broken
+
+
+def test_an_error_of_one_rank_alone_is_told(processes):
+    store = dist.HashStore()
+    world, error = processes(2, store=store), ValueError("boom")
+    assert world.first_error(error) is error
+    assert world.is_broken
+    assert failure_of_another(store, 1).told == "ValueError: boom"
 
 
 @pytest.mark.parametrize("is_ours", [True, False])

@@ -9,8 +9,10 @@ from the failure on, which ``OUT/CASE/struck`` has the time of.
 from __future__ import annotations
 
 import atexit
+import copy
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -24,7 +26,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import fitkit
-from fitkit import Callback, NNHandler, on_rank
+from fitkit import Callback, ModelCheckpoint, NNHandler, on_rank
+from fitkit.checkpointing.storage import sharded_checkpoint
 
 X = torch.arange(192.0).reshape(64, 3) / 192
 Y = X.sum(1, keepdim=True)
@@ -297,6 +300,68 @@ def train_worker(out: Path) -> Any:
 
 
 @case
+def epoch_end(out: Path) -> Any:
+    """Between two epochs."""
+    fit(make(out), Hook("epoch", lambda _: strike(out, ValueError("bad epoch"))))
+
+
+@case
+def device(out: Path) -> Any:
+    """One rank has no such device."""
+    make(out)
+    if os.environ["RANK"] == str(FAILING):
+        (out / "struck").write_text(repr(time.time()))
+        NNHandler(Model(out), "nonsense")
+    NNHandler(Model(out), "cpu")
+
+
+@case
+def background_save(out: Path) -> Any:
+    """The thread of one rank fails that writes behind training."""
+    handler = make(out, strategy="fsdp")
+    if handler.world.rank == FAILING:
+        sharded_checkpoint.write_own_shards = lambda *_: strike(out, OSError("bad disk"))
+    fit(handler, ModelCheckpoint(str(out / "last.pth"), save_freq=3, background=True))
+
+
+@case
+def second_failure(out: Path) -> Any:
+    """After one that all ranks have raised and handled."""
+    handler = make(out)
+    try:
+        fit(handler, raise_once("train", ValueError("first")))
+    except ValueError:
+        fit(handler, Hook("train", lambda _: strike(out, KeyError("second"))))
+
+
+@case
+def early_end(out: Path) -> Any:
+    """The script of one rank is over, and the other calls ``fit`` once more."""
+    handler = make(out)
+    fit(handler)
+    if handler.world.rank == FAILING:
+        (out / "struck").write_text(repr(time.time()))
+        return
+    fit(handler)
+
+
+@case
+def killed_in_predict(out: Path) -> Any:
+    """SIGKILL in predictions."""
+    hook = Hook("predict", end_process(out, kill))
+    make(out).predict((X, Y), batch_size=4, callbacks=[hook])
+
+
+@case
+def killed_before_load(out: Path) -> Any:
+    """SIGKILL while the others load."""
+    handler = make(out)
+    handler.save(out / "whole.pth")
+    end_process(out, kill)()
+    NNHandler.load(out / "whole.pth", "cpu", model_class=Model(out))
+
+
+@case
 def hard_exit(out: Path) -> Any:
     """``os._exit``."""
     fit(make(out), Hook("train", end_process(out, lambda: os._exit(7))))
@@ -339,6 +404,115 @@ def all_raise(out: Path) -> Any:
         except Exception as error:  # noqa: BLE001  the test looks at it
             kinds.append(type(error).__name__)
     return [kinds, fit(handler), handler.evaluate((X, Y))]
+
+
+class Unreadable(Samples):
+    """Each rank has samples in the third batch that cannot be read."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if 32 <= index < 48:
+            raise OSError("bad sample")
+        return X[index], Y[index]
+
+
+def raise_once(event: str, error: BaseException) -> Hook:
+    """A hook that raises on all ranks in its first call only."""
+    left = [error]
+
+    def act(_: Hook) -> None:
+        if left:
+            raise left.pop()
+
+    return Hook(event, act)
+
+
+@case
+def all_raise_in_fit(out: Path) -> Any:
+    """Wherever in a run all ranks raise, the same handler can train again."""
+    handler, found = make(out), []
+    hooks = [raise_once(event, ValueError(event)) for event in ("train", "epoch")]
+    once = [ValueError("forward")]
+    handler.module.register_forward_hook(lambda *_: _raise(once.pop()) if once else None)
+    bad = Unreadable(out)
+    runs = [
+        lambda: fit(handler),
+        *(lambda hook=hook: fit(handler, hook) for hook in hooks),
+        lambda: handler.fit(bad, epochs=1, batch_size=8, shuffle=False, progress_bar=False),
+    ]
+    for one in runs:
+        try:
+            one()
+            found.append("nothing")
+        except Exception as error:  # noqa: BLE001  the test looks at it
+            found.append(type(error).__name__)
+    return [found, fit(handler), handler.evaluate((X, Y))]
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+@case
+def all_interrupt(out: Path) -> Any:
+    """The user's code raises KeyboardInterrupt: ``fit`` returns, as after Ctrl-C."""
+    handler, found = make(out), []
+    for event in ("train", "train", "epoch"):
+        fit(handler, raise_once(event, KeyboardInterrupt()))
+        found.append(handler.history.interrupted)
+    return [found, len(fit(handler))]
+
+
+@case
+def all_interrupt_in_turn(out: Path) -> Any:
+    """One so late that the others no longer wait for it: each rank has what it raised."""
+
+    def interrupt(_: Hook) -> None:
+        time.sleep(2.0 * int(os.environ["RANK"]))
+        raise KeyboardInterrupt
+
+    fit(make(out), Hook("train", interrupt))
+
+
+@case
+def all_raise_in_backward(out: Path) -> Any:
+    """In the middle of a backward pass, and the program keeps the error as a notebook does."""
+    handler, kept = make(out), []
+    once = [ValueError("backward")]
+    handler.module.weight.register_hook(lambda _: _raise(once.pop()) if once else None)
+    try:
+        fit(handler)
+    except ValueError as error:
+        kept.append(error)
+    return [len(kept), fit(handler)]
+
+
+@case
+def slow_to_hear(out: Path) -> Any:
+    """A hook of one rank takes long after an error of all."""
+
+    class Slow(Callback):
+        def on_exception(self, error: BaseException) -> None:
+            time.sleep(2.5 * int(os.environ["RANK"]))
+
+    handler = make(out)
+    try:
+        fit(handler, raise_once("train", ValueError("train")), Slow())
+    except ValueError:
+        return fit(handler)
+
+
+@case
+def copies(out: Path) -> Any:
+    """A deep copy of a handler trains like itself; no rank can be pickled."""
+    handler = make(out)
+    fit(handler)
+    other = copy.deepcopy(handler)
+    try:
+        pickle.dumps(handler)
+        told = "nothing"
+    except ValueError as error:
+        told = str(error)
+    return [fit(other), fit(handler), other.world is handler.world, told]
 
 
 # ---- one rank by itself -------------------------------------------------------------------------
@@ -489,17 +663,19 @@ def slow_rank(out: Path) -> Any:
     return [on_rank(0, barrier=True)(lambda: time.sleep(8))(), len(losses)]
 
 
-def stop_other(out: Path, number: int, times: int = 1) -> Callable[[Hook], None]:
-    """Rank 1 stops for good; rank 0 then receives a signal."""
+def stop_one(
+    out: Path, number: int, times: int = 1, *, stopped: int = FAILING
+) -> Callable[..., None]:
+    """One rank stops for good; the other one then receives a signal."""
 
-    def act(hook: Hook) -> None:
-        if hook.handler.world.is_main:
+    def act(*_: Any) -> None:
+        if os.environ["RANK"] == str(stopped):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif not (out / "struck").exists():
             time.sleep(0.5)
             (out / "struck").write_text(repr(time.time() + 1))
             kill = f"sleep 0.2; kill -{number} {os.getpid()};"
             subprocess.Popen(["sh", "-c", f"sleep 0.8; {kill * times}"])
-        else:
-            os.kill(os.getpid(), signal.SIGSTOP)
 
     return act
 
@@ -507,13 +683,35 @@ def stop_other(out: Path, number: int, times: int = 1) -> Callable[[Hook], None]
 @case
 def terminated_while_waiting(out: Path) -> Any:
     """SIGTERM while the main thread is in a collective."""
-    fit(make(out), Hook("train", stop_other(out, signal.SIGTERM)))
+    fit(make(out), Hook("train", stop_one(out, signal.SIGTERM)))
 
 
 @case
 def interrupted_twice_while_waiting(out: Path) -> Any:
     """A second Ctrl-C while the main thread is in a collective."""
-    fit(make(out), Hook("train", stop_other(out, signal.SIGINT, 2)))
+    fit(make(out), Hook("train", stop_one(out, signal.SIGINT, 2)))
+
+
+@case
+def terminated_in_step_while_waiting(out: Path) -> Any:
+    """SIGTERM while it is in a collective of torch, as that of the gradients."""
+    handler = make(out)
+    stop = stop_one(out, signal.SIGTERM)
+    handler.module.register_forward_hook(lambda *_: stop() if handler.state.batch == 3 else None)
+    fit(handler)
+
+
+@case
+def terminated_while_waiting_for_main(out: Path) -> Any:
+    """SIGTERM while rank 0 is stopped, which serves the store."""
+    fit(make(out), Hook("train", stop_one(out, signal.SIGTERM, stopped=0)))
+
+
+@case
+def timeout_while_waiting_for_main(out: Path) -> Any:
+    """The same without a signal: it lasts as long as the strategy's timeout says."""
+    handler = make(out, strategy=fitkit.DDP(timeout=4))
+    fit(handler, Hook("train", stop_one(out, 0, stopped=0)))
 
 
 # ---- processes ----------------------------------------------------------------------------------
@@ -531,17 +729,17 @@ def run(out: Path, name: str, rank: int) -> None:
     path.write_text(json.dumps(found))
 
 
-def start(out: Path, name: str, port: int) -> list[int]:
+def start(out: Path, name: str, port: int, size: int = 2) -> list[int]:
     """Fork the ranks of a case; their process ids."""
     out.mkdir(parents=True, exist_ok=True)
     processes = []
-    for rank in range(2):
+    for rank in range(size):
         pid = os.fork()
         if pid == 0:
             os.environ |= {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
+                "WORLD_SIZE": str(size),
                 "MASTER_ADDR": "localhost",
                 "MASTER_PORT": str(port),
                 "TORCHELASTIC_ERROR_FILE": str(out / f"error{rank}.json"),
@@ -569,7 +767,7 @@ def main(out: Path, names: list[str]) -> None:
 def wait_for(pairs: dict[Path, list[int]]) -> None:
     """Note when each rank ends; one that is left for long is killed."""
     ended: dict[Path, dict[int, dict[str, Any]]] = {folder: {} for folder in pairs}
-    while any(len(ranks) < 2 for ranks in ended.values()):
+    while any(len(ended[folder]) < len(pair) for folder, pair in pairs.items()):
         for folder, pair in pairs.items():
             for rank, pid in enumerate(pair):
                 if rank in ended[folder]:

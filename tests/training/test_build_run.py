@@ -206,14 +206,16 @@ def test_the_end_that_all_agreed_on_is_not_an_error_of_a_rank(handler, received)
 @pytest.mark.parametrize("error", [Preempted(15), KeyboardInterrupt(), SystemExit(1)])
 def test_an_end_of_one_rank_is_told_to_the_others(handler, error, monkeypatch):
     told = []
-    monkeypatch.setattr(handler.world, "fail", lambda error: told.append(error), raising=False)
+    monkeypatch.setattr(
+        handler.world, "first_error", lambda error: told.append(error), raising=False
+    )
     lifecycle_of(handler, signal.SIGINT).first_error(error)
     assert told == [error]
 
 
 def test_other_ranks_are_told_of_an_error(handler, monkeypatch):
     other = KeyError()
-    monkeypatch.setattr(handler.world, "fail", lambda error: other, raising=False)
+    monkeypatch.setattr(handler.world, "first_error", lambda error: other, raising=False)
     lifecycle = lifecycle_of(handler)
     assert lifecycle.first_error(ValueError()) is other
     assert lifecycle.learning_rate() == 0.1

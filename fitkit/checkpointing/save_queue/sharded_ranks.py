@@ -51,9 +51,13 @@ class ShardedRanks(ReplicatedRanks):
 
     def write_parts(self, whole: Any, weights: Any) -> None:
         """Write this rank's part of each content; rank 0 raises if one cannot be written."""
-        while (weights_only := self._side_world.broadcast(None)) is not None:
-            content = weights if weights_only else whole
-            sharded_checkpoint.write_own_shards(content, self._side_world)
+        try:
+            while (weights_only := self._side_world.broadcast(None)) is not None:
+                content = weights if weights_only else whole
+                sharded_checkpoint.write_own_shards(content, self._side_world)
+        except BaseException as error:  # noqa: BLE001  raised, perhaps as that of another rank
+            # rank 0 waits for this thread, and training, which would raise the error, for rank 0
+            raise self._side_world.fail(error)  # noqa: B904  it may be the same
 
     def save_now(self, content: Any, path: Path, record: RunRecord | None = None) -> None:
         """Write ``content`` to ``path``; every rank calls it with its own."""

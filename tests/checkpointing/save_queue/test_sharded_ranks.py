@@ -36,6 +36,9 @@ class OneOfTwo:
     def largest(self, values):
         return values
 
+    def fail(self, error):
+        return error
+
     def broadcast(self, value, source=0):
         if self.is_main:
             self.broadcasts.put(value)
@@ -350,3 +353,19 @@ def test_a_rank_writes_its_part_of_what_rank_0_writes(monkeypatch):
     ranks = ShardedRanks(OneOfTwo(1, Broadcasts()), OneOfTwo(1, side_group))
     ranks.write_parts("whole", "weights")
     assert seen == ["whole", "weights", "whole"]
+
+
+def test_other_ranks_are_told_of_a_part_that_cannot_be_written(monkeypatch):
+    """Rank 0 waits for the thread of this rank, and training on this rank for rank 0."""
+
+    def fail(content, world):
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(sharded_checkpoint, "write_own_shards", fail)
+    side_group, told = Broadcasts(), []
+    side_group.put(False)
+    side_world = OneOfTwo(1, side_group)
+    side_world.fail = lambda error: told.append(error) or RankError(1, str(error))
+    with pytest.raises(RankError, match="gone"):
+        ShardedRanks(OneOfTwo(1, Broadcasts()), side_world).write_parts("whole", "weights")
+    assert [str(error) for error in told] == ["gone"]
