@@ -68,6 +68,7 @@ def test_a_resume_takes_no_more_than_the_run(ema_decay, accelerator, tmp_path):
 
     def loaded():
         model = make_handler().module.to("cpu")
+        gc.collect()  # its values on the device
         handler = NNHandler.load(path, "sim", model_class=model)
         handler.set_train_loader((X, Y), batch_size=4)
         handler.fit(epochs=1, **options)
