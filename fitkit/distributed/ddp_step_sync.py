@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from fitkit.distributed.average_gradients import sparse_without_rows
 from fitkit.distributed.compare_gradients import names_of
 from fitkit.distributed.step_sync import StepSync
 from fitkit.distributed.world import World
+
+_ROUNDING = 2.0**-22  # relative; four times that of float32
 
 
 class DDPStepSync(StepSync):
@@ -64,12 +67,23 @@ class DDPStepSync(StepSync):
                 gate = _LossGate(self._modules, named)
                 self._ddp = DistributedDataParallel(gate, **gate.renamed(options), **of_group)
                 self._ddp.broadcast_buffers = False  # they are copied before the step
+                if self._world.size > 2 and not _keeps_buckets(options):
+                    _arrange_buckets(self._ddp, trained)
         return self._ddp
 
     def copy_buffers(self) -> None:
         """Copy buffers from rank 0."""
         if self._copies_buffers:
             self._world.copy_from_main(self._modules.buffers())
+
+    def begin_sum_counts(self, samples: float, weight: float) -> Callable[[], tuple[int, float]]:
+        """See ``StepSync``; the next backward pass sums them together with the gradients."""
+        ddp = self._update({**self._options, "init_sync": False})
+        if ddp is None or ddp.module.counts is None:
+            return super().begin_sum_counts(samples, weight)
+        gate: _LossGate = ddp.module
+        gate.values = torch.tensor([samples, weight], dtype=gate.values.dtype)
+        return lambda: self._of_batches(*gate.sums(self._world.size))
 
     def backward(
         self, loss: Tensor | None, run: Callable[[Tensor], None], *, is_full: bool
@@ -82,8 +96,9 @@ class DDPStepSync(StepSync):
         else:
             ddp = None
         if loss is None and ddp is not None:
-            sparse = ddp.module.with_sparse_gradients()
-            loss = _WithoutGradients.apply(sparse, *self._trained())  # type: ignore[no-untyped-call]
+            trained = self._trained()
+            nothing = ddp.module.without_values(trained)
+            loss = with_gradients(trained[0].new_zeros(()), nothing, trained)
         if loss is None:
             return
         with self._world.in_step():
@@ -119,12 +134,19 @@ class DDPStepSync(StepSync):
         if found is None:  # with TORCH_DISTRIBUTED_DEBUG it names them itself
             return "some parameters"
         names = {id(p): name for name, p in self.named_parameters().items()}
-        trained = [names[id(p)] for p in ddp.module.parameters() if p.requires_grad]
+        trained = [names.get(id(p), "") for p in ddp.module.parameters() if p.requires_grad]
         return names_of([trained[int(index)] for index in found[1].split()])
 
 
 class _LossGate(nn.Module):
-    """Passes a loss on; the parameters are those that its backward pass reaches."""
+    """Passes a loss on; the parameters are those that its backward pass reaches.
+
+    Attributes:
+        counts: a parameter whose gradient is ``values``; so DDP averages them together with other
+            gradients, as a message of their own would take a quarter of a small step. ``None``:
+            gradients are too inexact, or on a device that would have to be waited for.
+        values: the samples of this rank and their weight; 0 if they are summed otherwise.
+    """
 
     def __init__(self, modules: TrainedModules, named: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -134,10 +156,23 @@ class _LossGate(nn.Module):
             if id(parameter) not in known:
                 # as it is: register_parameter takes no plain tensor, which optimizers do
                 self._parameters[name] = parameter  # type: ignore[assignment]
+        exact = {p.dtype for p in named.values() if p.requires_grad and p.device.type == "cpu"}
+        dtype = next((it for it in (torch.float64, torch.float32) if it in exact), None)
+        self.values = torch.zeros(2, dtype=dtype)
+        self.counts = None if dtype is None else nn.Parameter(self.values)
 
     def forward(self, loss: Tensor) -> Tensor:
         """The loss."""
-        return loss
+        if self.counts is None:
+            return loss
+        self.counts.grad = None
+        return with_gradients(loss, [self.values], [self.counts])
+
+    def sums(self, size: int) -> list[float]:
+        """The sums of the values over the ranks, of which DDP has taken the mean."""
+        sums: list[float] = (self.counts.grad * size).tolist()  # type: ignore[union-attr,operator]
+        # the mean may be inexact in the last digit: whole numbers stay whole
+        return [round(it) if math.isclose(it, round(it), rel_tol=_ROUNDING) else it for it in sums]
 
     @staticmethod
     def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,28 +182,73 @@ class _LossGate(nn.Module):
         delayed = None if given is None else [(f"model.{path}", p) for path, p in given]
         return {**options, **({} if delayed is None else {name: delayed})}
 
-    def with_sparse_gradients(self) -> set[int]:
-        """The ids of the parameters whose gradients are sparse."""
+    def without_values(self, parameters: Iterable[Tensor]) -> list[Tensor | None]:
+        """Gradients that add nothing: ``None``, or of no rows where DDP expects sparse ones."""
         kinds = (nn.Embedding, nn.EmbeddingBag)
-        return {id(m.weight) for m in self.modules() if isinstance(m, kinds) and m.sparse}
+        sparse = {id(m.weight) for m in self.modules() if isinstance(m, kinds) and m.sparse}
+        return [sparse_without_rows(p) if id(p) in sparse else None for p in parameters]
 
 
-class _WithoutGradients(torch.autograd.Function):
-    """A loss whose backward pass runs the hooks of parameters without giving them gradients.
+class _WithGradients(torch.autograd.Function):
+    """A loss whose backward pass runs the hooks of parameters with gradients of their own.
 
-    DDP counts them as zeros, and not as a use of the parameters.
+    DDP counts ``None`` as zeros, and not as a use of the parameter.
     """
 
     @staticmethod
-    def forward(ctx: Any, sparse: Set[int], *parameters: Tensor) -> Tensor:
-        """A zero; ``sparse``: the ids of parameters for which DDP asks for sparse gradients."""
-        ctx.empty = [sparse_without_rows(p) if id(p) in sparse else None for p in parameters]
-        return parameters[0].new_zeros(())
+    def forward(
+        ctx: Any,
+        loss: Tensor,
+        gradients: Sequence[Tensor | None],
+        *parameters: Tensor,  # noqa: ARG004  autograd has to know them
+    ) -> Tensor:
+        """The loss."""
+        ctx.gradients = gradients
+        return loss.view_as(loss)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # noqa: ARG004  none is asked for
-        """No gradients, or sparse ones without elements."""
-        return (None, *ctx.empty)
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """The gradients of the loss and of the parameters."""
+        return (gradient, None, *ctx.gradients)
+
+
+def with_gradients(
+    loss: Tensor, gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]
+) -> Tensor:
+    """``loss``, whose backward pass gives ``parameters`` these gradients."""
+    result: Tensor = _WithGradients.apply(loss, gradients, *parameters)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _keeps_buckets(options: Mapping[str, Any]) -> bool:
+    """Whether DDP never arranges its buckets anew, or must see a whole step before."""
+    return bool(options.get("find_unused_parameters") or options.get("static_graph"))
+
+
+def _arrange_buckets(ddp: DistributedDataParallel, trained: Sequence[Tensor]) -> None:
+    """Run a backward pass without gradients, after which DDP arranges its buckets for good.
+
+    It would do that after the first step. The sum of three numbers depends on their order, which
+    depends on the place in a bucket, so the first step of a resumed run would be another one.
+    Gradients are expected in the order that DDP assumes: that of the last parameter comes first.
+    """
+    gradients = [parameter.grad for parameter in trained]
+    names = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    hooks = [of for p in trained for name in names if (of := getattr(p, name))]
+    kept = [dict(of) for of in hooks]
+    for of in hooks:  # they are for gradients of a step
+        of.clear()
+    for parameter in trained:
+        parameter.grad = None
+    loss = trained[0].new_zeros(())
+    for parameter, nothing in zip(trained, ddp.module.without_values(trained), strict=True):
+        loss = with_gradients(loss, [nothing], [parameter])
+    ddp(loss).backward()
+    ddp.reducer._rebuild_buckets()  # noqa: SLF001  the first thing of each forward pass
+    for of, before in zip(hooks, kept, strict=True):
+        of.update(before)
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        parameter.grad = gradient
 
 
 def _copies_buffers(options: Mapping[str, Any]) -> bool:

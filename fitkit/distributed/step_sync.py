@@ -91,9 +91,9 @@ class StepSync:
         raise NotImplementedError
 
     def begin_sum_counts(self, samples: float, weight: float) -> Callable[[], tuple[int, float]]:
-        """Begin to sum samples and weight of the batches of all ranks; the result waits for them.
+        """Begin to sum samples and weight of the batches of all ranks.
 
-        So that it takes no time of its own, a backward pass can be run before it is called.
+        A backward pass of a full window has to follow before the result is called.
         """
         end = self._world.begin_sum(torch.tensor([samples, weight], dtype=torch.float64))
         return lambda: self._of_batches(*end().tolist())
@@ -109,7 +109,8 @@ class StepSync:
             ConfigurationError: ranks have run other backward passes in this step.
         """
         if self._own is None:
-            return self.begin_sum_counts(samples, weight)()
+            counts = torch.tensor([samples, weight], dtype=torch.float64)
+            return self._of_batches(*self._world.sum(counts).tolist())
         return self._of_batches(*self._own.end(samples, weight, is_own=is_own))
 
     def _of_batches(self, samples: float, weight: float) -> tuple[int, float]:

@@ -274,13 +274,12 @@ def assert_close(
         assert found == expected, path
 
 
-def results_of(script: Path, out: Path, *names: str) -> dict[str, Any]:
-    """What a script writes on one process (``one``) and on two (``rank0`` and ``rank1``)."""
-    for command in ([sys.executable], torchrun(2)):
+def results_of(script: Path, out: Path, *names: str, processes: int = 2) -> dict[str, Any]:
+    """What a script writes on one process (``one``) and on several (``rank0``, ``rank1``, ...)."""
+    for command in ([sys.executable], torchrun(processes)):
         subprocess.run([*command, str(script), str(out), *names], check=True, timeout=200)
-    return {
-        rank: json.loads((out / f"{rank}.json").read_text()) for rank in ("one", "rank0", "rank1")
-    }
+    ranks = ("one", *(f"rank{rank}" for rank in range(processes)))
+    return {rank: json.loads((out / f"{rank}.json").read_text()) for rank in ranks}
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fitkit.core.trained_modules import TrainedModules
 from fitkit.distributed import ddp_step_sync
@@ -58,6 +60,35 @@ def built(monkeypatch):
 def make_sync(model, world=None, extra=(), **options):
     optimizer = torch.optim.SGD([*model.parameters(), *extra])
     return DDPStepSync(TrainedModules(model), optimizer, world or Two(), options)
+
+
+@pytest.fixture
+def group_of_one():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_buckets_are_arranged_before_the_first_step_and_nothing_hears_of_it(group_of_one):
+    model = nn.Sequential(nn.Linear(2, 3), nn.Embedding(4, 3, sparse=True))
+    called = []
+    for parameter in model.parameters():
+        parameter.register_hook(called.append)
+        parameter.register_post_accumulate_grad_hook(called.append)
+    kept = model[0].weight.grad = torch.ones(3, 2)
+    ddp = DistributedDataParallel(
+        ddp_step_sync._LossGate(TrainedModules(model), dict(model.named_parameters()))
+    )
+    ddp_step_sync._arrange_buckets(ddp, list(model.parameters()))
+    assert not called
+    assert model[0].weight.grad is kept
+    assert model[0].bias.grad is None
+    assert not ddp.reducer._rebuild_buckets(), "they are not arranged again"
+    indices = torch.tensor([1])
+    ddp(model[0](torch.ones(1, 2)).sum() + model[1](indices).sum()).backward()
+    assert len(called) == 2 * 3
+    assert not ddp.reducer._rebuild_buckets()
+    assert torch.equal(model[0].weight.grad, torch.full((3, 2), 2.0))
 
 
 def test_options_reach_torch(built):

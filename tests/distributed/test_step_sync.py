@@ -126,3 +126,13 @@ def test_two_processes_follow_one(results, name):
         assert found["loss"] == pytest.approx(one["loss"], abs=1e-9, nan_ok=True)
         assert found["counts"] == one["counts"]
     assert results["rank0"][name] == results["rank1"][name]
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_three_processes_go_on_bit_for_bit(tmp_path, kit):
+    """The sum of three numbers depends on their order, that of two does not."""
+    found = kit.results_of(SCRIPT, tmp_path, processes=3)
+    differing = {name: found["rank2"][name]["differ after a resume"] for name in NAMES}
+    assert differing == {name: [] for name in NAMES}
+    assert found["rank0"] == found["rank2"]
