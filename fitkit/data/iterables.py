@@ -73,12 +73,15 @@ class IterableSource(_IterableBase):
 
     Attributes:
         skipped_last: the last batch that was skipped, if it may end early.
+        may_lack: batches before the position of a checkpoint that may not be there, as in the last
+            round of several ranks.
     """
 
     def __init__(self, batches: Any, seed: int, *, may_end_early: bool = False) -> None:
         super().__init__(batches, seed)
         self._may_end_early = may_end_early
         self.skipped_last: list[Any] = []
+        self.may_lack = 0
         self.share: Share | None = None
         self._taken = 0
         self._taken_at_start = 0
@@ -113,7 +116,7 @@ class IterableSource(_IterableBase):
                 self.skipped_last = [batch] if self._may_end_early else []
             else:
                 yield batch
-        if skipped and not self._may_end_early:
+        if skipped > self.may_lack and not self._may_end_early:
             raise DataError(
                 f"{type(self._batches).__name__} ended {skipped} batches before the position of "
                 f"the checkpoint: pass the data of the interrupted run, from its beginning."

@@ -46,20 +46,25 @@ SINGLE_RANK = RankSplit()
 
 
 class Stride:
-    """Where each batch of a pass begins in the global order; ``step`` is items per batch."""
+    """Where each batch of a pass begins in the global order; ``step`` is items per batch.
+
+    Attributes:
+        step: items per batch.
+        saved_step: items per batch of the last pass, which a checkpoint may have interrupted.
+    """
 
     def __init__(self, step: int) -> None:
         self.step = step
         self._batch = self._item = 0  # a batch of this pass, and its first item
-        self._saved_step = step
+        self.saved_step = step
 
     def begin(self, batch: int) -> int:
         """Begin or continue a pass at this batch; return its first item."""
         if not batch:
             self._batch = self._item = 0
-        item = self._item + (batch - self._batch) * self._saved_step
-        if self._saved_step != self.step:
-            self._batch, self._item, self._saved_step = batch, item, self.step
+        item = self._item + (batch - self._batch) * self.saved_step
+        if self.saved_step != self.step:
+            self._batch, self._item, self.saved_step = batch, item, self.step
         return item
 
     def batches_of(self, num_items: int, *, whole_only: bool = False) -> int:
@@ -69,7 +74,7 @@ class Stride:
 
     def state_dict(self) -> dict[str, int]:
         """A batch of the pass with its first item, and the items per batch from there on."""
-        return {"batch": self._batch, "item": self._item, "step": self._saved_step}
+        return {"batch": self._batch, "item": self._item, "step": self.saved_step}
 
     def load_from(self, source_state: dict[str, Any]) -> dict[str, Any]:
         """Restore the entry ``"stride"`` of a source's state, if any; return the other entries."""
@@ -82,7 +87,7 @@ class Stride:
                     f"the position in the data must be batch, item and step, received {counts!r}: "
                     f"the checkpoint was altered, use another."
                 )
-            self._batch, self._item, self._saved_step = counts
+            self._batch, self._item, self.saved_step = counts
         return rest
 
 
@@ -115,7 +120,9 @@ class RoundRobinSource:
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Yield this rank's batches of pass ``epoch`` from round ``start`` on."""
-        batches = self.batches.iterate(epoch, self._stride.begin(start))
+        inner: Any = self.batches
+        inner.may_lack = self._stride.saved_step - 1  # the last round may have fewer batches
+        batches = inner.iterate(epoch, self._stride.begin(start))
         if self._ranks.size == 1:
             yield from batches
             return

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
+from fitkit.core.errors import DataError
 from fitkit.core.types import Share
 from fitkit.data.in_memory import InMemorySource
 from fitkit.data.iterables import IterableSource
@@ -169,6 +170,19 @@ def test_rounds_go_on_with_another_number_of_processes(before, after):
     assert numbers(rounds_of(batches, after, epoch=1)[0]) == list(range(7))
     for one in sources:
         assert one.num_batches == 2 + -(-(7 - 2 * before) // after)
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+@pytest.mark.parametrize("before", [1, 2, 3])
+@pytest.mark.filterwarnings("ignore:.*cannot seek:UserWarning")
+def test_a_pass_that_was_interrupted_after_its_last_round_goes_on_with_the_next(before, after):
+    batches = batches_of(*[2] * 7)
+    source = RoundRobinSource(IterableSource(batches, 0), RankSplit(0, before))
+    rounds = len(list(islice(source.iterate(0), 7)))
+    counted, _ = rounds_of(batches, after, start=rounds, load=source.state_dict())
+    assert counted == []
+    with pytest.raises(DataError, match="before the position of the checkpoint"):
+        rounds_of(batches[:4], after, start=rounds, load=source.state_dict())
 
 
 SAMPLES = torch.arange(23.0)
