@@ -10,7 +10,7 @@ from typing import Any
 
 from fitkit.callbacks.support.epoch_file_logger import EpochFileLogger, EpochRow
 from fitkit.core.errors import ConfigurationError
-from fitkit.core.formatting import csv_cell, from_csv_cell
+from fitkit.core.formatting import csv_cell, csv_rows
 
 
 class CSVLogger(EpochFileLogger):
@@ -60,10 +60,8 @@ class CSVLogger(EpochFileLogger):
 
     def parse(self, text: str) -> tuple[list[str], list[EpochRow]]:
         """Cells stay strings, so that they are written back unchanged."""
-        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=self.separator))
-        columns = [from_csv_cell(name) for name in lines[0]] if lines else []
-        rows = [map(from_csv_cell, cells) for cells in lines[1:] if cells]
-        return columns, [dict(zip(columns, cells, strict=False)) for cells in rows]
+        columns, *rows = csv_rows(text, self.separator) or [[]]
+        return columns, [dict(zip(columns, cells, strict=False)) for cells in rows if cells]
 
     def _line(self, cells: Sequence[str]) -> str:
         line = io.StringIO(newline="")

@@ -6,6 +6,7 @@ Each message says what was expected, what was received, and what to do.
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,6 +108,9 @@ def add_note(error: BaseException, note: str) -> None:
     notes = list(getattr(error, "__notes__", ()))
     if note not in notes:
         error.__notes__ = [*notes, note]  # type: ignore[attr-defined]
+        is_text = len(error.args) == 1 and isinstance(error.args[0], str)
+        if sys.version_info < (3, 11) and is_text:  # its tracebacks show no notes
+            error.args = (f"{error.args[0]}\n{note}",)
 
 
 def missing_package(feature: str, *packages: str) -> ConfigurationError:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fitkit.core.formatting import from_csv_cell
+from fitkit.core.formatting import csv_rows
 from fitkit.reporting.curve_data import Curves
 
 _SEPARATORS = ",;\t|"
@@ -39,11 +37,8 @@ def read_log(path: Path) -> Curves | None:
 def _csv_rows(text: str) -> Iterable[Mapping[str, Any]]:
     header = text.partition("\n")[0]
     for separator in _SEPARATORS:
-        cells = next(csv.reader([header], delimiter=separator), [])
-        names = [from_csv_cell(cell) for cell in cells]
-        if "epoch" in names:
-            lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-            next(lines)
+        if any("epoch" in names for names in csv_rows(header, separator)):
+            names, *lines = csv_rows(text, separator) or [[]]
             complete = (cells for cells in lines if len(cells) == len(names))
             return [dict(zip(names, cells, strict=True)) for cells in complete]
     return []

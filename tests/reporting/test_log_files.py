@@ -53,6 +53,7 @@ def test_values_that_json_has_no_number_for(tmp_path):
         ("a.csv", "epoch,loss\n"),
         ("a.csv", "epoch,loss\nx,1\n-1,2\n0.5,3\nnan,4\ninf,5\n"),
         ("a.csv", "\x00\x00,\n"),
+        ("a.csv", "epoch,loss\n0," + 200_000 * "1"),
         ("a.jsonl", "[1, 2]\n3\nnull\n"),
         ("a.jsonl", "[" * 100_000),
         ("a.jsonl", '{"loss": 1}\n'),
