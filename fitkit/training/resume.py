@@ -159,6 +159,8 @@ def _folders(handler: BaseHandler, resume: Any) -> list[Path] | None:
 
 def _newest(handler: BaseHandler, folders: list[Path]) -> latest.LatestCheckpoint:
     found = latest.find_latest(folders, handler.parallel.empty_dtensor, handler.world)
+    if not handler.world.is_main:  # the warnings would be the same
+        return found
     for sentence in found.skipped:
         warnings.warn(f"passed over while looking for a checkpoint: {sentence}", stacklevel=2)
     if found.path is None and found.weights_only:
