@@ -174,6 +174,7 @@ class DistributedWorld(GroupWorld):
         )
 
     def in_step(self) -> AbstractContextManager[None]:
+        self.group_for(_HOST)  # raises after a failure
         return self._activity.step()
 
     def fail(self, error: BaseException) -> BaseException:
