@@ -192,11 +192,12 @@ class DistributedWorld(GroupWorld):
             first = failures.publish(self._store, self.rank, error)
         elif first is error:
             failures.publish_found(self._store, self.rank, first)
+        # before another thread of this rank wakes and asks for it
+        self.failure = first or RankError(self.rank, failures.describe(error))
         group_sockets.shut_down(self._sockets)  # later: whoever that wakes looks for the failure
         failures.acknowledge(self._store, self.rank)
         if self._watch is not None:
             self._watch.abort()  # else a later copy from the device would wait for the others
-        self.failure = first or RankError(self.rank, failures.describe(error))
         if isinstance(error, Exception):  # Ctrl-C and sys.exit here follow from no other failure
             error = first or error
         failures.write_error_file(error)
