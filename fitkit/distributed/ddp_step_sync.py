@@ -47,15 +47,17 @@ class DDPStepSync(StepSync):
             world.copy_from_main([p.detach() for p in self.named_parameters().values()])
             world.copy_from_main(modules.buffers())
         else:
-            self._update(options)
+            self._update()
+        # autograd needs the weights as they are: DDP must not copy them a second time
+        self._options = {**options, "init_sync": False}
         self._copies_buffers = _copies_buffers(options) and any(True for _ in modules.buffers())
 
-    def _update(self, options: Mapping[str, Any]) -> DistributedDataParallel | None:
+    def _update(self) -> DistributedDataParallel | None:
         """DDP over all that is trained now; ``None``: nothing is.
 
         It is built again if the program has frozen, unfrozen or added parameters.
         """
-        named = self.named_parameters()
+        named, options = self.named_parameters(), self._options
         requires_grad = [p.requires_grad for p in named.values()]
         if requires_grad != self._requires_grad:
             self._requires_grad, self._ddp = requires_grad, None
@@ -78,7 +80,7 @@ class DDPStepSync(StepSync):
 
     def begin_sum_counts(self, samples: float, weight: float) -> Callable[[], tuple[int, float]]:
         """See ``StepSync``; the next backward pass sums them together with the gradients."""
-        ddp = self._update({**self._options, "init_sync": False})
+        ddp = self._update()
         if ddp is None or ddp.module.counts is None:
             return super().begin_sum_counts(samples, weight)
         gate: _LossGate = ddp.module
@@ -90,11 +92,7 @@ class DDPStepSync(StepSync):
     ) -> None:
         """See ``StepSync``; only the last batch of a window communicates."""
         # torch counts the hooks of a static graph also in passes without communication
-        if is_full or self._options.get("static_graph"):
-            # autograd needs the weights as they are: DDP must not copy them a second time
-            ddp = self._update({**self._options, "init_sync": False})
-        else:
-            ddp = None
+        ddp = self._update() if is_full or self._options.get("static_graph") else None
         if loss is None and ddp is not None:
             trained = self._trained()
             nothing = ddp.module.without_values(trained)
