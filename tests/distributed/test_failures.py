@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -276,12 +277,13 @@ def test_where_there_is_no_torchrun_nothing_is_written(tmp_path, monkeypatch):
 # ---- ranks that wait in vain --------------------------------------------------------------------
 
 DEADLOCKS = {
+    # rank 1 has begun its next step, or asks the others whether to stop, as after a slow batch
     "main_saves_in_epoch": (
-        "handler.save in the middle of an epoch (barrier)",
-        "a collective of torch, at fit",
+        r"handler\.save in the middle of an epoch \(barrier\)",
+        r"(a collective of torch|fit \(largest\)), at fit, epoch 0, step 4",
     ),
-    "main_evaluates": ("evaluate (barrier)", "fit ("),
-    "main_fits": ("fit (", "predict ("),
+    "main_evaluates": (r"evaluate \(barrier\)", r"fit \("),
+    "main_fits": (r"fit \(", r"predict \("),
 }
 
 
@@ -302,7 +304,7 @@ def assert_deadlock(name, ranks):
     for rank, found in enumerate(ranks):
         assert found["type"] == "DeadlockError", found
         for other, call in enumerate(DEADLOCKS[name]):
-            assert f"rank {other} waits in {call}" in found["text"], rank
+            assert re.search(rf"rank {other} waits in {call}", found["text"]), found
         assert "epoch" in found["text"] or name == "main_fits"
         assert found["seconds"] < SECONDS_TO_RAISE
 
