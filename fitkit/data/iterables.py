@@ -16,18 +16,34 @@ from fitkit.data.split_batch import as_fields, collates_fields
 from fitkit.runtime.rng import IsolatedStreams, derive_seed
 
 
-class _IterableBase:
+class IterableBatches:
     """What both sources share. A restored state is kept for the next ``iterate``.
 
     The iterable draws from streams of its own, seeded for each pass.
+
+    Attributes:
+        may_lack: batches before the position of a checkpoint that may not be there, as in the last
+            round of several ranks.
+        is_single_pass: ``iterate`` has found an iterator, which can be consumed only once.
     """
+
+    is_single_pass = False
 
     def __init__(self, batches: Any, seed: int) -> None:
         self._batches = batches
         self._seed = seed
         self._generators = UserGenerators(batches)
+        self.may_lack = 0
         self._open_epoch: int | None = None
         self._restored: dict[str, Any] | None = None
+
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """Yield the batches of pass ``epoch`` from batch ``start`` on."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and the states of the generators."""
+        raise NotImplementedError
 
     def as_part(self) -> IterableSource:
         """A source of the same iterable, as the part of one of several ranks."""
@@ -60,7 +76,7 @@ class _IterableBase:
         self._generators.load_state_dict(state_dict.get("generators", {}))
 
 
-class IterableSource(_IterableBase):
+class IterableSource(IterableBatches):
     """An iterable of batches without a state of its own, which is replayed to a position.
 
     It is iterated once per pass; an iterator, which can be consumed only once, continues.
@@ -73,15 +89,12 @@ class IterableSource(_IterableBase):
 
     Attributes:
         skipped_last: the last batch that was skipped, if it may end early.
-        may_lack: batches before the position of a checkpoint that may not be there, as in the last
-            round of several ranks.
     """
 
     def __init__(self, batches: Any, seed: int, *, may_end_early: bool = False) -> None:
         super().__init__(batches, seed)
         self._may_end_early = may_end_early
         self.skipped_last: list[Any] = []
-        self.may_lack = 0
         self.share: Share | None = None
         self._taken = 0
         self._taken_at_start = 0
@@ -98,8 +111,8 @@ class IterableSource(_IterableBase):
         with streams:
             iterator = start_iterator(self._batches)
         restored, self._restored = self._restored, None
-        is_single_pass = iterator is self._batches
-        count_skipped = self._skip_single_pass if is_single_pass else self._skip_replayed
+        self.is_single_pass = iterator is self._batches
+        count_skipped = self._skip_single_pass if self.is_single_pass else self._skip_replayed
         skipped = count_skipped(restored, epoch, start)
         self._open_epoch = epoch
         if skipped:
@@ -157,7 +170,7 @@ class IterableSource(_IterableBase):
         }
 
 
-class StatefulSource(_IterableBase):
+class StatefulSource(IterableBatches):
     """A loader that saves its own position (``state_dict`` and ``load_state_dict``).
 
     An interrupted pass continues inside it. A new pass begins as it did after the earlier one: the
@@ -183,6 +196,7 @@ class StatefulSource(_IterableBase):
                 self._restore_previous_pass(restored)
             with self._streams:
                 iterator = start_iterator(self._batches)
+        self.is_single_pass = iterator is self._batches
         self._open_epoch, self._has_begun = epoch, True
         yield from self._batches_of(self._streams, iterator)
         self._end_pass()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from types import SimpleNamespace
@@ -12,19 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Subset
 
 from fitkit.core.errors import ConfigurationError, listed
 from fitkit.core.tree import iterate_leaves
 from fitkit.data.generator_state import UserGenerators, samplers_of
 from fitkit.data.in_memory import is_in_memory, tensors_of
-from fitkit.distributed.world import World
 
 AUTO, RANK = "auto", "rank"
 SPLITS = (AUTO, RANK)
 
 # of samplers, batch samplers and data sets of torch, transformers and accelerate
 _NUMBERS_OF_RANKS = ("num_replicas", "num_processes")
+_SEQUENCES = (list, tuple, np.ndarray, Tensor)
 _SKETCH_SIZE = 256
 _OVERLAP = 0.1  # share of common samples from which on index sets are no parts of one set
 DATA_REMEDY = (
@@ -132,22 +131,16 @@ def resolve(name: str, facts: Sequence[Mapping[str, Any]]) -> tuple[str, str | N
         problem = f"the generator of the loader of {name} is in another state on each rank"
         return AUTO, f"{problem} (seed it equally)", None
     if differs("rows") and not differs("length"):
-        return AUTO, None, different_data(name)
+        return RANK, None, taken_as_parts(name)
     return AUTO, None, None
 
 
-def different_data(name: str) -> str:
-    """The warning for data of which each rank would train a part, but that differs."""
+def taken_as_parts(name: str) -> str:
+    """The warning for data that differs between ranks, without a sign that it was split by rank."""
     return (
-        f"{name} differs between ranks, of which each trains only its share, so a part of the data "
-        f"is left out: {DATA_REMEDY}."
+        f"{name} differs between ranks, so each rank takes all of its own, as with split='rank': "
+        f"{DATA_REMEDY}."
     )
-
-
-def warn_of_differences(name: str, ranks: World, batches: Sequence[Any]) -> None:
-    """Warn on rank 0 if the ranks have read different batches of an iterable."""
-    if len(set(ranks.gather_all(batch_digest(batches)))) > 1 and ranks.rank == 0:
-        warnings.warn(different_data(name), stacklevel=2)
 
 
 def _are_parts(sketches: Sequence[Sequence[int] | None]) -> bool:
@@ -195,17 +188,37 @@ def _sketch(indices: Any) -> list[int]:
 
 
 def _digest_of_rows(data: Any) -> str | None:
-    """Of the first and the last sample of data in memory."""
+    """Of the first and the last sample, where they are in memory.
+
+    In a dataset of the user's own that is what it holds one of per sample, such as names of files.
+    """
     tensors = data if is_in_memory(data) else tensors_of(data)
-    if tensors is None:
-        return None
-    leaves = [leaf for leaf in iterate_leaves(tensors) if getattr(leaf, "ndim", 0) and len(leaf)]
-    return _digest(b"".join(_bytes(leaf[index]) for leaf in leaves for index in (0, -1)))
+    rows = _held_per_sample(data) if tensors is None else list(iterate_leaves(tensors))
+    rows = [one for one in rows if getattr(one, "ndim", 1) and len(one)]
+    return _digest(b"".join(_bytes_of(one[i]) for one in rows for i in (0, -1))) if rows else None
+
+
+def _held_per_sample(data: Any) -> list[Any]:
+    """Lists, arrays and tensors that a dataset holds and that are as long as it is."""
+    dataset = data.dataset if isinstance(data, DataLoader) else data
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    if not isinstance(dataset, Dataset):
+        return []
+    held = [one for one in vars(dataset).values() if isinstance(one, _SEQUENCES)]
+    try:
+        return [one for one in held if getattr(one, "ndim", 1) and len(one) == len(dataset)]  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):  # it has no length
+        return []
 
 
 def batch_digest(batch: Any) -> str:
     """A short text that is the same for equal batches."""
-    return _digest(b"".join(map(_bytes, iterate_leaves(batch))))
+    return _digest(_bytes_of(batch))
+
+
+def _bytes_of(tree: Any) -> bytes:
+    return b"".join(map(_bytes, iterate_leaves(tree)))
 
 
 def _bytes(value: Any) -> bytes:

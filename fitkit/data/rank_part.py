@@ -62,7 +62,7 @@ class RankPartSource:
 
     def __init__(self, batches: Batches, ranks: World, count: SampleCount) -> None:
         self.batches = batches
-        self.parts = ranks.size
+        self.possible_parts = (ranks.size,)
         self.share: Share | None = None
         self._ranks, self._count = ranks, count
         numbers: list[int | None] = ranks.gather_all(batches.num_batches)
@@ -126,7 +126,7 @@ class RankPartSource:
 
     def state_dict(self) -> dict[str, Any]:
         """The position, which is the same in each part, and the number of parts."""
-        return {**self.batches.state_dict(), "parts": self.parts}
+        return {**self.batches.state_dict(), "parts": self._ranks.size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the position for the next ``iterate``."""

@@ -6,12 +6,13 @@ that makes its own), so a run can be resumed with another number of ranks or ano
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 from fitkit.core.errors import CheckpointError
-from fitkit.core.types import Batches, Share
+from fitkit.core.types import Share
+from fitkit.data.iterables import IterableBatches
 from fitkit.data.sample_count import SampleCount
 
 
@@ -95,16 +96,10 @@ class RoundRobinSource:
     """An iterable of batches, of which each rank takes one per round.
 
     Every rank reads the whole iterable, because an iterable cannot be asked for a part.
-
-    Attributes:
-        compare: called once, with the first round of batches that is read, to find out whether all
-            ranks have read the same; ``None``: it is not compared.
     """
 
-    compare: Callable[[list[Any]], None] | None = None
-
     def __init__(
-        self, batches: Batches, ranks: RankSplit, count: SampleCount | None = None
+        self, batches: IterableBatches, ranks: RankSplit, count: SampleCount | None = None
     ) -> None:
         self.batches = batches
         self._ranks = ranks
@@ -120,19 +115,25 @@ class RoundRobinSource:
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Yield this rank's batches of pass ``epoch`` from round ``start`` on."""
-        inner: Any = self.batches
-        inner.may_lack = self._stride.saved_step - 1  # the last round may have fewer batches
-        batches = inner.iterate(epoch, self._stride.begin(start))
         if self._ranks.size == 1:
-            yield from batches
-            return
+            return self._batches_from(epoch, start)
+        return self.pick_from(self.rounds(epoch, start))
+
+    def _batches_from(self, epoch: int, start: int) -> Iterator[Any]:
+        self.batches.may_lack = self._stride.saved_step - 1
+        return self.batches.iterate(epoch, self._stride.begin(start))
+
+    def rounds(self, epoch: int, start: int = 0) -> Iterator[list[Any]]:
+        """Yield the batches of all ranks; the last round may lack some."""
+        batches = self._batches_from(epoch, start)
         while batches_of_round := list(islice(batches, self._ranks.size)):
-            if self.compare is not None:
-                self.compare(batches_of_round)
-                self.compare = None
-            sizes = [self._count.of(batch) for batch in batches_of_round]
-            index, self.share = self._ranks.pick(sizes)
-            yield batches_of_round[index]
+            yield batches_of_round
+
+    def pick_from(self, rounds: Iterable[list[Any]]) -> Iterator[Any]:
+        """Yield this rank's batch of each of the ``rounds``."""
+        for batches in rounds:
+            index, self.share = self._ranks.pick([self._count.of(batch) for batch in batches])
+            yield batches[index]
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the iterable, and the stride of rounds."""

@@ -234,19 +234,21 @@ def _arrange_buckets(ddp: DistributedDataParallel, trained: Sequence[Tensor]) ->
     names = ("_backward_hooks", "_post_accumulate_grad_hooks")
     hooks = [of for p in trained for name in names if (of := getattr(p, name))]
     kept = [dict(of) for of in hooks]
-    for of in hooks:  # they are for gradients of a step
-        of.clear()
-    for parameter in trained:
-        parameter.grad = None
-    loss = trained[0].new_zeros(())
-    for parameter, nothing in zip(trained, ddp.module.without_values(trained), strict=True):
-        loss = with_gradients(loss, [nothing], [parameter])
-    ddp(loss).backward()
-    ddp.reducer._rebuild_buckets()  # noqa: SLF001  the first thing of each forward pass
-    for of, before in zip(hooks, kept, strict=True):
-        of.update(before)
-    for parameter, gradient in zip(trained, gradients, strict=True):
-        parameter.grad = gradient
+    try:
+        for of in hooks:  # they are for gradients of a step
+            of.clear()
+        for parameter in trained:
+            parameter.grad = None
+        loss = trained[0].new_zeros(())
+        for parameter, nothing in zip(trained, ddp.module.without_values(trained), strict=True):
+            loss = with_gradients(loss, [nothing], [parameter])
+        ddp(loss).backward()
+        ddp.reducer._rebuild_buckets()  # noqa: SLF001  the first thing of each forward pass
+    finally:
+        for of, before in zip(hooks, kept, strict=True):
+            of.update(before)
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient
 
 
 def _copies_buffers(options: Mapping[str, Any]) -> bool:

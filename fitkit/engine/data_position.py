@@ -14,12 +14,12 @@ def load_position(source: BatchSource, position: dict[str, Any], *, is_inside: b
     Raises:
         CheckpointError: the position is inside a pass over data that was split otherwise.
     """
-    parts, saved = getattr(source, "parts", 1), position.get("parts", 1)
-    if parts == saved:
+    possible, saved = getattr(source, "possible_parts", (1,)), position.get("parts", 1)
+    if saved in possible:
         source.load_state_dict(position)
     elif is_inside:
         raise CheckpointError(
             f"the epoch was interrupted in the middle of data with a part per rank (split='rank'): "
-            f"{saved} part{'s' if saved > 1 else ''} then, {parts} now. Resume with as many ranks "
-            f"and the same split=, or from the end of an epoch."
+            f"{saved} part{'s' if saved > 1 else ''} then, {max(possible)} now. Resume with as "
+            f"many ranks and the same split=, or from the end of an epoch."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,13 @@ from fitkit.core.state import FitState
 from fitkit.core.types import BatchSource, ModelType
 from fitkit.data.make_source import make_source
 from fitkit.data.model_arguments import call_model, model_arguments
-from fitkit.data.own_part import AUTO, RANK, warn_of_differences
-from fitkit.data.rank_part import make_part_source
+from fitkit.data.own_part import AUTO, RANK
+from fitkit.data.rank_part import RankPartSource, make_part_source
 from fitkit.data.rank_split import RankSplit, RoundRobinSource
 from fitkit.data.sample_count import SampleCount, SizeOf
 from fitkit.data.spec import DataSpec, is_batched_by_fitkit
 from fitkit.data.split_batch import make_split
+from fitkit.data.undeclared_split import UndeclaredSplitSource
 from fitkit.data.validation_sets import as_validation_sets
 from fitkit.engine.evaluation import evaluation_mode
 from fitkit.engine.forward import Forward
@@ -138,24 +140,27 @@ def make_data_pass(
 ) -> DataPass:
     """One pass over data; see ``make_source`` for ``training`` and ``in_order``."""
     count, ranks = SampleCount(spec.num_samples), handler.data_world
-    is_part = spec.split == RANK and ranks.size > 1
-    make = (
-        partial(make_part_source, ranks=ranks)
-        if is_part
-        else partial(make_source, ranks=RankSplit(ranks.rank, ranks.size))
-    )
-    source: BatchSource = make(
-        spec,
-        count=count,
-        seed=handler.seeds.data,
-        dtype=floating_dtype(handler.module),
-        training=training,
-        in_order=in_order,
-        device=handler.device,
-    )
-    if isinstance(source, RoundRobinSource) and not in_order:
-        what = "the training data" if training else "the data to validate on"
-        source.compare = partial(warn_of_differences, what, ranks)
+    options: dict[str, Any] = {
+        "count": count,
+        "seed": handler.seeds.data,
+        "dtype": floating_dtype(handler.module),
+        "training": training,
+        "in_order": in_order,
+        "device": handler.device,
+    }
+    source: BatchSource
+    if spec.split == RANK and ranks.size > 1:
+        source = make_part_source(spec, ranks, **options)
+    else:
+        source = make_source(spec, ranks=RankSplit(ranks.rank, ranks.size), **options)
+    # the data of a prediction, which is in order, is the same on all ranks
+    if isinstance(source, RoundRobinSource) and ranks.size > 1 and not in_order:
+
+        def make_part(data: Any) -> RankPartSource:
+            return make_part_source(replace(spec, data=data), ranks, **options)
+
+        name = "the training data" if training else "the data to validate on"
+        source = UndeclaredSplitSource(name, spec.data, source, make_part, ranks)
     # a prediction, which is in order, computes no metrics
     num_ranks = 1 if in_order else ranks.size
     loss = handler.parts.loss_in_use

@@ -1,6 +1,7 @@
 """Data sets that notice how they are read. Worker processes reach them by forking."""
 
 import random
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,3 +61,57 @@ def kit():
     return SimpleNamespace(
         Augmented=Augmented, LateSampler=LateSampler, noisy_collate=noisy_collate, flat=flat
     )
+
+
+class _ThreadsAsRanks:
+    """Threads that exchange values, as ranks do."""
+
+    def __init__(self, size):
+        self.size, self.values = size, [None] * size
+        self.barrier = threading.Barrier(size, timeout=5)
+        self.exchanges = 0
+
+    def rank(self, number):
+        outer = self
+
+        class Rank:
+            rank, size = number, outer.size
+
+            def gather_all(self, value):
+                outer.exchanges += number == 0
+                outer.values[number] = value
+                outer.barrier.wait()
+                found = list(outer.values)
+                outer.barrier.wait()
+                return found
+
+            def largest(self, values):
+                return [max(column) for column in zip(*self.gather_all(values), strict=True)]
+
+        return Rank()
+
+
+@pytest.fixture
+def threads_as_ranks():
+    """Call a function for each rank in a thread; what they return, and how often they exchanged.
+
+    An error of the given types is returned in place of a value.
+    """
+
+    def run(size, function, *errors):
+        together, found = _ThreadsAsRanks(size), [None] * size
+
+        def call(number):
+            try:
+                found[number] = function(together.rank(number))
+            except errors as error:
+                found[number] = error
+
+        threads = [threading.Thread(target=call, args=(number,)) for number in range(size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return found, together.exchanges
+
+    return run

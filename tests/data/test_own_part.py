@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    Dataset,
     DistributedSampler,
     IterableDataset,
     SequentialSampler,
@@ -147,13 +148,63 @@ def test_a_large_subset_is_told_by_few_of_its_indices():
     assert padded[0] == RANK  # as samplers pad
 
 
-def test_arrays_that_differ_are_a_warning():
+def test_arrays_that_differ_are_parts_with_a_warning():
     for other in (X + 1, torch.cat([X[:-1], -X[-1:]])):
         split, problem, warning = decided((X, X), (other, X))
-        assert (split, problem) == (AUTO, None)
-        assert "the data differs between ranks" in warning
+        assert (split, problem) == (RANK, None)
+        assert "the data differs between ranks, so each rank takes all of its own" in warning
     assert "differs" in decided(TensorDataset(X), TensorDataset(X + 1))[2]
     assert decided((X.numpy(), X), (X.numpy().copy(), X)) == (AUTO, None, None)
+    assert decided((X[:0], X[:0]), (X[:0], X[:0])) == (AUTO, None, None)
+
+
+class Holding(Dataset):
+    """A dataset of the user's own."""
+
+    def __init__(self, held, length=3, **others):
+        self.held, self.length = held, length
+        vars(self).update(others)
+
+    def __len__(self):
+        if self.length is None:
+            raise TypeError("it has no length")
+        return self.length
+
+    def __getitem__(self, index):
+        raise AssertionError("no sample is loaded")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["a", "b", "c"], ["a", "b", "d"]),
+        (("b", "b", "c"), ("a", "b", "c")),
+        ([("a", 1), ("b", 2), ("c", 3)], [("a", 1), ("b", 2), ("c", 4)]),
+        (np.arange(3), np.arange(1, 4)),
+        (torch.arange(3), torch.arange(1, 4)),
+        ([torch.ones(2)] * 3, [torch.zeros(2)] * 3),
+    ],
+)
+def test_datasets_that_hold_other_things_per_sample_are_parts_with_a_warning(first, second):
+    for wrap in (lambda one: one, DataLoader, lambda one: Subset(one, [0, 2])):
+        split, problem, warning = decided(*(wrap(Holding(held)) for held in (first, second)))
+        assert (split, problem) == (RANK, None)
+        assert "the data differs between ranks" in warning
+        assert decided(*(wrap(Holding(held)) for held in (first, first))) == (AUTO, None, None)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rank: Holding(["a", "b", "c"], rank=rank, cache=f"/tmp/{rank}", sizes=[rank, 2]),
+        lambda rank: Holding(None, text=f"ab{rank}"),
+        lambda rank: Holding([rank] * 3, length=None),
+        lambda rank: Holding(torch.tensor(rank)),
+        lambda rank: Holding([], length=0),
+    ],
+)
+def test_what_a_dataset_holds_otherwise_may_differ(make):
+    assert decided(make(0), make(1)) == (AUTO, None, None)
 
 
 def test_generators_of_other_states_are_an_error():

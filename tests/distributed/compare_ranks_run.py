@@ -10,6 +10,7 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -55,6 +56,19 @@ class Own(IterableDataset):
     def __iter__(self):
         stop = 20 + (0 if self.rank else self.more)
         return ((X[k], Y[k]) for k in range(self.rank, stop, 2))
+
+
+class Named(Dataset):
+    """Loads the samples that it has the names of, as files."""
+
+    def __init__(self, names):
+        self.names = list(names)
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, index):
+        return X[int(self.names[index])], Y[int(self.names[index])]
 
 
 class OwnSampler(torch.utils.data.Sampler):
@@ -114,7 +128,8 @@ def make(rank, *, width=1, lr=0.1, seed=0, scheduler=None, **optimizer) -> NNHan
 def fit(handler, data=None, **options):
     """One epoch by default; how many samples were trained, and the sum of their numbers."""
     data = TensorDataset(X, Y) if data is None else data
-    batch = {} if isinstance(data, (DataLoader, list)) else {"batch_size": 4}
+    has_batches = isinstance(data, (DataLoader, list, Iterator))
+    batch = {} if has_batches else {"batch_size": 4}
     handler.add_metric("sum", Sum())
     options = {"epochs": 1, "progress_bar": False, **batch, **options}
     history = handler.fit(data, **options).history
@@ -269,9 +284,31 @@ def allowed(rank: int, size: int) -> dict[str, object]:
             make(rank), parts, split="rank", validation_data=(parts[0][:5], parts[1][:5])
         ),
         "evaluate": lambda: make(rank).evaluate(parts, split="rank"),
-        "a stream that splits itself": lambda: fit(make(rank), Own(rank)),
-        "arrays that differ": lambda: fit(make(rank), (X + rank, Y)),
+        "undeclared stream": lambda: fit(make(rank), Own(rank)),
+        "undeclared longer stream": lambda: fit(make(rank), Own(rank, 12), epochs=2),
+        "undeclared loader": lambda: fit(
+            make(rank), DataLoader(Own(rank, 12), 4, num_workers=1), epochs=2
+        ),
+        "undeclared generator": lambda: fit(
+            make(rank), ((X[i : i + 4], Y[i : i + 4]) for i in range(4 * rank, 32, 8))
+        ),
+        "undeclared list": lambda: fit(
+            make(rank), [(X[i : i + 4], Y[i : i + 4]) for i in range(4 * rank, 32, 8)]
+        ),
+        "undeclared arrays": lambda: fit(make(rank), (X[rank::2], Y[rank::2])),
+        "undeclared names": lambda: fit(make(rank), Named(map(str, range(rank, 32, size)))),
+        "undeclared loader of names": lambda: fit(
+            make(rank), DataLoader(Named(map(str, range(rank, 32, size))), 4, shuffle=True)
+        ),
+        "undeclared evaluation": lambda: evaluate(make(rank)),
+        "declared evaluation": lambda: evaluate(make(rank), split="rank"),
     }
+
+
+def evaluate(handler, **options) -> dict[str, float]:
+    """The sum over parts of other lengths."""
+    handler.add_metric("sum", Sum())
+    return {"sum": handler.evaluate(Own(handler.world.rank, 12), **options)["sum"]}
 
 
 def weights_after(stream: Own) -> list[float]:
@@ -291,7 +328,9 @@ def resumed(rank: int, kind: str) -> list[list[float]]:
         "arrays": data,
         "loader": DataLoader(Subset(Counting(), range(20 * rank, 20 + 12 * rank)), 4, shuffle=True),
         "stream": Own(rank, 12),
+        "undeclared stream": Own(rank, 12),
     }[kind]
+    split = "auto" if kind == "undeclared stream" else "rank"
     folder, weights = OUT / f"resumed {kind}", []
     files = [None]
     while files:
@@ -300,7 +339,7 @@ def resumed(rank: int, kind: str) -> list[list[float]]:
         first = len(weights) == 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a stream is read again
-            options = {"split": "rank", "gradient_accumulation_steps": 2, "epochs": 3}
+            options = {"split": split, "gradient_accumulation_steps": 2, "epochs": 3}
             fit(handler, data, callbacks=savers if first else [], resume=files.pop(), **options)
         weights.append([p.item().hex() for p in handler.module.parameters()])
         if first:
@@ -339,7 +378,7 @@ def main() -> None:
     world = make(0).world
     cases = {f"differs: {n}": c for n, c in differences(world.rank).items()}
     cases |= {f"works: {n}": c for n, c in allowed(world.rank, world.size).items()}
-    for kind in ("arrays", "loader", "stream"):
+    for kind in ("arrays", "loader", "stream", "undeclared stream"):
         cases[f"resumed {kind}"] = lambda kind=kind: resumed(world.rank, kind)
     cases["no stream for a rank"] = lambda: fit(make(world.rank), Empty(world.rank), split="rank")
     found = {name: tried(case) for name, case in cases.items()}

@@ -70,6 +70,15 @@ WORKING = {
     "list": {"samples": 4 * (3 + 5), "sum": 6.0 * (3 + 5)},
     "validation": {"samples": 27, "sum": sum(range(0, 32, 2)) + sum(range(1, 23, 2))},
 }
+UNDECLARED = {
+    "stream": HALF,
+    "longer stream": WORKING["longer stream"],
+    "loader": WORKING["longer stream"],
+    "list": ALL,
+    "arrays": ALL,
+    "names": ALL,
+    "loader of names": ALL,
+}
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +118,27 @@ def test_a_rank_without_data_is_named(ranks):
         assert "the part of rank 1 has no batch" in rank["no stream for a rank"]["text"]
 
 
-def test_a_stream_that_splits_itself_is_named_in_a_warning(ranks):
-    for name in ("a stream that splits itself", "arrays that differ"):
-        (warning,) = ranks[0][f"works: {name}"]["warnings"]
-        assert "a part of the data is left out: pass split='rank'" in warning
+@pytest.mark.parametrize("name", UNDECLARED)
+def test_parts_that_nobody_declares_are_recognized_and_named(ranks, name):
+    first, second = (rank[f"works: undeclared {name}"] for rank in ranks)
+    assert first["found"] == second["found"] == UNDECLARED[name]
+    (warning,) = first["warnings"]
+    assert "the training data differs between ranks, so each rank takes all of its own" in warning
+    assert second["warnings"] == []
+
+
+def test_parts_that_nobody_declares_and_that_are_read_only_once(ranks):
+    first, second = (rank["works: undeclared generator"] for rank in ranks)
+    assert first["text"] == second["text"]
+    assert "the training data differs between ranks and can be read only once" in first["text"]
+
+
+def test_parts_to_evaluate_that_nobody_declares(ranks):
+    for rank in ranks:
+        for name in ("undeclared", "declared"):
+            assert rank[f"works: {name} evaluation"]["found"] == {"sum": 340.0}
+    (warning,) = ranks[0]["works: undeclared evaluation"]["warnings"]
+    assert "the data to validate on differs between ranks" in warning
 
 
 def test_what_only_another_rank_logs_is_named_in_a_warning(ranks):
@@ -146,11 +172,11 @@ def test_the_steps_are_those_of_the_batches_of_all_ranks(ranks):
         assert rank["works: weights"]["found"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["arrays", "loader", "stream"])
+@pytest.mark.parametrize("kind", ["arrays", "loader", "stream", "undeclared stream"])
 def test_an_exact_resume_of_parts_of_other_lengths(ranks, kind):
     first, second = (rank[f"resumed {kind}"]["found"] for rank in ranks)
     assert first == second
-    assert len(first) == {"arrays": 13, "loader": 16, "stream": 13}[kind]
+    assert len(first) == {"arrays": 13, "loader": 16, "stream": 13, "undeclared stream": 13}[kind]
     assert all(weights == first[0] for weights in first)
 
 

@@ -301,7 +301,7 @@ def in_vain_too(failing_ranks):
 
 
 def assert_deadlock(name, ranks):
-    for rank, found in enumerate(ranks):
+    for found in ranks:
         assert found["type"] == "DeadlockError", found
         for other, call in enumerate(DEADLOCKS[name]):
             assert re.search(rf"rank {other} waits in {call}", found["text"]), found
