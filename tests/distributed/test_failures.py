@@ -289,15 +289,10 @@ DEADLOCKS = {
 
 @pytest.fixture(scope="module")
 def in_vain(failing_ranks):
-    names = ["main_saves_in_epoch", "stuck_in_data"]
-    return failing_ranks([*names, "terminated_while_waiting", "terminated_while_waiting_for_main"])
-
-
-@pytest.fixture(scope="module")
-def in_vain_too(failing_ranks):
-    names = ["main_evaluates", "main_fits", "slow_rank", "interrupted_twice_while_waiting"]
-    stopped = ["terminated_in_step_while_waiting", "timeout_while_waiting_for_main"]
-    return failing_ranks([*names, *stopped])
+    stopped = ["terminated_while_waiting", "terminated_while_waiting_for_main"]
+    stopped += ["terminated_in_step_while_waiting", "timeout_while_waiting_for_main"]
+    names = ["stuck_in_data", "slow_rank", "interrupted_twice_while_waiting"]
+    return failing_ranks([*DEADLOCKS, *names, *stopped])
 
 
 def assert_deadlock(name, ranks):
@@ -310,27 +305,22 @@ def assert_deadlock(name, ranks):
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
 @pytest.mark.no_cover
-def test_a_rank_that_alone_saves_in_an_epoch_ends_all(in_vain):
-    assert_deadlock("main_saves_in_epoch", in_vain["main_saves_in_epoch"])
+@pytest.mark.parametrize("name", DEADLOCKS)
+def test_a_rank_that_alone_calls_what_needs_all_ends_all(name, in_vain):
+    assert_deadlock(name, in_vain[name])
 
 
 @pytest.mark.ddp
 @pytest.mark.slow
 @pytest.mark.no_cover
-@pytest.mark.parametrize("name", ["main_evaluates", "main_fits"])
-def test_a_rank_that_alone_calls_a_verb_ends_all(name, in_vain_too):
-    assert_deadlock(name, in_vain_too[name])
+def test_a_rank_that_takes_its_time_is_waited_for(in_vain):
+    assert [rank["returned"] for rank in in_vain["slow_rank"]] == [[None, 1]] * 2
 
 
 @pytest.mark.ddp
 @pytest.mark.slow
-@pytest.mark.no_cover
-def test_a_rank_that_takes_its_time_is_waited_for(in_vain_too):
-    assert [rank["returned"] for rank in in_vain_too["slow_rank"]] == [[None, 1]] * 2
-
-
-@pytest.mark.ddp
 @pytest.mark.no_cover
 def test_a_rank_that_is_stuck_in_its_data_is_named_at_the_timeout(in_vain):
     """Four seconds; the rank itself does not come back, and is ended."""
@@ -352,12 +342,14 @@ def assert_preempted(found):
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
 @pytest.mark.no_cover
 def test_sigterm_ends_a_rank_that_waits_in_a_collective(in_vain):
     assert_preempted(in_vain["terminated_while_waiting"][0])
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
 @pytest.mark.no_cover
 def test_sigterm_ends_a_rank_that_waits_for_a_stopped_rank_0(in_vain):
     """Rank 0 serves the store, which does not answer then."""
@@ -367,15 +359,15 @@ def test_sigterm_ends_a_rank_that_waits_for_a_stopped_rank_0(in_vain):
 @pytest.mark.ddp
 @pytest.mark.slow
 @pytest.mark.no_cover
-def test_sigterm_ends_a_rank_that_waits_for_gradients(in_vain_too):
-    assert_preempted(in_vain_too["terminated_in_step_while_waiting"][0])
+def test_sigterm_ends_a_rank_that_waits_for_gradients(in_vain):
+    assert_preempted(in_vain["terminated_in_step_while_waiting"][0])
 
 
 @pytest.mark.ddp
 @pytest.mark.slow
 @pytest.mark.no_cover
-def test_a_stopped_rank_0_is_named_at_the_timeout(in_vain_too):
-    found = in_vain_too["timeout_while_waiting_for_main"][1]
+def test_a_stopped_rank_0_is_named_at_the_timeout(in_vain):
+    found = in_vain["timeout_while_waiting_for_main"][1]
     assert found["type"] == "RankError"
     assert found["text"].startswith(
         "rank 0 failed, and with it the run: rank 1 waited for it in fit, epoch 0, step 4 too long;"
@@ -387,7 +379,7 @@ def test_a_stopped_rank_0_is_named_at_the_timeout(in_vain_too):
 @pytest.mark.ddp
 @pytest.mark.slow
 @pytest.mark.no_cover
-def test_a_second_interrupt_ends_a_rank_that_waits_in_a_collective(in_vain_too):
-    found = in_vain_too["interrupted_twice_while_waiting"][0]
+def test_a_second_interrupt_ends_a_rank_that_waits_in_a_collective(in_vain):
+    found = in_vain["interrupted_twice_while_waiting"][0]
     assert found["type"] == "KeyboardInterrupt"
     assert found["seconds"] < SECONDS_TO_RAISE

@@ -15,7 +15,7 @@ from fitkit.checkpointing.catalog import latest
 from fitkit.checkpointing.storage import single_or_sharded
 from fitkit.checkpointing.storage.is_checkpoint import SHARDS_SUFFIX
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
 FSDP = ["--strategy", "fsdp"]
 TRAJECTORIES: dict[str, list[str]] = {
@@ -35,15 +35,6 @@ EXACT = [*SAVED, "--dropout", "--norm", "--background", *FSDP]
 STEPS = tuple(f"{step:03d}" for step in range(1, 9))
 PLACES = (*STEPS, "004_0", "008_2")
 SOME = ("003", "004_2", "006")
-# Without -m slow: inside the first epoch, and in its validation.
-FEW = ("003", "004_0")
-
-
-def marked(places):
-    """Those places, of which all but a few are for ``-m slow``."""
-    return [
-        place if place in FEW else pytest.param(place, marks=pytest.mark.slow) for place in places
-    ]
 
 
 KEPT = ["--save-freq", "2", "--keep", "--max-to-keep", "2", "--weights-only", "--ema", "0.9"]
@@ -189,12 +180,10 @@ def test_two_copies_of_one_part_each_follow_a_whole_model(whole, spread, kit):
         )
 
 
-@pytest.mark.slow
 def test_the_blocks_are_a_matter_of_memory_alone(spread, more, kit):
     kit.assert_close(kit.result(more / "policy"), kit.result(spread / "blocks"), 1e-12, but=OWN)
 
 
-@pytest.mark.slow
 def test_statistics_and_dropout_are_those_of_each_process_as_with_whole_models(more, kit):
     kit.assert_close(kit.result(more / "norm"), kit.result(more / "norm_ddp"), 1e-9)
 
@@ -204,7 +193,6 @@ def test_parameters_that_take_no_part(name, whole, spread, kit):
     kit.assert_close(kit.result(spread / name), kit.result(whole / "leaves_out"), 1e-9, but=OWN)
 
 
-@pytest.mark.slow
 def test_without_being_told_whole_models_have_to_use_every_parameter(launcher, tmp_path, kit):
     ended = launcher.run(tmp_path / "out", *LEAVES_OUT, "--strategy", "ddp")
     assert ended.code != 0
@@ -245,8 +233,7 @@ def test_there_is_a_file_at_each_step(spread):
     assert not list((spread / "plain_ddp").rglob(f"*{SHARDS_SUFFIX}"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("place", marked(PLACES))
+@pytest.mark.parametrize("place", PLACES)
 def test_as_many_processes_end_bit_for_bit_as_uninterrupted(place, spread, again, kit):
     folder = again / f"exact_from_{place}"
     kit.assert_equal(kit.result(folder), kit.result(spread / "exact"))
@@ -264,7 +251,7 @@ def without_own_statistics(found):
     return found
 
 
-@pytest.mark.parametrize("place", marked(SOME))
+@pytest.mark.parametrize("place", SOME)
 @pytest.mark.parametrize("name", ["to_ddp", "of_ddp", "of_one"])
 def test_between_whole_and_sharded_models(name, place, spread, again, kit):
     folder, expected = again / f"{name}_from_{place}", kit.result(spread / "plain")
@@ -272,8 +259,8 @@ def test_between_whole_and_sharded_models(name, place, spread, again, kit):
         kit.assert_close(kit.result(folder, rank), expected, 1e-9, but=CHANGED)
 
 
-@pytest.mark.parametrize("place", marked(SOME))
-@pytest.mark.parametrize("processes", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("place", SOME)
+@pytest.mark.parametrize("processes", [1, 3])
 def test_another_number_of_processes_goes_on(processes, place, spread, request, kit):
     out = request.getfixturevalue("as_one" if processes == 1 else "as_three")
     expected = kit.result(spread / "plain")
@@ -314,7 +301,6 @@ def weights_apart(found, expected):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("place", ["003"])
 def test_the_documented_figures_are_those_that_are_found(
     place, whole, spread, again, as_one, as_three, kit
@@ -347,7 +333,7 @@ def test_the_documented_figures_are_those_that_are_found(
 # ---- files --------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["kept", pytest.param("kept_behind", marks=pytest.mark.slow)])
+@pytest.fixture(params=["kept", "kept_behind"])
 def kept(request):
     """The folder of a run that keeps a few files of many."""
     name = request.param
@@ -418,7 +404,6 @@ def test_a_run_may_begin_with_the_weights_of_a_file(spread, again, kit):
 # ---- what it costs ------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_collectives_of_a_step(more, kit):
     """Parameters are in three groups: each block's, and the rest.
 
@@ -431,7 +416,6 @@ def test_collectives_of_a_step(more, kit):
     assert found["all_gather_single"] == groups * (2 * train_batches + val_batches)
 
 
-@pytest.mark.slow
 def test_collectives_of_an_epoch_and_of_a_save(more, kit):
     """Besides those of a step, and of whole models, there are only those of saves."""
     epochs, batches = 3, 3 * 7
@@ -472,7 +456,6 @@ def assert_ended_as(out, whole, kit):
     assert not [path for path in (out / "runs").iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.slow
 def test_a_killed_process_takes_all_with_it_and_torchrun_brings_them_back(
     launcher, tmp_path, uninterrupted, kit
 ):
@@ -487,7 +470,6 @@ def test_a_killed_process_takes_all_with_it_and_torchrun_brings_them_back(
     assert_ended_as(out, uninterrupted, kit)
 
 
-@pytest.mark.slow
 def test_told_to_end_it_saves_and_goes_on(launcher, tmp_path, uninterrupted, kit):
     out = tmp_path / "out"
     ended = launcher.run(out, *KILLED, "--resume", "--strike", "SIGTERM", 1, 8)
@@ -501,7 +483,6 @@ def test_told_to_end_it_saves_and_goes_on(launcher, tmp_path, uninterrupted, kit
     assert_ended_as(out, uninterrupted, kit)
 
 
-@pytest.mark.slow
 def test_a_full_disk_of_one_process_ends_all_and_is_told(launcher, tmp_path, kit):
     out = tmp_path / "out"
     ended = launcher.run(out, *FULL)
@@ -515,10 +496,7 @@ def test_a_full_disk_of_one_process_ends_all_and_is_told(launcher, tmp_path, kit
     single_or_sharded.verify(out / "runs" / "last.pth")
 
 
-@pytest.mark.parametrize(
-    ("name", "runs"),
-    [("goes_on_behind", "spread"), pytest.param("goes_on", "more", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(("name", "runs"), [("goes_on_behind", "spread"), ("goes_on", "more")])
 def test_a_full_disk_of_one_process_need_not_end_training(name, runs, request, kit):
     out = request.getfixturevalue(runs)
     assert (out / name / "struck").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
 SCRIPT = Path(__file__).with_name("groups_run.py")
 TIMEOUT = 1.5
@@ -40,13 +40,11 @@ def plans(shared_launcher, tmp_path_factory, kit):
     return found
 
 
-SLOW = ("no-host", "program", "fitkit")  # each plan takes two processes of its own
+PLANS = ("device", "no-host", "program", "fitkit")  # each takes two processes of its own
 BOTH = pytest.mark.parametrize("rank", [0, 1])
 
 
-@pytest.mark.parametrize(
-    "plan", ["device", *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)]
-)
+@pytest.mark.parametrize("plan", PLANS)
 def test_every_program_ends_as_it_should(plan, plans):
     ended = plans.ended(plan)
     assert ended.code == 0, ended.output
@@ -106,14 +104,12 @@ def test_communicators_are_aborted_once(rank, plans):
     assert plans("device", "aborted", rank) == {"times": 1}
 
 
-@pytest.mark.slow
 def test_in_a_group_of_the_program_a_failure_is_heard_while_the_process_goes_on(plans):
     found = plans("program", "failed", 0)
     assert found["seconds"] < 2.0
     assert found["first"] == "rank 1 failed, and with it the run: ValueError: boom on purpose"
 
 
-@pytest.mark.slow
 @BOTH
 def test_a_group_of_the_program_is_left_alone(rank, plans):
     assert plans("program", "own", rank) == {"sum": 2.0}
@@ -129,11 +125,7 @@ def test_ranks_that_share_a_device_are_one_sentence_on_all(rank, plans):
 
 
 @pytest.mark.parametrize(
-    ("plan", "name"),
-    [
-        ("no-host", "late"),
-        *(pytest.param("fitkit", name, marks=pytest.mark.slow) for name in ("late", "beside")),
-    ],
+    ("plan", "name"), [("no-host", "late"), ("fitkit", "late"), ("fitkit", "beside")]
 )
 def test_a_collective_fails_after_the_time_out(plan, name, plans):
     found = plans(plan, name, 0)

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
 LEARNED = ["--loss", "learned", "--epochs", "2", "--clip", "0.3", "--ema", "0.9"]
 # Uneven shares, windows that no batch fills, and a rank that has nothing.
@@ -55,7 +55,6 @@ def again(shared_launcher, tmp_path_factory, spread):
     return shared_launcher.run_cases(out, wanted, processes=2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", list(named(TRAJECTORIES)))
 def test_two_processes_follow_one(name, whole, spread, kit):
     expected = kit.result(whole / name.removesuffix("_fsdp"))
@@ -65,7 +64,6 @@ def test_two_processes_follow_one(name, whole, spread, kit):
     kit.assert_equal(kit.result(spread / name, 1), kit.result(spread / name, 0), but=OWN)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", ["saved", "saved_fsdp"])
 def test_a_resumed_run_ends_bit_for_bit_as_uninterrupted(name, place, spread, again, kit):

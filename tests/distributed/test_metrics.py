@@ -15,6 +15,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "metrics_run.py"
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
 def test_metrics_of_two_processes_are_those_of_one(launcher, tmp_path, kit):
     launcher.run_script(SCRIPT, tmp_path)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
 CHANGED = ("drawn", "logs", "steps")  # what hooks of each process draw; what those before saw
 # Two epochs of four batches, and three batches of validation after each.
@@ -14,8 +14,6 @@ PLACES = ("001", "002", "003", "004", "004_0", "004_1", "004_2")
 PLACES += ("005", "006", "007", "008", "008_0", "008_1", "008_2")
 # The changed number of processes: in a window and between, at an epoch's last batch, in validation.
 SOME = ("002", "003", "004", "004_1", "004_2", "006")
-# Without -m slow: in a window, and in validation.
-FEW = ("002", "004_1")
 # In the first validation set, at its end, and in the second.
 IN_SETS = ("004_1", "004_2", "004_0few")
 # The statistics of batch normalisation are those of each process; the main one's count.
@@ -25,13 +23,6 @@ OWN_STATISTICS = ("1.running_mean", "1.running_var")
 def positions(folder):
     """The files of a run, in the order in which they were written."""
     return sorted((folder / "steps").glob("*.pth"))
-
-
-def marked(places):
-    """Those places, of which all but a few are for ``-m slow``."""
-    return [
-        place if place in FEW else pytest.param(place, marks=pytest.mark.slow) for place in places
-    ]
 
 
 def resumes(cases, source, out, name, places):
@@ -99,8 +90,7 @@ def test_there_is_a_file_at_each_place(two):
         assert [path.stem for path in positions(two / name)] == list(PLACES)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("place", marked(PLACES))
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", ["exact", "noisy"])
 def test_as_many_processes_end_bit_for_bit_as_uninterrupted(name, place, two, again, kit):
     folder = again / f"{name}_from_{place}"
@@ -139,14 +129,14 @@ def test_saved_by_hand_after_an_interrupt_it_goes_on_exactly(two, again, kit):
     kit.assert_equal(found, expected, but=("drawn", "logs", "steps"))
 
 
-@pytest.mark.parametrize("place", marked(PLACES))
+@pytest.mark.parametrize("place", PLACES)
 def test_one_process_goes_on_with_the_run_of_two(place, two, as_one, kit):
     found, expected = kit.result(as_one / f"plain_from_{place}"), kit.result(two / "plain")
     kit.assert_close(found, expected, 1e-9, but=CHANGED)
     kit.assert_close(found["logs"], expected["logs"], 1e-9)
 
 
-@pytest.mark.parametrize("place", marked(SOME))
+@pytest.mark.parametrize("place", SOME)
 def test_two_processes_go_on_with_the_run_of_one(place, one, again, kit):
     folder, expected = again / "of_one" / f"plain_from_{place}", kit.result(one / "plain")
     for rank in (0, 1):
@@ -154,7 +144,6 @@ def test_two_processes_go_on_with_the_run_of_one(place, one, again, kit):
     kit.assert_equal(kit.result(folder, 1), kit.result(folder), but=("drawn",))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("place", SOME)
 def test_three_processes_go_on_with_the_run_of_two(place, two, as_three, kit):
     folder, expected = as_three / f"plain_from_{place}", kit.result(two / "plain")

@@ -13,7 +13,7 @@ import pytest
 from fitkit.checkpointing.catalog import latest
 from fitkit.checkpointing.storage.run_lock import RunLock
 
-pytestmark = [pytest.mark.ddp, pytest.mark.no_cover]
+pytestmark = [pytest.mark.ddp, pytest.mark.slow, pytest.mark.no_cover]
 
 SECONDS_TO_END = 10.0
 
@@ -62,7 +62,6 @@ def whole(two):
     return two / "killed"
 
 
-@pytest.mark.slow
 def test_killed_at_random_it_ends_bit_for_bit_as_uninterrupted(
     launcher, tmp_path, whole, cases, kit
 ):
@@ -77,7 +76,7 @@ def test_killed_at_random_it_ends_bit_for_bit_as_uninterrupted(
     assert_ended_as(out, whole, kit)
 
 
-@pytest.mark.parametrize("launcher_too", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("launcher_too", [False, True])
 def test_told_to_end_it_saves_and_goes_on(launcher_too, launcher, tmp_path, whole, cases, kit):
     """SIGTERM to one process: all save together and end; then SIGTERM to the launcher."""
     out = tmp_path / "out"
@@ -109,7 +108,6 @@ def _step_of(path):
     return latest.read_full(path)["progress"]["state"]["global_step"]
 
 
-@pytest.mark.slow
 def test_torchrun_brings_it_back_by_itself(launcher, tmp_path, whole, cases, kit):
     """A worker kills itself once; the launcher starts all of them again."""
     out = tmp_path / "out"
@@ -121,7 +119,6 @@ def test_torchrun_brings_it_back_by_itself(launcher, tmp_path, whole, cases, kit
     assert_ended_as(out, whole, kit)
 
 
-@pytest.mark.slow
 def test_where_another_process_trains_no_rank_begins(launcher, tmp_path, kit):
     """The main process finds the lock of a living process; the others learn of it at once."""
     out = tmp_path / "out"
@@ -140,7 +137,6 @@ def test_where_another_process_trains_no_rank_begins(launcher, tmp_path, kit):
     assert list((out / "runs").iterdir() if (out / "runs").exists() else []) == []
 
 
-@pytest.mark.slow
 def test_restarted_with_another_number_of_processes(launcher, tmp_path, one, cases, kit):
     """Two are killed, three go on, one brings it to its end."""
     out = tmp_path / "out"
