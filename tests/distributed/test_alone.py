@@ -51,6 +51,7 @@ def runs(failing_ranks):
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
 @pytest.mark.no_cover
 def test_one_rank_may_evaluate_and_predict_the_whole_data(runs):
     first, second = (runs["alone_evaluates"][rank]["returned"] for rank in (0, 1))
@@ -65,6 +66,7 @@ def test_one_rank_may_evaluate_and_predict_the_whole_data(runs):
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
 @pytest.mark.no_cover
 def test_a_function_may_run_on_several_ranks(runs):
     first, second = (runs["on_several_ranks"][rank]["returned"] for rank in (0, 1))
@@ -74,6 +76,7 @@ def test_a_function_may_run_on_several_ranks(runs):
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
 @pytest.mark.no_cover
 def test_one_rank_may_save_between_epochs_and_train_a_handler_of_its_own(runs):
     assert runs["alone_saves"][0]["returned"] == ["1 2", "1 3"]
@@ -81,6 +84,7 @@ def test_one_rank_may_save_between_epochs_and_train_a_handler_of_its_own(runs):
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_would_wait_for_the_others_is_refused(name, runs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
 CASES = (
     "arrays",
@@ -22,7 +22,7 @@ CASES = (
     "validation_sets",
     "float32",
 )
-# Fewer processes than the others show the same; with -m slow.
+# Fewer processes than the others show the same.
 OF_THREE = (
     "nothing_for_a_rank",
     "one_in_the_last_batch",
@@ -62,7 +62,6 @@ def test_both_processes_know_the_same_to_the_bit(name, two, kit):
     kit.assert_equal(kit.result(two / name, 1), kit.result(two / name, 0), but=OWN)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_THREE)
 def test_three_processes_follow_one(name, one, three, kit):
     expected = kit.result(one / name)
