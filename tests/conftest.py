@@ -63,7 +63,7 @@ def _leftovers(threads: set[threading.Thread], children: set[int]) -> list[str]:
 
 
 # The same examples each time: a run that fails can be repeated, and one that passes says so again.
-settings.register_profile("repeatable", derandomize=True, database=None)
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
 
 

@@ -63,7 +63,8 @@ class IterableBatches:
         return IsolatedStreams(derive_seed(self._seed, "iterable", epoch))
 
     def _batches_of(self, streams: IsolatedStreams, iterator: Iterator[Any]) -> Iterator[Any]:
-        batches = draw_inside(streams, iterator)
+        draws = type(self._batches) not in (list, tuple)
+        batches = draw_inside(streams, iterator) if draws else iterator
         return map(as_fields, batches) if collates_fields(self._batches) else batches
 
     def _end_pass(self) -> None:

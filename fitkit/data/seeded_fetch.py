@@ -18,13 +18,8 @@ from torch.utils.data import (
 )
 
 from fitkit.core.errors import DataError
-from fitkit.data.deterministic_dataset import (
-    fetches_batches,
-    is_deterministic,
-    is_deterministic_collate,
-)
 from fitkit.data.in_memory import rows
-from fitkit.runtime.rng import derive_seed, get_host_state, seed_host_streams, set_host_state
+from fitkit.data.sample_streams import Begin, SampleStreams
 
 
 class Request(NamedTuple):
@@ -39,9 +34,9 @@ class Request(NamedTuple):
 class SeededFetch(Dataset[Any]):
     """Loads and collates the batch of a ``Request``.
 
-    Before each sample the host streams are seeded from (seed, epoch, position), so random
-    augmentation depends neither on the number of workers nor on a resume. The main process restores
-    its streams afterwards. Nothing is seeded if neither dataset nor collation can draw.
+    What dataset and collation draw from the host streams is a function of (seed, epoch, position),
+    so random augmentation depends neither on the number of workers nor on a resume. The main
+    process has its own streams back afterwards.
 
     Args:
         dataset: the map-style dataset.
@@ -54,47 +49,37 @@ class SeededFetch(Dataset[Any]):
         self.dataset = dataset
         self._collate = collate
         self._batched = batched
-        self._epoch = -1
-        self._draws = True
-        self._fetches_at_once = not batched or fetches_batches(dataset)
+        self._fetches_at_once = not batched or _fetches_batches(dataset)
         self._may_index_tensors = batched and collate is default_collate
+        self._streams = SampleStreams()
 
     def __getitem__(self, request: Request) -> Any:
-        if request.epoch != self._epoch:  # a dataset may change between epochs
-            self._epoch = request.epoch
-            self._draws = not (
-                is_deterministic(self.dataset) and is_deterministic_collate(self._collate)
-            )
-        if not self._draws:
-            batch = None
-            if self._may_index_tensors:
-                batch = index_tensors(self.dataset, request.indices)
-            return self._collate(self._fetch(request)) if batch is None else batch
-        outside = get_host_state() if get_worker_info() is None else None
-        try:
-            return self._collate(self._fetch(request))
-        finally:
-            if outside is not None:
-                set_host_state(outside)
+        indices, place = request.indices, (request.seed, request.epoch, request.position)
+        if self._may_index_tensors:
+            batch = index_tensors(self.dataset, indices)
+            if batch is not None:
+                return batch
+        count = 1 if self._fetches_at_once else len(indices)
+        return self._streams.run(*place, count, lambda begin: self._load(indices, begin))
 
-    def _fetch(self, request: Request) -> Any:
+    def _load(self, indices: Any, begin: Begin) -> Any:
+        dataset, samples = self.dataset, []
         if self._fetches_at_once:
-            self._seed(request, 0)
-            if self._batched:
-                return self.dataset.__getitems__(request.indices)
-            return self.dataset[request.indices]
-        if not self._draws:
-            return [self.dataset[index] for index in request.indices]
-        samples = []
-        for offset, index in enumerate(request.indices):
-            self._seed(request, offset)
-            samples.append(self.dataset[index])
-        return samples
+            begin(0)
+            return self._collate(
+                dataset.__getitems__(indices) if self._batched else dataset[indices]
+            )
+        for offset, index in enumerate(indices):
+            begin(offset)
+            samples.append(dataset[index])
+        return self._collate(samples)
 
-    def _seed(self, request: Request, offset: int) -> None:
-        if self._draws:
-            position = request.position + offset
-            seed_host_streams(derive_seed(request.seed, "sample", request.epoch, position))
+
+def _fetches_batches(dataset: Any) -> bool:
+    """Whether ``dataset`` loads a whole batch with ``__getitems__``; ``Subset`` only delegates."""
+    if type(dataset) is Subset:
+        return _fetches_batches(dataset.dataset)
+    return callable(getattr(dataset, "__getitems__", None))
 
 
 def index_tensors(dataset: Any, indices: Any) -> list[Tensor] | None:

@@ -11,18 +11,14 @@ import hashlib
 import random
 import secrets
 import struct
-from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fitkit.core.errors import CheckpointError
-
-_NUMPY_KEY_WORDS = 624  # of the Mersenne Twister
+from fitkit.runtime.host_streams import STREAMS
 
 
 def derive_seed(*key: int | str) -> int:
@@ -61,19 +57,18 @@ def seed_host_streams(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
-HostState = tuple[Any, Any, Tensor]
+HostState = tuple[Any, ...]
 
 
 def get_host_state() -> HostState:
-    """The state of the host streams, in the form that is fastest to get."""
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+    """The states of the host streams."""
+    return tuple(stream.get() for stream in STREAMS)
 
 
 def set_host_state(state: HostState) -> None:
     """Restore what ``get_host_state`` returned."""
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    torch.set_rng_state(state[2])
+    for stream, its_state in zip(STREAMS, state, strict=True):
+        stream.set(its_state)
 
 
 def capture_streams(device: torch.device = CPU) -> dict[str, Any]:
@@ -137,47 +132,11 @@ def _seed_device(device: torch.device, seed: int) -> None:
 
 
 def _host_state_dict(state: HostState) -> dict[str, Any]:
-    version, words, gauss_next = state[0]
-    name, key, position, has_gauss, gauss = state[1]
-    return {
-        # one tensor, because pickling 625 numbers takes longer than pickling a small model
-        "python": {
-            "version": version,
-            "state": torch.frombuffer(array("q", words), dtype=torch.int64),
-            "gauss": gauss_next,
-        },
-        "numpy": {
-            "name": str(name),
-            "key": torch.from_numpy(np.asarray(key, dtype=np.int64)),
-            "position": int(position),
-            "has_gauss": int(has_gauss),
-            "gauss": float(gauss),
-        },
-        "torch": state[2],
-    }
+    return {stream.name: stream.as_saved(one) for stream, one in zip(STREAMS, state, strict=True)}
 
 
 def _host_state(state: dict[str, Any]) -> HostState:
-    python, saved = state["python"], state["numpy"]
-    position, key = saved["position"], saved["key"].cpu().numpy().astype(np.uint32)
-    if not 0 <= position <= _NUMPY_KEY_WORDS:  # NumPy would read past its memory
-        raise CheckpointError(
-            f"the state of NumPy's random stream has position {position}, outside 0 to "
-            f"{_NUMPY_KEY_WORDS}: the checkpoint was altered, use another."
-        )
-    if key.shape != (_NUMPY_KEY_WORDS,) or not key.any():  # all zeros: NumPy would never return
-        raise CheckpointError(
-            "the state of NumPy's random stream has no valid key: the checkpoint was altered, use "
-            "another."
-        )
-    if not (python["gauss"] is None or type(python["gauss"]) is float):
-        raise CheckpointError(
-            f"the state of Python's random stream holds {python['gauss']!r}, not a number: the "
-            f"checkpoint was altered, use another."
-        )
-    python_state = (python["version"], tuple(python["state"].tolist()), python["gauss"])
-    numpy_state = (saved["name"], key, position, saved["has_gauss"], saved["gauss"])
-    return python_state, numpy_state, state["torch"].cpu()
+    return tuple(stream.of_saved(state[stream.name]) for stream in STREAMS)
 
 
 @contextmanager

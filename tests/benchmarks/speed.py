@@ -213,7 +213,7 @@ def fit(workload: Workload, data: Any, *, kept: bool = False, **options: Any) ->
     handler.set_loss_fn(nn.CrossEntropyLoss())
     if kept:
         handler.add_metric("accuracy", fitkit.Accuracy())
-    if not isinstance(data, DataLoader):
+    if not (options.pop("has_batches", False) or isinstance(data, DataLoader)):
         options["batch_size"] = workload.batch_size
     with contextlib.redirect_stderr(Terminal()):
         handler.fit(data, epochs=workload.epochs, progress_bar=kept, **options)

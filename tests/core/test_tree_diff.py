@@ -54,7 +54,7 @@ def reread(state):
     return torch.load(buffer, weights_only=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(STATES)
 def test_nothing_differs_from_itself(state):
     assert list(compare(state, state)) == []
@@ -105,7 +105,7 @@ def another(leaf):
     return [0] if isinstance(leaf, (frozenset, complex, dict)) or leaf is None else {"x": 1}
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(STATES, st.data())
 def test_every_change_of_a_leaf_is_found_where_it_is(state, data):
     keys, leaf = data.draw(st.sampled_from(list(leaves(state))))
@@ -118,7 +118,7 @@ def test_every_change_of_a_leaf_is_found_where_it_is(state, data):
     assert [*map(repr, at[: len(keys)])] == [*map(repr, keys)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(STATES, STATES)
 def test_both_directions_tell_the_same(first, second):
     there = {(one.path, repr(one.first), repr(one.second)) for one in compare(first, second)}

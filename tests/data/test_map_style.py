@@ -22,8 +22,8 @@ SIZE = 10
 
 
 def streams():
-    python, (name, key, *rest), torchs = get_host_state()
-    return python, (name, key.tolist(), rest), torchs.tolist()
+    python, numpy, torchs = get_host_state()
+    return python, numpy, torchs.tolist()
 
 
 LOADERS = {

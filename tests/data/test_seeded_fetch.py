@@ -1,7 +1,6 @@
 import pytest
 import torch
 from torch.utils.data import (
-    ConcatDataset,
     DataLoader,
     Dataset,
     StackDataset,
@@ -12,7 +11,6 @@ from torch.utils.data import (
 )
 
 from fitkit.core.errors import DataError
-from fitkit.data.deterministic_dataset import fetches_batches, is_deterministic
 from fitkit.data.map_style import MapStyleSource
 from fitkit.data.seeded_fetch import index_tensors, is_map_style, require_length
 
@@ -23,29 +21,17 @@ class Augmented(TensorDataset):
     pass
 
 
-@pytest.mark.parametrize("data", [PLAIN, Subset(PLAIN, [0]), ConcatDataset([PLAIN, PLAIN])])
-def test_data_sets_that_cannot_draw(data):
-    assert is_deterministic(data)
+@pytest.mark.parametrize("wrap", [lambda data: data, lambda data: Subset(data, [2, 1, 0])])
+def test_a_subset_fetches_batches_only_if_what_it_is_of_does(wrap):
+    asked = []
 
+    class AtOnce(StackDataset):
+        def __getitems__(self, indices):
+            asked.append(indices)
+            return super().__getitems__(indices)
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        Augmented(torch.zeros(3)),
-        Subset(Augmented(torch.zeros(3)), [0]),
-        ConcatDataset([PLAIN, Augmented(torch.zeros(3))]),
-        StackDataset(PLAIN),
-        Dataset(),
-        [1, 2],
-    ],
-)
-def test_data_sets_that_may_draw(data):
-    assert not is_deterministic(data)
-
-
-def test_a_subset_fetches_batches_only_if_what_it_is_of_does():
-    assert not fetches_batches(Subset(PLAIN, [0]))
-    assert fetches_batches(Subset(StackDataset(PLAIN), [0]))
+    list(MapStyleSource(DataLoader(wrap(AtOnce(PLAIN)), 3), 0).iterate(0))
+    assert len(asked) == 1
 
 
 def test_map_style():

@@ -132,7 +132,7 @@ def test_prediction_needs_no_targets(make_handler, make_data, inputs):
     )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(size=st.integers(1, 30), batch=st.integers(1, 31), steps=st.none() | st.integers(1, 8))
 def test_steps_limit_what_is_read(size, batch, steps):
     handler = NNHandler(nn.Identity(), "cpu", model_type="generative")

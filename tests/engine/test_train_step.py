@@ -49,7 +49,7 @@ def test_a_window_equals_one_large_batch_also_when_it_is_short(
     assert small.history.history["loss"] == pytest.approx(large.history.history["loss"], rel=1e-9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(1, 7), min_size=1, max_size=9),
     window=st.integers(1, 5),

@@ -77,7 +77,7 @@ def scores(sizes, seed):
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(sizes=SIZES, seed=st.integers(0, 1000))
 def test_any_split_has_the_values_of_the_whole(sizes, seed):
     outputs, targets = scores(sizes, seed)
@@ -100,7 +100,7 @@ def test_any_split_has_the_values_of_the_whole(sizes, seed):
     ]
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(sizes=SIZES, seed=st.integers(0, 1000), cut=st.integers(0, 12))
 def test_a_cut_in_the_middle_changes_no_bit(sizes, seed, cut, tmp_path_factory):
     outputs, targets = scores(sizes, seed)
@@ -563,7 +563,7 @@ class Long(Metric):
 Long.__abstractmethods__ = frozenset()
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(sizes=SIZES, seed=st.integers(0, 1000), cut=st.integers(0, 12), many=st.booleans())
 def test_means_are_bit_for_bit_those_of_their_statistics(sizes, seed, cut, many):
     sizes = sizes * 12 if many else sizes

@@ -163,7 +163,7 @@ shapes = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.tuples(shapes, dtypes), max_size=6), min_size=1, max_size=4))
 def test_whatever_changes_from_snapshot_to_snapshot_each_is_exact(snapshots):
     copies = HostStaging()

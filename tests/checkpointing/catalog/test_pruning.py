@@ -35,7 +35,7 @@ LOSSES = st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.4, float("nan")]), min_size=
 COUNTS = st.one_of(st.none(), st.integers(1, 4))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(LOSSES, COUNTS, COUNTS, COUNTS, st.randoms(use_true_random=False))
 def test_the_same_stays_as_while_training(losses, last, best, every, random):
     """Whatever the order in which files are found."""

@@ -76,13 +76,13 @@ NESTED = st.recursive(
 )
 
 
-@settings(max_examples=250, deadline=None, database=None)
+@settings(max_examples=250, database=None)
 @given(value=NESTED)
 def test_whatever_is_documented_comes_back_as_it_was(value):
     assert same(through_a_file(value), value)
 
 
-@settings(max_examples=50, deadline=None, database=None)
+@settings(max_examples=50, database=None)
 @given(value=NESTED)
 def test_what_is_plain_already_stays(value):
     """``save_single_file`` makes plain what ``get_state_dict`` has made plain."""

@@ -111,7 +111,7 @@ def test_names_stay_in_their_folder(name, clean):
     assert clean_name(name) == clean
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=300, database=None)
 @given(name=st.text(alphabet="./\\ a:\0*~", max_size=12))
 def test_no_name_escapes(tmp_path_factory, name):
     folder = tmp_path_factory.getbasetemp() / "folder"

@@ -123,7 +123,7 @@ def budget_of(share, guess):
 seconds = st.floats(0.001, 2.0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.floats(0.005, 0.5), seconds, seconds)
 def test_saves_that_block_stay_below_the_share(share, batch, blocked):
     with simulated_clock() as clock:
@@ -137,7 +137,7 @@ def test_saves_that_block_stay_below_the_share(share, batch, blocked):
         assert cost >= share * (elapsed - batch - blocked) - blocked - 1e-6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(0.01, 0.3), seconds, seconds, st.floats(0.01, 0.5), st.integers(1, 4))
 def test_what_slows_batches_beside_a_save_counts_as_well(share, batch, blocked, slower, side_group):
     whole = blocked + slower * side_group

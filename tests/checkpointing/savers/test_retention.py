@@ -57,7 +57,7 @@ def wanted(kept, keep_last, keep_best, mode):
     return found
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(kept_lists, counts, counts, modes)
 def test_obsolete_is_what_no_rule_wants(kept, keep_last, keep_best, mode):
     if keep_last is None and keep_best is None:
@@ -70,7 +70,7 @@ def test_obsolete_is_what_no_rule_wants(kept, keep_last, keep_best, mode):
     assert str(kept) == str(before), "the argument was changed"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(kept_lists, counts, counts, modes)
 def test_what_stays_is_stable_and_never_more_than_was_asked_for(kept, keep_last, keep_best, mode):
     if keep_last is None and keep_best is None:

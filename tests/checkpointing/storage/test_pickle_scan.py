@@ -200,6 +200,7 @@ def with_pickle(source: Path, path: Path, data: bytes) -> Path:
     return path
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("kind", TRAPS)
 def test_what_would_take_too_much_is_refused_at_once(one_tensor, tmp_path, kind):
     path = with_pickle(one_tensor, tmp_path / "a.pth", BEGIN + TRAPS[kind] + b".")
@@ -212,6 +213,7 @@ def test_what_would_take_too_much_is_refused_at_once(one_tensor, tmp_path, kind)
     assert took < 0.3 + 10e-6 * path.stat().st_size, "more than its size is worth"
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("kind", UNSAFE)
 def test_what_no_checkpoint_needs_is_refused_at_once(one_tensor, tmp_path, kind):
     path = with_pickle(one_tensor, tmp_path / "a.pth", BEGIN + UNSAFE[kind] + b".")
@@ -221,6 +223,7 @@ def test_what_no_checkpoint_needs_is_refused_at_once(one_tensor, tmp_path, kind)
     assert time.process_time() - began < 0.3
 
 
+@pytest.mark.no_cover
 def test_the_name_of_a_function_may_not_be_a_megabyte(one_tensor, tmp_path):
     """torch would look through its message about the name for a minute."""
     path = with_pickle(
@@ -248,6 +251,7 @@ def test_all_that_a_counter_counts_is_hashed(one_tensor, tmp_path):
      + b"t" * 10**6, b"K\x01" + b"\x85" * 10**6],
     ids=["dicts", "lists", "marks", "tuples"],
 )  # fmt: skip
+@pytest.mark.no_cover
 def test_a_million_levels_are_refused_at_once(one_tensor, tmp_path, program):
     path = with_pickle(one_tensor, tmp_path / "a.pth", BEGIN + program + b".")
     began = time.process_time()
@@ -427,6 +431,7 @@ def test_a_warning_of_torch_does_not_make_a_file_damaged(tmp_path, monkeypatch):
     assert safe_load.read(path) == {"a": [1, 2.5, "x"]}
 
 
+@pytest.mark.no_cover
 def test_the_scan_is_fast_beside_torch(tmp_path):
     """Of an optimizer with thousands of tensors."""
     path = tmp_path / "a.pth"
@@ -448,6 +453,7 @@ def test_the_scan_is_fast_beside_torch(tmp_path):
     assert scan < least(lambda: torch.load(path, weights_only=True))
 
 
+@pytest.mark.no_cover
 def test_random_programs_end_in_our_errors_or_in_data(one_tensor, tmp_path):
     """Whatever operations follow each other, with the arguments of the traps above."""
     pieces = [*b"NK]})tase(uRQb\x85\x86\x87\x81\x88", *TRAPS.values(), *UNSAFE.values()]

@@ -161,7 +161,7 @@ def test_no_bit_of_the_directory_changes_what_is_read(tmp_path):
                 assert same(safe_load.read(path), state), (position - begin, bit)
 
 
-@settings(max_examples=150, deadline=None, database=None)
+@settings(max_examples=150, database=None)
 @given(data=st.binary(max_size=300))
 def test_noise_is_no_checkpoint(scratch, data):
     scratch.write_bytes(data)

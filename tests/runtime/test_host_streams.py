@@ -1,0 +1,192 @@
+"""The states of the global generators: quick where their memory is known, and the same anywhere."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fitkit.runtime.host_streams import STREAMS, NumpyStream, PythonStream, TorchStream
+
+
+def draw_python():
+    return [random.random(), random.gauss(0, 1), random.getrandbits(70), random.randrange(1000)]
+
+
+def draw_numpy():
+    return [np.random.rand(), np.random.randn(), int(np.random.randint(1000))]
+
+
+def draw_torch():
+    return [float(torch.rand(())), float(torch.randn(())), int(torch.randint(1000, ()))]
+
+
+DRAW = {"python": draw_python, "numpy": draw_numpy, "torch": draw_torch}
+
+
+def slow(stream):
+    """The same without its memory, as in another interpreter."""
+    stream._memory = None
+    return stream
+
+
+ALL = {
+    "python": PythonStream,
+    "python, slow": lambda: slow(PythonStream()),
+    "numpy": NumpyStream,
+    "numpy, slow": lambda: slow(NumpyStream()),
+    "torch": TorchStream,
+}
+by_stream = pytest.mark.parametrize("kind", ALL)
+
+
+@by_stream
+@given(num_words=st.integers(0, 1500), num_normals=st.integers(0, 3))
+@settings(max_examples=20)
+def test_a_state_comes_back_wherever_it_was_taken(kind, num_words, num_normals):
+    stream = ALL[kind]()
+    for _ in range(num_normals):
+        random.gauss(0, 1), np.random.randn(), torch.randn(())
+    random.randbytes(4 * num_words), np.random.bytes(4 * num_words), torch.rand(num_words)
+    state = stream.get()
+    assert stream.is_at(state)
+    expected = [DRAW[stream.name]() for _ in range(3)]
+    assert not stream.is_at(state)
+    stream.set(state)
+    assert stream.is_at(state)
+    assert [DRAW[stream.name]() for _ in range(3)] == expected
+
+
+@by_stream
+@pytest.mark.parametrize("draws", [1, 2, 311, 312, 623, 624, 625, 1248])
+def test_any_number_of_draws_is_noticed(kind, draws):
+    stream = ALL[kind]()
+    state = stream.get()
+    for _ in range(draws):
+        random.getrandbits(32), np.random.bytes(4), torch.randint(2, ())
+    assert not stream.is_at(state)
+
+
+@by_stream
+def test_what_is_drawn_elsewhere_is_not_noticed(kind):
+    stream = ALL[kind]()
+    state = stream.get()
+    for name, draw in DRAW.items():
+        if name != stream.name:
+            draw()
+    random.Random(1).random(), np.random.default_rng(1).random(), np.random.RandomState(1).rand()
+    torch.rand((), generator=torch.Generator())
+    assert stream.is_at(state)
+
+
+@by_stream
+@pytest.mark.parametrize("normals", [0, 1])
+def test_a_checkpoint_holds_the_same_whatever_is_known(kind, normals):
+    name = kind.partition(",")[0]
+    stream, other = ALL[kind](), ALL[name]()
+    for _ in range(normals):
+        random.gauss(0, 1), np.random.randn()
+    saved = stream.as_saved(stream.get())
+    assert str(saved) == str(other.as_saved(other.get()))
+    state = stream.get()
+    expected = DRAW[name]()
+    stream.set(state)
+    restored = stream.of_saved(saved)
+    assert stream.is_at(state), "reading a state changes none"
+    for one in (stream, other):
+        DRAW[name]()
+        one.set(one.of_saved(saved))
+        assert DRAW[name]() == expected
+    stream.set(restored)
+    assert DRAW[name]() == expected
+
+
+def words_of(stream, count, seed=1):
+    raw = np.random.PCG64(seed).random_raw(count * stream.num_raw)
+    return raw.reshape(count, stream.num_raw)
+
+
+@by_stream
+def test_states_of_samples_are_the_same_whatever_is_known(kind):
+    name = kind.partition(",")[0]
+    stream, quick = ALL[kind](), ALL[name]()
+    drawn = []
+    for one in (stream, quick):
+        for state in one.states(words_of(one, 5)):
+            one.set(state)
+            drawn.append([DRAW[name]() for _ in range(300)])
+    assert drawn[:5] == drawn[5:]
+    assert len({tuple(map(tuple, one)) for one in drawn}) == 5
+
+
+@by_stream
+def test_states_of_samples_forget_a_normal_number_that_is_left_over(kind):
+    stream, found = ALL[kind](), []
+    for left_over in (False, True):
+        (state,) = stream.states(words_of(stream, 1))
+        if left_over:
+            random.gauss(0, 1), np.random.randn(), torch.randn(())
+        stream.set(state)
+        found.append((random.gauss(0, 1), np.random.randn(), float(torch.randn(()))))
+    index = ("python", "numpy", "torch").index(stream.name)
+    assert found[0][index] == found[1][index]
+
+
+def test_first_numbers_of_many_samples_are_uniform_and_independent():
+    """By their moments: within five standard deviations."""
+    count = 4000
+    draw = {
+        "python": random.random,
+        "numpy": np.random.rand,
+        "torch": lambda: float(torch.rand((), dtype=torch.float64)),
+    }
+    found = {}
+    for seed, stream in enumerate(STREAMS):
+        values = []
+        for state in stream.states(words_of(stream, count, seed)):
+            stream.set(state)
+            values.append([draw[stream.name]() for _ in range(3)])
+        found[stream.name] = np.array(values)
+    columns = np.concatenate(list(found.values()), axis=1)  # three numbers of three streams
+    error = 5 / count**0.5
+    assert np.abs(columns.mean(axis=0) - 1 / 2).max() < error * 12**-0.5
+    correlations = np.corrcoef(columns, rowvar=False) - np.eye(9)
+    assert np.abs(correlations).max() < error
+    following = [np.corrcoef(one[:-1], one[1:])[0, 1] for one in columns.T]
+    assert np.abs(following).max() < error
+
+
+@pytest.fixture
+def own_bits():
+    before = np.random.get_bit_generator()
+    state = np.random.get_state()
+    np.random.set_bit_generator(np.random.PCG64(1))
+    yield before
+    np.random.set_bit_generator(before)
+    np.random.set_state(state)
+
+
+def test_a_bit_generator_of_the_program_is_asked_by_numpy_s_functions(own_bits):
+    stream = STREAMS[1]
+    np.random.randn()
+    state = stream.get()
+    expected = draw_numpy()
+    assert not stream.is_at(state)
+    stream.set(state)
+    assert stream.is_at(state)
+    assert draw_numpy() == expected
+
+
+def test_a_state_from_before_such_a_bit_generator_is_not_written_into_it(own_bits):
+    stream = STREAMS[1]
+    own = np.random.get_bit_generator()
+    np.random.set_bit_generator(own_bits)
+    state = stream.get()
+    np.random.set_bit_generator(own)
+    with pytest.raises(ValueError, match="must be for a PCG64"):
+        stream.set(state)
+    assert stream.get()["bit_generator"] == "PCG64"
