@@ -140,7 +140,10 @@ def _agrees(batch: Any, indices: int | None) -> bool:
     rows = int(first.shape[0])
     if indices is not None or first is batch or not rows:
         return rows == indices or (indices is None and rows > 0)
-    return all(type(part) is Tensor and part.shape[:1] == first.shape[:1] for part in batch)
+    for part in batch:
+        if type(part) is not Tensor or not part.ndim or part.shape[0] != rows:
+            return False
+    return True
 
 
 def declared_size(batch: Any) -> tuple[int | None, bool]:

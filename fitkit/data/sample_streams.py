@@ -13,10 +13,7 @@ from fitkit.runtime.rng import derive_seed, get_host_state, set_host_state
 
 T = TypeVar("T")
 Begin = Callable[[int], None]
-
-
-def _begin_nothing(offset: int) -> None:
-    """Before a sample of data that has not been seen to draw."""
+Load = Callable[[Begin | None], T]
 
 
 class SampleStreams:
@@ -32,9 +29,7 @@ class SampleStreams:
         self._pass: tuple[int, int] | None = None
         self._words: dict[str, _Words] = {}
 
-    def run(
-        self, seed: int, epoch: int, position: int, count: int, load: Callable[[Begin], T]
-    ) -> T:
+    def run(self, seed: int, epoch: int, position: int, count: int, load: Load[T]) -> T:
         """What ``load`` returns.
 
         Args:
@@ -42,7 +37,8 @@ class SampleStreams:
             epoch: the pass.
             position: of the first sample in the pass.
             count: the number of samples.
-            load: loads them; it calls its argument with 0, 1, ... before each of them.
+            load: loads them; it calls its argument, if that is not ``None``, with 0, 1, ... before
+                each of them.
         """
         if (seed, epoch) != self._pass:
             self._pass, self._words = (seed, epoch), {}
@@ -67,10 +63,10 @@ class SampleStreams:
             if are_changed and get_worker_info() is None:
                 set_host_state(outside)
 
-    def _begin(self, streams: tuple[HostStream, ...], position: int, count: int) -> Begin:
-        """What sets ``streams`` before a sample."""
+    def _begin(self, streams: tuple[HostStream, ...], position: int, count: int) -> Begin | None:
+        """What sets ``streams`` before a sample; ``None``: there are none."""
         if not streams:
-            return _begin_nothing
+            return None
         of_streams = [(stream.set, self._states(stream, position, count)) for stream in streams]
 
         def begin(offset: int) -> None:
@@ -79,9 +75,9 @@ class SampleStreams:
 
         return begin
 
-    def _load_and_see(self, position: int, count: int, load: Callable[[Begin], T]) -> T:
+    def _load_and_see(self, position: int, count: int, load: Load[T]) -> T:
         """The first batch, with all streams set; notes which of them are drawn from."""
-        begin_all = self._begin(STREAMS, position, count)
+        begin_all: Any = self._begin(STREAMS, position, count)
         drawn: set[str] = set()
         given = get_host_state()
 

@@ -62,17 +62,20 @@ class SeededFetch(Dataset[Any]):
         count = 1 if self._fetches_at_once else len(indices)
         return self._streams.run(*place, count, lambda begin: self._load(indices, begin))
 
-    def _load(self, indices: Any, begin: Begin) -> Any:
-        dataset, samples = self.dataset, []
+    def _load(self, indices: Any, begin: Begin | None) -> Any:
+        dataset = self.dataset
         if self._fetches_at_once:
-            begin(0)
-            return self._collate(
-                dataset.__getitems__(indices) if self._batched else dataset[indices]
-            )
-        for offset, index in enumerate(indices):
-            begin(offset)
-            samples.append(dataset[index])
-        return self._collate(samples)
+            if begin is not None:
+                begin(0)
+            loaded = dataset.__getitems__(indices) if self._batched else dataset[indices]
+        elif begin is None:
+            loaded = [dataset[index] for index in indices]
+        else:
+            loaded = []
+            for offset, index in enumerate(indices):
+                begin(offset)
+                loaded.append(dataset[index])
+        return self._collate(loaded)
 
 
 def _fetches_batches(dataset: Any) -> bool:

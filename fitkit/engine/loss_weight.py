@@ -21,6 +21,7 @@ from fitkit.core.errors import ConfigurationError, DataError, describe
 from fitkit.core.state_placement import is_on_host
 
 # torch's losses whose mean is over the targets that are not ignored, or over their class weights
+_FEW = 64  # values that a list counts faster than an array
 _CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _CLASS_FUNCTIONS = (functional.cross_entropy, functional.nll_loss)
 
@@ -135,8 +136,8 @@ class _ClassWeights:
         if targets.is_floating_point():  # probabilities of shape (batch, classes, ...)
             return targets.numel() // targets.shape[min(targets.ndim, 2) - 1]
         if self._weights is None:
-            if is_on_host(targets):  # NumPy takes half the time for a small batch
-                return int(np.count_nonzero(targets.numpy() != self._ignore_index))
+            if targets.is_cpu:
+                return targets.numel() - _count_on_host(targets, self._ignore_index)
             return _unread(torch.count_nonzero(targets != self._ignore_index))
         is_ignored = targets == self._ignore_index
         weights = self._weights_on(targets.device)[targets.long().masked_fill(is_ignored, 0)]
@@ -149,6 +150,13 @@ class _ClassWeights:
         if key not in self._copies:
             self._copies = {key: weights.detach().to(device).to(accumulation_dtype(device))}
         return self._copies[key]
+
+
+def _count_on_host(values: Tensor, value: int) -> int:
+    """How many of ``values`` are ``value``, in the quickest way for their number."""
+    if values.ndim == 1 and len(values) <= _FEW:
+        return values.tolist().count(value)
+    return int(np.count_nonzero(values.numpy() == value))
 
 
 def _unread(weight: Tensor) -> float | Tensor:
@@ -189,8 +197,10 @@ def as_weight(value: Any) -> int | float:
 
 def as_count(value: Any) -> int | None:
     """The number of samples that a step returned, or ``DataError`` if it is no whole number."""
+    if value is None:
+        return None
     count = as_whole_number(value)
-    if count is None and value is not None:
+    if count is None:
         raise DataError(
             f"StepOutput(num_samples=...) must be the number of samples in the batch, a whole "
             f"number of at least 0, received {value!r}."

@@ -209,8 +209,8 @@ class TorchStream:
 
     def is_at(self, state: Any) -> bool:
         """Whether nothing was drawn since ``get`` returned ``state``."""
-        # eight bytes at a time, which torch compares four times faster than single ones
-        return torch.equal(self.get().view(torch.int64), state.view(torch.int64))
+        # as bytes, which takes half the time of torch.equal
+        return bool(self.get().numpy().tobytes() == state.numpy().tobytes())
 
     def states(self, raw: Any) -> list[Any]:
         """A seed for each row of one word."""

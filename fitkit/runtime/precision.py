@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fitkit.core.errors import ConfigurationError, FitkitError, did_you_mean, listed
+from fitkit.runtime.optimizer_step import take_step
 
 _NO_AUTOCAST = nullcontext()
 
@@ -41,7 +42,7 @@ class Precision:
 
     def step(self, optimizer: Optimizer) -> bool:
         """Step the optimizer; ``False`` if the step was skipped because gradients overflowed."""
-        optimizer.step()
+        take_step(optimizer)
         return True
 
     def state_dict(self) -> dict[str, Any]:

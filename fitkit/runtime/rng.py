@@ -62,7 +62,8 @@ HostState = tuple[Any, ...]
 
 def get_host_state() -> HostState:
     """The states of the host streams."""
-    return tuple(stream.get() for stream in STREAMS)
+    python, numpy, torchs = STREAMS
+    return python.get(), numpy.get(), torchs.get()
 
 
 def set_host_state(state: HostState) -> None:

@@ -37,7 +37,8 @@ class Samples:
         def load(begin):
             found = []
             for offset in range(count):
-                begin(offset)
+                if begin is not None:
+                    begin(offset)
                 self.loaded.append(first + offset)
                 found.append([DRAW[letter]() for letter in self.texts[first + offset]])
             return found, [DRAW[letter]() for letter in self.collated]
