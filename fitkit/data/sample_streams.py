@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import get_worker_info
 
 from fitkit.runtime.host_streams import STREAMS, HostStream
-from fitkit.runtime.rng import derive_seed, get_host_state, set_host_state
+from fitkit.runtime.rng import derive_seed, get_host_state, is_host_state, set_host_state
 
 T = TypeVar("T")
 Begin = Callable[[int], None]
@@ -42,26 +42,29 @@ class SampleStreams:
         """
         if (seed, epoch) != self._pass:
             self._pass, self._words = (seed, epoch), {}
-        outside = get_host_state()
-        are_changed = True
+        outside, are_same = get_host_state(), False
         try:
             if self._drawn is None:
                 return self._load_and_see(position, count, load)
             while True:
                 batch = load(self._begin(self._drawn, position, count))
-                found = tuple(
-                    stream
-                    for stream, state in zip(STREAMS, outside, strict=True)
-                    if stream not in self._drawn and not stream.is_at(state)
-                )
+                are_same = not self._drawn and is_host_state(outside)
+                found = () if are_same else self._drawn_first(outside)
                 if not found:
-                    are_changed = bool(self._drawn)
                     return batch
                 self._drawn += found
                 set_host_state(outside)
         finally:
-            if are_changed and get_worker_info() is None:
+            if not are_same and get_worker_info() is None:
                 set_host_state(outside)
+
+    def _drawn_first(self, outside: tuple[Any, ...]) -> tuple[HostStream, ...]:
+        """The streams that a batch has drawn from and that were not known for that."""
+        return tuple(
+            stream
+            for stream, state in zip(STREAMS, outside, strict=True)
+            if stream not in (self._drawn or ()) and not stream.is_at(state)
+        )
 
     def _begin(self, streams: tuple[HostStream, ...], position: int, count: int) -> Begin | None:
         """What sets ``streams`` before a sample; ``None``: there are none."""

@@ -66,6 +66,12 @@ def get_host_state() -> HostState:
     return python.get(), numpy.get(), torchs.get()
 
 
+def is_host_state(state: HostState) -> bool:
+    """Whether nothing was drawn from the host streams since ``get_host_state`` returned that."""
+    python, numpy, torchs = STREAMS
+    return python.is_at(state[0]) and numpy.is_at(state[1]) and torchs.is_at(state[2])
+
+
 def set_host_state(state: HostState) -> None:
     """Restore what ``get_host_state`` returned."""
     for stream, its_state in zip(STREAMS, state, strict=True):

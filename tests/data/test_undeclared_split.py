@@ -65,7 +65,6 @@ def counted(*args, **kwargs):
 KINDS = {
     "dataset": Stream,
     "loader": lambda numbers: DataLoader(Stream(numbers), batch_size=2),
-    "loader with workers": lambda n: DataLoader(Stream(n), batch_size=2, num_workers=1),
     "list": batches,
     "generator": lambda numbers: (one for one in batches(numbers)),
 }
@@ -98,7 +97,7 @@ def test_each_sample_counts_once_in_each_pass(kind, parts, size, threads_as_rank
 
 @TAKEN
 @REREAD
-@pytest.mark.parametrize(("kind", "parts"), [case for case in CASES if "workers" not in case[0]])
+@pytest.mark.parametrize(("kind", "parts"), CASES)
 @pytest.mark.parametrize("stop", range(5))
 def test_a_pass_goes_on_where_it_was_interrupted(kind, parts, stop, threads_as_ranks):
     def run(rank):

@@ -36,7 +36,7 @@ def with_gradients(model):
 
 def labels_of(optimizer):
     """What torch's profiler says of a step."""
-    with torch.profiler.profile() as found:
+    with torch.profiler.profile(acc_events=True) as found:
         take_step(optimizer)
     return [event.key for event in found.key_averages()]
 

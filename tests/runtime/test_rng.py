@@ -254,6 +254,16 @@ def test_streams_captured_anywhere_come_back(gauss, words):
     assert draw() == expected
 
 
+@pytest.mark.parametrize("draw_one", [random.random, np.random.rand, lambda: torch.rand(())])
+def test_a_draw_from_any_host_stream_is_noticed(draw_one):
+    state = rng.get_host_state()
+    assert rng.is_host_state(state)
+    draw_one()
+    assert not rng.is_host_state(state)
+    rng.set_host_state(state)
+    assert rng.is_host_state(state)
+
+
 def test_seeded_streams_begin_at_the_seed_and_leave_no_trace():
     before = rng.capture_streams()
     drawn = []
