@@ -23,7 +23,7 @@ _SCALARS = frozenset((type(None), bool, int, float, str))
 
 def is_on_host(tensor: Tensor) -> bool:
     """Whether ``tensor`` is in host memory, so that reading it does not synchronize a device."""
-    return tensor.device.type == "cpu"
+    return tensor.is_cpu
 
 
 def copy_to_host(tensor: Tensor) -> Tensor:

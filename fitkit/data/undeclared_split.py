@@ -69,9 +69,8 @@ class UndeclaredSplitSource:
             return
         rounds = self._shared.rounds(epoch, start)
         first = next(rounds, [])
-        digest = ", ".join(map(batch_digest, first))
         self._has_compared = True
-        if len(set(self._ranks.gather_all(digest))) == 1:
+        if len(set(self._ranks.gather_all(batch_digest(first)))) == 1:
             yield from self._shared.pick_from(chain([first], rounds) if first else ())
             return
         if start or self._shared.batches.is_single_pass:

@@ -136,7 +136,7 @@ class _ClassWeights:
         if targets.is_floating_point():  # probabilities of shape (batch, classes, ...)
             return targets.numel() // targets.shape[min(targets.ndim, 2) - 1]
         if self._weights is None:
-            if targets.is_cpu:
+            if is_on_host(targets):
                 return targets.numel() - _count_on_host(targets, self._ignore_index)
             return _unread(torch.count_nonzero(targets != self._ignore_index))
         is_ignored = targets == self._ignore_index

@@ -27,8 +27,13 @@ def memory_of_python(generator: Any) -> memoryview | None:
     if random.Random.__base__.__basicsize__ < head + NUM_BYTES:  # type: ignore[union-attr]
         return None
     memory = _bytes_at(id(generator) + head, NUM_BYTES)
-    *words, place = random.getstate()[1]
-    return memory if bytes(memory) == np.array([place, *words], np.uint32).tobytes() else None
+    return memory if bytes(memory) == bytes_of_python(random.getstate()) else None
+
+
+def bytes_of_python(state: Any) -> bytes:
+    """What that memory holds for a state that ``random.getstate`` has returned."""
+    *words, place = state[1]
+    return np.array([place, *words], np.uint32).tobytes()
 
 
 def memory_of_numpy(bits: Any) -> tuple[memoryview, memoryview] | None:

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 
 from fitkit.core.errors import CheckpointError
+from fitkit.core.tree import iterate_leaves
 from fitkit.runtime.generator_memory import (
     NUM_BYTES,
     NUM_WORDS,
+    bytes_of_python,
     memory_of_numpy,
     memory_of_python,
     numpy_random,
@@ -110,12 +112,10 @@ class PythonStream:
                 f"the state of Python's random stream holds {gauss!r}, not a number: the "
                 f"checkpoint was altered, use another."
             )
-        outside = self.get()
-        try:
-            random.setstate((saved["version"], tuple(saved["state"].tolist()), gauss))
-            return self.get()
-        finally:
-            self.set(outside)
+        checked = random.Random()
+        checked.setstate((saved["version"], tuple(saved["state"].tolist()), gauss))
+        state: Any = checked.getstate()
+        return state if self._memory is None else (bytes_of_python(state), gauss)
 
 
 class NumpyStream:
@@ -151,7 +151,8 @@ class NumpyStream:
     def is_at(self, state: Any) -> bool:
         """Whether nothing was drawn since ``get`` returned ``state``."""
         if type(state) is dict:
-            return str(self.get()) == str(state)
+            pairs = zip(iterate_leaves(self.get()), iterate_leaves(state), strict=True)
+            return all(np.array_equal(now, before) for now, before in pairs)
         return bool(self.get() == state)
 
     def states(self, raw: Any) -> list[Any]:
