@@ -39,6 +39,7 @@ class OnDevice:
     def __init__(self, value):
         self.value = torch.as_tensor(value)
         self.device = torch.device("cuda")
+        self.is_cpu = False
 
     def __and__(self, other):
         return OnDevice(self.value & other.value)
