@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch.utils.data import get_worker_info
 
+from fitkit.runtime.generator_memory import NUM_FIRST
 from fitkit.runtime.host_streams import STREAMS, HostStream
 from fitkit.runtime.rng import derive_seed, get_host_state, is_host_state, set_host_state
 
@@ -20,12 +21,14 @@ class SampleStreams:
     """The host streams while the samples of a batch are loaded.
 
     What a sample draws is a function of (seed, epoch, position). Only streams that samples have
-    been seen to draw from are set for each of them. The first batch shows which; if a later one
-    draws from another stream, that is noticed, and the batch is loaded again with it set.
+    been seen to draw from are set for each of them, and only the words of a state that samples have
+    been seen to need. The first batch shows which; if a later one draws from another stream, or
+    more, that is noticed, and the batch is loaded again with what it needs.
     """
 
     def __init__(self) -> None:
         self._drawn: tuple[HostStream, ...] | None = None  # None: no batch was seen yet
+        self._whole: set[str] = set()  # the streams of which samples need more than the first words
         self._pass: tuple[int, int] | None = None
         self._words: dict[str, _Words] = {}
 
@@ -47,10 +50,13 @@ class SampleStreams:
             if self._drawn is None:
                 return self._load_and_see(position, count, load)
             while True:
-                batch = load(self._begin(self._drawn, position, count))
+                num_whole = len(self._whole)
+                begin, end = self._begin(self._drawn, position, count)
+                batch = load(begin)
+                end()
                 are_same = not self._drawn and is_host_state(outside)
                 found = () if are_same else self._drawn_first(outside)
-                if not found:
+                if not found and len(self._whole) == num_whole:
                     return batch
                 self._drawn += found
                 set_host_state(outside)
@@ -66,21 +72,40 @@ class SampleStreams:
             if stream not in (self._drawn or ()) and not stream.is_at(state)
         )
 
-    def _begin(self, streams: tuple[HostStream, ...], position: int, count: int) -> Begin | None:
-        """What sets ``streams`` before a sample; ``None``: there are none."""
+    def _begin(
+        self, streams: tuple[HostStream, ...], position: int, count: int
+    ) -> tuple[Begin | None, Callable[[], None]]:
+        """What sets ``streams`` before a sample, ``None`` if there are none; and what ends them."""
         if not streams:
-            return None
-        of_streams = [(stream.set, self._states(stream, position, count)) for stream in streams]
+            return None, lambda: None
+        is_first = self._drawn is None
+        in_part = [s for s in streams if s.num_first < s.num_raw and s.name not in self._whole]
+        states = {
+            stream: self._states(stream, position, count, whole=is_first or stream not in in_part)
+            for stream in streams
+        }
+        setters = [(stream.set, of_stream) for stream, of_stream in states.items()]
+        checks = [(stream, states[stream]) for stream in in_part]
+        last = -1
+
+        def end() -> None:
+            for stream, of_stream in checks:
+                if last >= 0 and not stream.is_within(of_stream[last]):
+                    self._whole.add(stream.name)
 
         def begin(offset: int) -> None:
-            for set_state, states in of_streams:
-                set_state(states[offset])
+            nonlocal last
+            end()
+            last = offset
+            for set_state, of_stream in setters:
+                set_state(of_stream[offset])
 
-        return begin
+        return begin, end
 
     def _load_and_see(self, position: int, count: int, load: Load[T]) -> T:
         """The first batch, with all streams set; notes which of them are drawn from."""
-        begin_all: Any = self._begin(STREAMS, position, count)
+        begin_all: Any
+        begin_all, end = self._begin(STREAMS, position, count)
         drawn: set[str] = set()
         given = get_host_state()
 
@@ -96,19 +121,34 @@ class SampleStreams:
 
         batch = load(begin)
         see()
+        end()
         self._drawn = tuple(stream for stream in STREAMS if stream.name in drawn)
         return batch
 
-    def _states(self, stream: HostStream, position: int, count: int) -> list[Any]:
+    def _states(self, stream: HostStream, position: int, count: int, *, whole: bool) -> list[Any]:
         words = self._words.get(stream.name)
         if words is None:
-            key = derive_seed(*self._pass, "sample", stream.name)  # type: ignore[misc]
+            key = (*self._pass, "sample", stream.name)  # type: ignore[misc]
             words = self._words[stream.name] = _Words(key, stream.num_raw)
-        return stream.states(words.of(position, count))
+        first = words.first.of(position, count)
+        if whole and words.others is not None:
+            return stream.states(np.hstack([first, words.others.of(position, count)]))
+        return stream.states(first)
 
 
 class _Words:
-    """Random words for each position, of 64 bits; those of a whole batch are made at once."""
+    """Random words of 64 bits for each position: the first, and the others of a whole state."""
+
+    def __init__(self, key: tuple[int | str, ...], number: int) -> None:
+        num_first = min(number, NUM_FIRST)
+        self.first = _WordsOfPositions(derive_seed(*key), num_first)
+        self.others: _WordsOfPositions | None = None
+        if number > num_first:
+            self.others = _WordsOfPositions(derive_seed(*key, "others"), number - num_first)
+
+
+class _WordsOfPositions:
+    """So many words for each position; those of a whole batch are made at once."""
 
     def __init__(self, seed: int, per_position: int) -> None:
         self._bits = np.random.PCG64(seed)
@@ -120,4 +160,5 @@ class _Words:
         if position != self._position:
             self._bits.advance((position - self._position) * self._per_position)
         self._position = position + count
-        return self._bits.random_raw(count * self._per_position).reshape(count, -1)
+        words = self._bits.random_raw(count * self._per_position)
+        return words.reshape(count, self._per_position)

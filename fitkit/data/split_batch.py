@@ -96,13 +96,14 @@ def split_score_based(batch: Any) -> tuple[Any, Any]:
 
 def split_inputs(batch: Any) -> Any:
     """The inputs of a batch for prediction, or ``DataError``; targets are ignored."""
-    if isinstance(batch, Mapping):
+    if is_sequence(batch):
+        if len(batch) == 1:
+            return batch[0]
+        if len(batch) == 2 or hasattr(batch, "_fields"):
+            return split_supervised(batch)[0]
+    elif isinstance(batch, Mapping):
         target_keys = [key for key in TARGET_KEYS if key in batch]
         return _mapping_inputs(batch, *target_keys)
-    if is_sequence(batch) and len(batch) == 1:
-        return batch[0]
-    if is_sequence(batch) and (len(batch) == 2 or hasattr(batch, "_fields")):
-        return split_supervised(batch)[0]
     if isinstance(batch, (Tensor, PackedSequence)) or is_object(batch):
         return batch
     raise DataError(

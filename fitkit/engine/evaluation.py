@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -13,6 +13,7 @@ from fitkit.core.event import Event
 from fitkit.core.logs import EMPTY_LOGS, Logs
 from fitkit.core.state import Phase
 from fitkit.engine.run import DataPass, EvaluationRun
+from fitkit.runtime.module_modes import ModuleModes
 
 
 def evaluate(
@@ -27,7 +28,7 @@ def evaluate(
         DataError: the data yields no batch.
     """
     state, callbacks = run.state, run.callbacks
-    with evaluation_mode(run), explain_missing_gradients(run):
+    with evaluation_mode(run):
         run.context.sync_buffers()
         if state.phase is not Phase.TEST:
             state.enter(Phase.TEST)
@@ -57,10 +58,25 @@ def evaluate(
 
 
 @contextmanager
-def explain_missing_gradients(run: EvaluationRun) -> Iterator[None]:
-    """Inside ``with``, an error for want of gradients says how to get them."""
+def evaluation_mode(run: EvaluationRun) -> Iterator[None]:
+    """Inside ``with`` model and loss are in evaluation mode, with their averaged weights.
+
+    Gradients of parameters are those from before afterwards, whatever the model, the loss or a
+    step differentiates. An error for want of gradients says how to get them.
+    """
+    modes = ModuleModes(run.modules)
+    gradients: dict[Tensor, Tensor | None] = {
+        p: p.grad
+        for module in modes.modules
+        for p in module._parameters.values()  # noqa: SLF001  several times faster
+        if p is not None and p.requires_grad
+    }
+    run.laid_aside = gradients
+    modes.evaluate()
     try:
-        yield
+        _set_gradients(dict.fromkeys(gradients))
+        with run.context.ema_weights():
+            yield
     except RuntimeError as error:
         if not run.grad and "does not require grad" in str(error):
             add_note(
@@ -69,30 +85,13 @@ def explain_missing_gradients(run: EvaluationRun) -> Iterator[None]:
                 "or predict, or use torch.enable_grad() where the model differentiates.",
             )
         raise
-
-
-@contextmanager
-def evaluation_mode(run: EvaluationRun) -> Iterator[None]:
-    """Inside ``with`` model and loss are in evaluation mode, with their averaged weights.
-
-    Gradients of parameters are those from before afterwards, whatever the model, the loss or a
-    step differentiates.
-    """
-    modes = [(part, part.training) for module in run.modules for part in module.modules()]
-    gradients: dict[Tensor, Tensor | None] = {
-        p: p.grad for p in run.modules.parameters() if p.requires_grad
-    }
-    run.laid_aside = gradients
-    for module in run.modules:
-        module.eval()
-    try:
-        for parameter in gradients:
-            parameter.grad = None
-        with run.context.ema_weights():
-            yield
     finally:
         run.laid_aside = {}
-        for parameter, gradient in gradients.items():
+        _set_gradients(gradients)
+        modes.restore()
+
+
+def _set_gradients(gradients: Mapping[Tensor, Tensor | None]) -> None:
+    for parameter, gradient in gradients.items():
+        if parameter.grad is not gradient:
             parameter.grad = gradient
-        for part, training in modes:  # parts may have modes of their own
-            part.training = training

@@ -44,7 +44,8 @@ def parts_of(output: Any) -> dict[Any, Any] | None:
 
 def needs_count(output: Any) -> bool:
     """Whether the number of samples says how to join: of lists, and of unequal first dimensions."""
-    return _has_list(output) or len({tensor.shape[:1] for tensor in _tensors(output)}) > 1
+    sizes = () if isinstance(output, Tensor) else {part.shape[:1] for part in _tensors(output)}
+    return _has_list(output) or len(sizes) > 1
 
 
 def _has_list(output: Any) -> bool:

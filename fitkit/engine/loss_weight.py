@@ -137,7 +137,7 @@ class _ClassWeights:
             return targets.numel() // targets.shape[min(targets.ndim, 2) - 1]
         if self._weights is None:
             if is_on_host(targets):
-                return targets.numel() - _count_on_host(targets, self._ignore_index)
+                return _count_others(targets, self._ignore_index)
             return _unread(torch.count_nonzero(targets != self._ignore_index))
         is_ignored = targets == self._ignore_index
         weights = self._weights_on(targets.device)[targets.long().masked_fill(is_ignored, 0)]
@@ -152,11 +152,12 @@ class _ClassWeights:
         return self._copies[key]
 
 
-def _count_on_host(values: Tensor, value: int) -> int:
-    """How many of ``values`` are ``value``, in the quickest way for their number."""
-    if values.ndim == 1 and len(values) <= _FEW:
-        return values.tolist().count(value)
-    return int(np.count_nonzero(values.numpy() == value))
+def _count_others(values: Tensor, value: int) -> int:
+    """How many of ``values``, on the host, are not ``value``, in the quickest way for a number."""
+    number = values.numel()
+    if number <= _FEW and values.ndim == 1:
+        return number - values.tolist().count(value)
+    return number - int(np.count_nonzero(values.numpy() == value))
 
 
 def _unread(weight: Tensor) -> float | Tensor:

@@ -12,7 +12,7 @@ import torch
 from fitkit.core.errors import DataError
 from fitkit.core.event import Event
 from fitkit.core.logs import EMPTY_LOGS, Logs
-from fitkit.engine.evaluation import evaluation_mode, explain_missing_gradients
+from fitkit.engine.evaluation import evaluation_mode
 from fitkit.engine.join_outputs import (
     BatchOutputs,
     copy_to_host,
@@ -103,20 +103,15 @@ class Prediction:
     def _predict_batch(self, index: int, batch: Any) -> BatchOutputs | None:
         run = self.run
         run.callbacks.fire(Event.PREDICT_BATCH_BEGIN, index, EMPTY_LOGS)
-        with (
-            torch.set_grad_enabled(run.grad),
-            explain_missing_gradients(run),
-            run.forward.precision.forward(),
-        ):
+        with torch.set_grad_enabled(run.grad), run.forward.precision.forward():
             computed = self.compute(batch)
         share, predicted = self.data_pass.source.share, None
         if share is None or share.local != 0:
             # to count may warn that it is not certain, which seldom matters here
             num_samples = self.data_pass.share_in(batch).local if needs_count(computed) else None
-            predicted = BatchOutputs(computed, num_samples)
             if self.tensors_only:
-                predicted = select_tensors(predicted)
-            predicted = predicted._replace(outputs=copy_to_host(predicted.outputs))
+                computed = select_tensors(BatchOutputs(computed, num_samples)).outputs
+            predicted = BatchOutputs(copy_to_host(computed), num_samples)
             run.callbacks.fire(Event.PREDICT_OUTPUTS, index, predicted.outputs)
         run.callbacks.fire(Event.PREDICT_BATCH_END, index, EMPTY_LOGS)
         return predicted

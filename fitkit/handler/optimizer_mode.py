@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -52,12 +52,12 @@ class OptimizerMode:
             optimizer.train()
         self._evaluating, self._options = None, []
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """Inside ``with`` parameters have the values to evaluate; then the same bits again."""
-        if not self.switches or self._is_evaluating:
-            yield
-            return
+        return self._switched() if self.switches and not self._is_evaluating else nullcontext()
+
+    @contextmanager
+    def _switched(self) -> Iterator[None]:
         optimizer: Any = self._parts.optimizer
         self._trained = self._values()
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -135,14 +135,15 @@ class WeightAverages:
             return None
         return self.optimizer_mode.averaged_weights(self._module)
 
-    @contextmanager
-    def swapped_in(self) -> Iterator[None]:
+    def swapped_in(self) -> AbstractContextManager[None]:
         """Inside ``with`` model and loss have their averaged weights, if there are any."""
+        return self.optimizer_mode.evaluating() if self.ema is None else self._ema_swapped_in()
+
+    @contextmanager
+    def _ema_swapped_in(self) -> Iterator[None]:
         pair = self._average_of_loss()
         with ExitStack() as swaps:
-            if self.ema is None:
-                swaps.enter_context(self.optimizer_mode.evaluating())
-            else:
+            if self.ema is not None:
                 swaps.enter_context(self.ema.swapped_into(self._module))
             if pair is not None:
                 swaps.enter_context(pair[1].swapped_into(pair[0]))

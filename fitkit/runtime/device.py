@@ -76,7 +76,10 @@ def to_device(batch: Any, device: torch.device) -> Any:
     the host would return memory that is not filled yet, and MPS reads pageable memory after it may
     have changed.
     """
-    if type(batch) in (list, tuple):  # skip the walk in the common case that nothing has to move
+    # skip the walk in the common case that nothing has to move
+    if type(batch) is Tensor and batch.device == device:
+        return batch
+    if type(batch) in (list, tuple):
         for part in batch:
             if type(part) is not Tensor or part.device != device:
                 break

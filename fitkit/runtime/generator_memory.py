@@ -13,6 +13,8 @@ numpy_random: Any = np.random  # whose types leave some functions out
 
 NUM_WORDS = 624  # of the Mersenne Twister, of 32 bits each
 NUM_BYTES = 4 * (NUM_WORDS + 1)  # with the place of the next word
+NUM_RAW = NUM_WORDS // 2 + 1  # words of 64 bits that are enough for these
+NUM_FIRST = 32  # such words with which most samples do
 
 
 def _bytes_at(address: int, size: int) -> memoryview:
@@ -63,3 +65,10 @@ def memory_of_numpy(bits: Any) -> tuple[memoryview, memoryview] | None:
         return None
     (at,) = found
     return memory, held[at : at + 16]
+
+
+def rows_of_bytes(raw: Any) -> list[memoryview]:
+    """Each row of words of 64 bits, as far as a generator needs it, as bytes."""
+    content, width = memoryview(raw).cast("B"), 8 * raw.shape[1]
+    size = min(width, NUM_BYTES)
+    return [content[i : i + size] for i in range(0, len(content), width)]

@@ -9,7 +9,6 @@ where that is not known.
 from __future__ import annotations
 
 import random
-import sys
 from array import array
 from typing import Any, Protocol
 
@@ -17,17 +16,15 @@ import numpy as np
 import torch
 
 from fitkit.core.errors import CheckpointError
-from fitkit.core.tree import iterate_leaves
 from fitkit.runtime.generator_memory import (
-    NUM_BYTES,
+    NUM_FIRST,
+    NUM_RAW,
     NUM_WORDS,
     bytes_of_python,
-    memory_of_numpy,
     memory_of_python,
-    numpy_random,
+    rows_of_bytes,
 )
-
-_NUM_RAW = NUM_WORDS // 2 + 1  # 64-bit words that are enough for them
+from fitkit.runtime.numpy_stream import NumpyStream
 
 
 class HostStream(Protocol):
@@ -47,11 +44,21 @@ class HostStream(Protocol):
     def set(self, state: Any) -> None:
         """Restore what ``get`` returned, or begin with one of ``states``."""
 
+    @property
+    def num_first(self) -> int:
+        """How many words of a state suffice while a sample draws few numbers."""
+
+    def is_within(self, state: Any) -> bool:
+        """Whether so few numbers were drawn since ``set(state)`` that ``num_first`` suffice."""
+
     def is_at(self, state: Any) -> bool:
         """Whether nothing was drawn since ``get`` returned ``state``."""
 
     def states(self, raw: Any) -> list[Any]:
-        """A state to begin with for each row of an array of random words, uint64."""
+        """A state to begin with for each row of an array of random words, uint64.
+
+        A row has ``num_raw`` words, or only the first ``num_first``.
+        """
 
     def as_saved(self, state: Any) -> Any:
         """What a checkpoint holds of the state: tensors and plain types."""
@@ -63,11 +70,14 @@ class HostStream(Protocol):
 class PythonStream:
     """The generator of Python's module ``random``."""
 
-    name, num_raw = "python", _NUM_RAW
+    name, num_raw = "python", NUM_RAW
 
     def __init__(self) -> None:
         self._generator: Any = random.random.__self__  # type: ignore[attr-defined]
         self._memory = memory_of_python(self._generator)
+        if self._memory is not None:
+            self._place = self._memory[:4].cast("I")
+            self._early = self._memory[8:16].cast("Q")
 
     def get(self) -> Any:
         """The place of the next word and the words, and a normal number that is left over."""
@@ -80,7 +90,19 @@ class PythonStream:
         if self._memory is None:
             random.setstate(state)
             return
-        self._memory[:], self._generator.gauss_next = state
+        words, self._generator.gauss_next, *_ = state
+        self._memory[: len(words)] = words
+
+    @property
+    def num_first(self) -> int:
+        """A part of the words, where they can be set alone."""
+        return NUM_RAW if self._memory is None else NUM_FIRST
+
+    def is_within(self, state: Any) -> bool:
+        """Whether the next word is one of the first, and no new words were made."""
+        if self._memory is None:
+            return True
+        return self._place[0] < 2 * NUM_FIRST and self._early[0] == state[2]
 
     def is_at(self, state: Any) -> bool:
         """Whether nothing was drawn since ``get`` returned ``state``."""
@@ -90,9 +112,10 @@ class PythonStream:
         """A state for each row of words; the first word is the next."""
         rows = raw.view(np.uint32)[:, : NUM_WORDS + 1]
         rows[:, 0] = 0
-        if self._memory is not None:
-            return [(row, None) for row in _rows_of_bytes(raw)]
-        return [(3, (*row[1:].tolist(), 0), None) for row in rows]
+        if self._memory is None:
+            return [(3, (*row[1:].tolist(), 0), None) for row in rows]
+        early = raw[:, 1].tolist()  # what the memory has there until new words are made
+        return [(row, None, e) for row, e in zip(rows_of_bytes(raw), early, strict=True)]
 
     def as_saved(self, state: Any) -> Any:
         """One tensor, because pickling 625 numbers takes longer than pickling a small model."""
@@ -118,84 +141,10 @@ class PythonStream:
         return state if self._memory is None else (bytes_of_python(state), gauss)
 
 
-class NumpyStream:
-    """NumPy's legacy generator, that of ``numpy.random.rand``."""
-
-    name, num_raw = "numpy", _NUM_RAW
-
-    def __init__(self) -> None:
-        self._bits = numpy_random.get_bit_generator()
-        self._memory = memory_of_numpy(self._bits)
-
-    def _is_known(self) -> bool:
-        """Whether its memory is known: a program may have set a bit generator of its own."""
-        return self._memory is not None and bool(numpy_random.get_bit_generator() is self._bits)
-
-    def get(self) -> Any:
-        """Words and place of the next one, and a normal number that is left over."""
-        if not self._is_known():
-            return np.random.get_state(legacy=False)
-        words, normal = self._memory  # type: ignore[misc]
-        return bytes(words), bytes(normal)
-
-    def set(self, state: Any) -> None:
-        """Restore a state."""
-        if type(state) is dict:
-            np.random.set_state(state)
-        elif self._is_known():
-            words, normal = self._memory  # type: ignore[misc]
-            words[:], normal[:] = state
-        else:
-            np.random.set_state(_as_dict(state))
-
-    def is_at(self, state: Any) -> bool:
-        """Whether nothing was drawn since ``get`` returned ``state``."""
-        if type(state) is dict:
-            pairs = zip(iterate_leaves(self.get()), iterate_leaves(state), strict=True)
-            return all(np.array_equal(now, before) for now, before in pairs)
-        return bool(self.get() == state)
-
-    def states(self, raw: Any) -> list[Any]:
-        """A state for each row of words; the first word is the next."""
-        rows = raw.view(np.uint32)[:, : NUM_WORDS + 1]
-        rows[:, NUM_WORDS] = 0
-        if self._is_known():
-            return [(row, _NO_NORMAL) for row in _rows_of_bytes(raw)]
-        return [_numpy_state(row[:NUM_WORDS].copy(), 0) for row in rows]
-
-    def as_saved(self, state: Any) -> Any:
-        """Words, place and left-over number."""
-        if type(state) is not dict:
-            state = _as_dict(state)
-        return {
-            "name": str(state["bit_generator"]),
-            "key": torch.from_numpy(np.asarray(state["state"]["key"], dtype=np.int64)),
-            "position": int(state["state"]["pos"]),
-            "has_gauss": int(state["has_gauss"]),
-            "gauss": float(state["gauss"]),
-        }
-
-    def of_saved(self, saved: Any) -> Any:
-        """The state that a checkpoint holds."""
-        position, key = saved["position"], saved["key"].cpu().numpy().astype(np.uint32)
-        if not 0 <= position <= NUM_WORDS:  # NumPy would read past its memory
-            raise CheckpointError(
-                f"the state of NumPy's random stream has position {position}, outside 0 to "
-                f"{NUM_WORDS}: the checkpoint was altered, use another."
-            )
-        if key.shape != (NUM_WORDS,) or not key.any():  # all zeros: NumPy would never return
-            raise CheckpointError(
-                "the state of NumPy's random stream has no valid key: the checkpoint was altered, "
-                "use another."
-            )
-        state = _numpy_state(key, position, saved["has_gauss"], saved["gauss"])
-        return {**state, "bit_generator": saved["name"]}
-
-
 class TorchStream:
     """torch's generator for the CPU."""
 
-    name, num_raw = "torch", 1
+    name, num_raw, num_first = "torch", 1, 1
 
     def get(self) -> Any:
         """Its state."""
@@ -207,6 +156,10 @@ class TorchStream:
             torch.default_generator.manual_seed(state)
         else:
             torch.default_generator.set_state(state)
+
+    def is_within(self, state: Any) -> bool:
+        """A seed suffices for any number of draws."""
+        return True
 
     def is_at(self, state: Any) -> bool:
         """Whether nothing was drawn since ``get`` returned ``state``."""
@@ -225,29 +178,6 @@ class TorchStream:
     def of_saved(self, saved: Any) -> Any:
         """The state that a checkpoint holds."""
         return saved.cpu()
-
-
-def _rows_of_bytes(raw: Any) -> list[memoryview]:
-    """The beginning of each row, as bytes."""
-    content = memoryview(raw).cast("B")
-    return [content[i : i + NUM_BYTES] for i in range(0, len(content), 8 * _NUM_RAW)]
-
-
-_NO_NORMAL = bytes(16)
-
-
-def _numpy_state(key: Any, place: int, has_gauss: int = 0, gauss: float = 0.0) -> dict[str, Any]:
-    """What ``numpy.random.set_state`` takes."""
-    state = {"key": key, "pos": place}
-    return {"bit_generator": "MT19937", "state": state, "has_gauss": has_gauss, "gauss": gauss}
-
-
-def _as_dict(state: Any) -> dict[str, Any]:
-    """The same for a state that is bytes."""
-    words, normal = np.frombuffer(state[0], np.uint32), bytes(state[1])
-    has_gauss = int.from_bytes(normal[:4], sys.byteorder)
-    gauss = float(np.frombuffer(normal[8:], np.float64)[0])
-    return _numpy_state(words[:NUM_WORDS], int(words[NUM_WORDS]), has_gauss, gauss)
 
 
 STREAMS: tuple[HostStream, ...] = (PythonStream(), NumpyStream(), TorchStream())

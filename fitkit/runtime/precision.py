@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fitkit.core.errors import ConfigurationError, FitkitError, did_you_mean, listed
+from fitkit.runtime.backward import run_backward
 from fitkit.runtime.optimizer_step import take_step
 
 _NO_AUTOCAST = nullcontext()
@@ -35,7 +36,7 @@ class Precision:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of ``loss``."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        run_backward(loss)
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Undo the scaling of the gradients."""
@@ -78,7 +79,7 @@ class Float16(BFloat16):
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of the scaled loss."""
-        self._scale(loss).backward()  # type: ignore[no-untyped-call]
+        run_backward(self._scale(loss))
 
     def _scale(self, loss: Tensor) -> Tensor:
         self._has_scaled = True

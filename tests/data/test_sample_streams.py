@@ -172,3 +172,99 @@ def test_an_error_restores_the_streams(num_before):
     with pytest.raises(KeyError):
         streams.run(1, 2, 0, 1, load)
     assert same(get_host_state(), before)
+
+
+# ---- samples that draw more than the first words of a state -----------------------------------
+
+
+def words_of_bits(kind, number):
+    """So many words of 32 bits of a generator."""
+    if kind == "p":
+        return [random.getrandbits(32) for _ in range(number)]
+    return np.random.randint(0, 2**32, number, dtype=np.uint32).tolist()
+
+
+@pytest.fixture
+def draws_words(monkeypatch):
+    """Adds letters for so many words of one kind."""
+    numbers = {}
+
+    def add(kind, number):
+        letter = chr(0x400 + len(numbers))
+        numbers[letter] = number
+        monkeypatch.setitem(DRAW, letter, lambda: words_of_bits(kind, number))
+        return letter
+
+    return add
+
+
+PLACES = [0, 1, 31, 62, 63, 64, 65, 66, 127, 623, 624, 625, 630, 687, 688, 1247, 1248, 1250, 5000]
+
+
+@pytest.mark.parametrize("kind", ["p", "n"])
+@pytest.mark.parametrize("number", PLACES)
+def test_however_many_words_are_drawn_they_are_those_of_a_whole_state(draws_words, kind, number):
+    usual, many = draws_words(kind, 1), draws_words(kind, number)
+    samples = Samples([usual] * 4 + [many, usual, many + usual, usual, usual, many])
+    expected = samples.one_by_one()
+    before = get_host_state()
+    assert samples_of(samples.batches([2] * 5)) == expected
+    assert same(get_host_state(), before)
+
+
+@pytest.mark.parametrize("kind", ["p", "n"])
+def test_a_batch_is_loaded_again_once_when_samples_begin_to_draw_more(draws_words, kind):
+    few, many = draws_words(kind, 2), draws_words(kind, 100)
+    samples = Samples([few] * 4 + [many] * 4)
+    samples.batches([2] * 4)
+    assert samples.loaded == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("kind", ["p", "n"])
+def test_no_batch_is_loaded_again_where_the_first_one_draws_more(draws_words, kind):
+    few, many = draws_words(kind, 2), draws_words(kind, 100)
+    samples = Samples([few, many, few, few, many, many])
+    samples.batches([2] * 3)
+    assert samples.loaded == list(range(6))
+
+
+@pytest.mark.parametrize("kind", ["p", "n"])
+def test_collation_may_draw_more_than_samples(draws_words, kind):
+    few, many = draws_words(kind, 2), draws_words(kind, 700)
+    whole = Samples([few] * 6, many)
+    together, alone = whole.batches([2, 2, 2]), whole.batches([2], first=4)
+    assert together[2] == alone[0]
+
+
+def test_samples_that_seed_the_generators_themselves_have_their_numbers():
+    def seeded():
+        random.seed(7), np.random.seed(7)
+        return random.random(), np.random.rand()
+
+    expected = seeded()
+    samples, streams = Samples(["pn"] * 8), SampleStreams()
+    samples.batches([2], streams=streams)
+    found = streams.run(1, 2, 2, 2, lambda begin: [(begin(i), seeded())[1] for i in range(2)])
+    assert found == [expected] * 2
+    again = samples_of(samples.batches([2], first=4, streams=streams))
+    assert again == samples.one_by_one()[4:6]
+
+
+def test_a_bit_generator_that_a_sample_sets_is_noticed():
+    before = np.random.get_bit_generator()
+    samples, streams = Samples(["n"] * 8), SampleStreams()
+    samples.batches([2], streams=streams)
+
+    def load(begin):
+        begin(0)
+        first = np.random.rand()
+        np.random.set_bit_generator(np.random.PCG64(3))
+        np.random.set_bit_generator(before)
+        begin(1)
+        return first, np.random.rand()
+
+    try:
+        found = streams.run(1, 2, 2, 2, load)
+    finally:
+        np.random.set_bit_generator(before)
+    assert [[one] for one in found] == samples.one_by_one()[2:4]

@@ -160,33 +160,29 @@ def test_first_numbers_of_many_samples_are_uniform_and_independent():
     assert np.abs(following).max() < error
 
 
-@pytest.fixture
-def own_bits():
-    before = np.random.get_bit_generator()
-    state = np.random.get_state()
-    np.random.set_bit_generator(np.random.PCG64(1))
-    yield before
-    np.random.set_bit_generator(before)
-    np.random.set_state(state)
+@by_stream
+@pytest.mark.parametrize("number", [0, 1, 4])
+def test_the_first_words_suffice_for_few_numbers(kind, number):
+    stream = ALL[kind]()
+    name = kind.partition(",")[0]
+    whole, first = words_of(stream, 2), words_of(stream, 2)[:, : stream.num_first].copy()
+    drawn = []
+    for states in (stream.states(whole), stream.states(first)):
+        stream.set(states[1])
+        drawn.append([DRAW[name]() for _ in range(number)])
+        assert stream.is_within(states[1])
+    assert drawn[0] == drawn[1]
 
 
-def test_a_bit_generator_of_the_program_is_asked_by_numpy_s_functions(own_bits):
-    stream = STREAMS[1]
-    np.random.randn()
-    state = stream.get()
-    expected = draw_numpy()
-    assert not stream.is_at(state)
-    stream.set(state)
-    assert stream.is_at(state)
-    assert draw_numpy() == expected
-
-
-def test_a_state_from_before_such_a_bit_generator_is_not_written_into_it(own_bits):
-    stream = STREAMS[1]
-    own = np.random.get_bit_generator()
-    np.random.set_bit_generator(own_bits)
-    state = stream.get()
-    np.random.set_bit_generator(own)
-    with pytest.raises(ValueError, match="must be for a PCG64"):
-        stream.set(state)
-    assert stream.get()["bit_generator"] == "PCG64"
+def test_more_draws_than_the_first_words_allow_are_noticed():
+    for stream in STREAMS[:2]:
+        (state,) = stream.states(words_of(stream, 1)[:, : stream.num_first].copy())
+        one = {"python": lambda: random.getrandbits(32), "numpy": lambda: np.random.bytes(4)}
+        within = []
+        for _ in range(3 * 624):
+            stream.set(state)
+            for _ in range(len(within)):
+                one[stream.name]()
+            within.append(stream.is_within(state))
+        num_first = 2 * stream.num_first - (stream.name == "python")  # its place is one of them
+        assert within == [True] * (num_first + 1) + [False] * (3 * 624 - num_first - 1)
