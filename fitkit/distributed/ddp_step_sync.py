@@ -83,9 +83,9 @@ class DDPStepSync(StepSync):
         ddp = self._update()
         if ddp is None or ddp.module.counts is None:
             return super().begin_sum_counts(samples, weight)
-        gate: _LossGate = ddp.module
-        gate.values = torch.tensor([samples, weight], dtype=gate.values.dtype)
-        return lambda: self._of_batches(*gate.sums(self._world.size))
+        counts: _Counts = ddp.module.counts
+        counts.values = torch.tensor([samples, weight], dtype=counts.values.dtype)
+        return lambda: self._of_batches(*counts.sums(self._world.size))
 
     def backward(
         self, loss: Tensor | None, run: Callable[[Tensor], None], *, is_full: bool
@@ -140,10 +140,8 @@ class _LossGate(nn.Module):
     """Passes a loss on; the parameters are those that its backward pass reaches.
 
     Attributes:
-        counts: a parameter whose gradient is ``values``; so DDP averages them together with other
-            gradients, as a message of their own would take a quarter of a small step. ``None``:
-            gradients are too inexact, or on a device that would have to be waited for.
-        values: the samples of this rank and their weight; 0 if they are summed otherwise.
+        counts: what DDP averages besides; ``None``: gradients are too inexact for it, or on a
+            device that would have to be waited for.
     """
 
     def __init__(self, modules: TrainedModules, named: Mapping[str, Tensor]) -> None:
@@ -156,21 +154,17 @@ class _LossGate(nn.Module):
                 self._parameters[name] = parameter  # type: ignore[assignment]
         exact = {p.dtype for p in named.values() if p.requires_grad and p.device.type == "cpu"}
         dtype = next((it for it in (torch.float64, torch.float32) if it in exact), None)
-        self.values = torch.zeros(2, dtype=dtype)
-        self.counts = None if dtype is None else nn.Parameter(self.values)
+        self.counts = None if dtype is None else _Counts(dtype)
+        if self.counts is not None:
+            self.register_parameter("num_samples_and_weight", self.counts.parameter)
 
     def forward(self, loss: Tensor) -> Tensor:
         """The loss."""
-        if self.counts is None:
+        counts = self.counts
+        if counts is None:
             return loss
-        self.counts.grad = None
-        return with_gradients(loss, [self.values], [self.counts])
-
-    def sums(self, size: int) -> list[float]:
-        """The sums of the values over the ranks, of which DDP has taken the mean."""
-        sums: list[float] = (self.counts.grad * size).tolist()  # type: ignore[union-attr,operator]
-        # the mean may be inexact in the last digit: whole numbers stay whole
-        return [round(it) if math.isclose(it, round(it), rel_tol=_ROUNDING) else it for it in sums]
+        counts.parameter.grad = None
+        return with_gradients(loss, [counts.values], [counts.parameter])
 
     @staticmethod
     def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,6 +179,28 @@ class _LossGate(nn.Module):
         kinds = (nn.Embedding, nn.EmbeddingBag)
         sparse = {id(m.weight) for m in self.modules() if isinstance(m, kinds) and m.sparse}
         return [sparse_without_rows(p) if id(p) in sparse else None for p in parameters]
+
+
+class _Counts:
+    """The number of samples and their weight, averaged by DDP together with gradients.
+
+    A message of their own would take a quarter of a small step.
+
+    Attributes:
+        values: those of this rank; 0 if they are summed otherwise.
+        parameter: gets the values as its gradient.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.values = torch.zeros(2, dtype=dtype)
+        self.parameter = nn.Parameter(self.values)
+
+    def sums(self, size: int) -> list[float]:
+        """The sums of the values over the ranks, of which DDP has taken the mean."""
+        means: list[float] = self.parameter.grad.tolist()  # type: ignore[union-attr]
+        sums = [mean * size for mean in means]
+        # the mean may be inexact in the last digit: whole numbers stay whole
+        return [round(it) if math.isclose(it, round(it), rel_tol=_ROUNDING) else it for it in sums]
 
 
 class _WithGradients(torch.autograd.Function):

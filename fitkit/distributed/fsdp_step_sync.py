@@ -48,8 +48,14 @@ class FSDPStepSync(StepSync):
             self._handles = self._model.register_hooks(self._scaled)
             self._own.after_optimizer_step = self._model.gather_root
             self._model.keeps_changes = True
-        with self._model.running(), super().step(count):
+        # to gather the root a second time would take as long as the rest of a small step; a step
+        # of the user's own may have run its backward passes already
+        with self._model.running(keeps_root=self._own is None), super().step(count):
             yield
+
+    def end_step(self) -> None:
+        """Shard the root, if no backward pass has followed."""
+        self._model.release()
 
     def _scaled(self, gradient: Tensor) -> Tensor | None:
         """In a backward pass of a step, weight a gradient, of which FSDP takes the mean."""
@@ -76,6 +82,7 @@ class FSDPStepSync(StepSync):
             self._model.prepare_backward(loss)
             with explained(), self._world.in_step():
                 run(loss)
+        self._model.release()
         average_gradients(self._world, [p for p in self._whole() if p.requires_grad])
 
     def average_gradients(self) -> None:

@@ -54,8 +54,11 @@ class GatheredModel:
             self._collect(child, modules)
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Inside ``with`` a step runs; afterwards gradients may still be computed."""
+    def running(self, *, keeps_root: bool = False) -> Iterator[None]:
+        """Inside ``with`` a step runs; afterwards gradients may still be computed.
+
+        ``keeps_root``: the root stays gathered for them, until ``release`` is called.
+        """
         if self._is_running:
             yield
             return
@@ -68,12 +71,20 @@ class GatheredModel:
             with explained():
                 yield
             self.keep_changes()
+        except BaseException:
+            keeps_root = False
+            raise
         finally:
             self._changing.clear()
             self._root.set_reshard_after_forward(True, recurse=False)
             for unit in self._gathered:
-                unit.reshard()
+                if unit is not self._root or not keeps_root:
+                    unit.reshard()
             self._is_running = False
+
+    def release(self) -> None:
+        """Shard the root again, if the backward pass has not."""
+        self._root.reshard()
 
     def _before_forward(self, unit: Any, module: nn.Module, args: Any) -> None:
         if not self._is_running:

@@ -86,6 +86,9 @@ class StepSync:
         with own, self._world.in_step():
             yield
 
+    def end_step(self) -> None:
+        """Called after each step, whether it had a backward pass, none or an error."""
+
     def copy_buffers(self) -> None:
         """Copy buffers from rank 0, which are also those that are saved."""
         raise NotImplementedError

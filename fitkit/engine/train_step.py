@@ -89,6 +89,14 @@ class TrainStep:
         Returns:
             the step's output, ``None`` if it skipped the batch, and the samples of all ranks.
         """
+        if self._sync is None:
+            return self._train(batch, is_last=is_last, count=count)
+        try:
+            return self._train(batch, is_last=is_last, count=count)
+        finally:
+            self._sync.end_step()
+
+    def _train(self, batch: Any, *, is_last: bool, count: Count) -> tuple[StepOutput | None, int]:
         with _ALONE if self._sync is None else self._sync.step(lambda: count(batch, None)):
             output, share = self._forward(batch, count)
         samples: Any = 0 if output is None else output.num_samples

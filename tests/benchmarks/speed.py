@@ -208,7 +208,8 @@ def indexed(workload: Workload, data: tuple[Tensor, Tensor]) -> Callable[[int], 
 
 def fit(workload: Workload, data: Any, *, kept: bool = False, **options: Any) -> nn.Module:
     """The same by ``fitkit``; ``kept``: with its bar, and loss and accuracy of each epoch."""
-    handler = fitkit.NNHandler(workload.model(), seed=SEED)
+    strategy = options.pop("strategy", "auto")
+    handler = fitkit.NNHandler(workload.model(), seed=SEED, strategy=strategy)
     handler.set_optimizer(workload.optimizer, lr=workload.lr)
     handler.set_loss_fn(nn.CrossEntropyLoss())
     if kept:

@@ -10,6 +10,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,19 +32,22 @@ def installed(workload: Any, tensors: TensorDataset) -> Iterator[tuple[str, Trai
     }
     for package, (name, train) in packages.items():
         if importlib.util.find_spec(package) is not None:
-            yield name, _quietly(train, workload, tensors, kept=False)
-            yield f"{name}, bar, loss and accuracy", _quietly(train, workload, tensors, kept=True)
+            yield name, quietly(partial(train, workload, tensors, kept=False))
+            kept = partial(train, workload, tensors, kept=True)
+            yield f"{name}, bar, loss and accuracy", quietly(kept)
 
 
-def _quietly(train: Any, workload: Any, tensors: TensorDataset, *, kept: bool) -> Train:
-    def run() -> nn.Module:
+def quietly(train: Callable[..., Any]) -> Callable[..., Any]:
+    """The same without what the package writes."""
+
+    def run(*args: Any) -> Any:
         with (
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
             warnings.simplefilter("ignore")
-            return train(workload, tensors, kept)
+            return train(*args)
 
     return run
 
@@ -113,6 +117,11 @@ def _accelerate(workload: Any, tensors: TensorDataset, kept: bool) -> nn.Module:
 
 
 def _lightning(workload: Any, tensors: TensorDataset, kept: bool) -> nn.Module:
+    return train_with_lightning(workload, workload.loader(tensors), kept=kept)
+
+
+def train_with_lightning(workload: Any, loader: Any, *, kept: bool, **options: Any) -> nn.Module:
+    """By its Trainer, which gets ``options``."""
     import lightning
     import torchmetrics
 
@@ -146,8 +155,9 @@ def _lightning(workload: Any, tensors: TensorDataset, kept: bool) -> nn.Module:
         enable_checkpointing=False,
         enable_progress_bar=kept,
         enable_model_summary=False,
+        **options,
     )
-    trainer.fit(module, workload.loader(tensors))
+    trainer.fit(module, loader)
     return module.model
 
 

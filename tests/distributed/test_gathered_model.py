@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fitkit.core.errors import ConfigurationError
+from fitkit.core.trained_modules import TrainedModules
 from fitkit.distributed.dtensor import is_dtensor, local_tensor
 from fitkit.distributed.fsdp import FSDPParallel
 from fitkit.distributed.gathered_model import GatheredModel, _before_accumulation, explained
@@ -62,6 +63,41 @@ def test_parameters_are_sharded_after_an_error(model):
     with pytest.raises(ZeroDivisionError), gathered.running():
         raise ZeroDivisionError
     assert sharded(model) == ROOT | BLOCK
+
+
+def test_the_root_may_stay_gathered_until_its_backward_pass(model):
+    gathered, x = GatheredModel(model), torch.ones(1, 3)
+    with gathered.running(keeps_root=True):
+        loss = model.blocks[0][0](model.first(x)).sum()
+    assert sharded(model) == BLOCK
+    gathered.prepare_backward(loss)
+    loss.backward()
+    assert sharded(model) == ROOT | BLOCK
+    with gathered.running(keeps_root=True):
+        model(x)
+    gathered.release()
+    assert sharded(model) == ROOT | BLOCK
+    with pytest.raises(ZeroDivisionError), gathered.running(keeps_root=True):
+        raise ZeroDivisionError
+    assert sharded(model) == ROOT | BLOCK
+
+
+@pytest.mark.parametrize("weight", [1, 0])
+@pytest.mark.parametrize("is_custom", [False, True])
+def test_all_is_sharded_when_callbacks_hear_of_a_step(model, weight, is_custom):
+    sync = FSDPParallel(World(), torch.device("cpu")).step_sync(
+        TrainedModules(model), torch.optim.SGD(model.parameters(), lr=0.1), is_custom=is_custom
+    )
+    seen = []
+    with sync.step(lambda: None):
+        loss = model(torch.ones(1, 3)).sum()
+    if weight:
+        sync.backward(loss, lambda it: (seen.append(sharded(model)), it.backward()), is_full=True)
+        assert sharded(model) == ROOT | BLOCK
+        assert seen == [ROOT | BLOCK if is_custom else BLOCK]
+    sync.end_step()
+    assert sharded(model) == ROOT | BLOCK
+    sync.close()
 
 
 def test_gradients_of_parts_reach_the_shards(model):
