@@ -29,5 +29,10 @@ def _needs_wrapper(optimizer: Any) -> bool:
         or optimizer._optimizer_step_post_hooks  # noqa: SLF001
         or torch_optimizer._global_optimizer_pre_hooks  # noqa: SLF001
         or torch_optimizer._global_optimizer_post_hooks  # noqa: SLF001
-        or torch._C._autograd._profiler_enabled()  # noqa: SLF001
+        or is_profiled()
     )
+
+
+def is_profiled() -> bool:
+    """Whether torch's profiler runs, for which torch puts labels on what takes time."""
+    return bool(torch._C._autograd._profiler_enabled())  # noqa: SLF001  no public form

@@ -302,6 +302,21 @@ def evaluate_by_fitkit(workload: Workload, loader: Any) -> float:
 
 def predict_by_hand(workload: Workload, loader: Any) -> float:
     model = workload.model().eval()
+    for _ in range(workload.epochs):
+        with torch.no_grad():
+            outputs = torch.cat([model(inputs) for inputs, _ in loader])
+    return float(outputs.double().sum())
+
+
+def predict_by_fitkit(workload: Workload, loader: Any) -> float:
+    handler = _handler(workload)
+    for _ in range(workload.epochs):
+        outputs = handler.predict(loader)
+    return float(outputs.double().sum())
+
+
+def predict_batches_by_hand(workload: Workload, loader: Any) -> float:
+    model = workload.model().eval()
     total = 0.0
     with torch.no_grad():
         for _ in range(workload.epochs):
@@ -310,7 +325,7 @@ def predict_by_hand(workload: Workload, loader: Any) -> float:
     return total
 
 
-def predict_by_fitkit(workload: Workload, loader: Any) -> float:
+def predict_batches_by_fitkit(workload: Workload, loader: Any) -> float:
     handler, total = _handler(workload), 0.0
     for _ in range(workload.epochs):
         for outputs in handler.predict_batches(loader):
@@ -323,6 +338,7 @@ COMPARED: dict[str, tuple[Train, Train]] = {
     "everything": (everything_by_hand, everything_by_fit),
     "evaluate": (evaluate_by_hand, evaluate_by_fitkit),
     "predict": (predict_by_hand, predict_by_fitkit),
+    "predict_batches": (predict_batches_by_hand, predict_batches_by_fitkit),
 }
 
 

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from fitkit.data.loader_workers import WorkerStart, start_iterator
 from fitkit.runtime.signals import SignalWatch
@@ -234,3 +235,84 @@ def test_a_fork_waits_for_the_lock_of_the_list_of_threads():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     reads = ["sys._current_frames"] if sys.version_info < (3, 12) else []
     assert found.stdout == f"{['os.fork', *reads]}\n"
+
+
+# ---- torch's label for each batch ---------------------------------------------------------------
+
+
+class Counted(IterableDataset):
+    """Five numbers, of which it may announce fewer."""
+
+    def __init__(self, announced=None):
+        if announced is not None:
+            self.announced = announced
+            self.__class__ = Announced
+
+    def __iter__(self):
+        return iter(range(5))
+
+
+class Announced(Counted):
+    def __len__(self):
+        return self.announced
+
+
+LOADERS = {
+    "map-style": lambda: DataLoader(list(range(5)), 2),
+    "iterable": lambda: DataLoader(Counted(), 2),
+    "drop_last": lambda: DataLoader(Counted(), 2, drop_last=True),
+    "without batches": lambda: DataLoader(Counted(), batch_size=None),
+    "a sampler": lambda: DataLoader(list(range(5)), 2, sampler=[4, 0, 3]),
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_batches_are_those_of_torch_s_iterator(kind):
+    found = start_iterator(LOADERS[kind]())
+    expected = list(LOADERS[kind]())
+    assert iter(found) is found
+    assert list(map(str, found)) == list(map(str, expected))
+    assert next(found, "end") == "end"
+
+
+def test_the_label_is_there_only_for_a_profiler():
+    iterator = start_iterator(DataLoader(Counted(), 1))
+    labels = []
+    for is_profiled in (False, True):
+        with torch.profiler.profile() if is_profiled else nullcontext() as found:
+            next(iterator)
+        labels += [] if found is None else [event.key for event in found.key_averages()]
+    assert any("DataLoader" in label and "__next__" in label for label in labels)
+    loader = DataLoader(Counted(), 1)
+    calls, own = [], torch.autograd.profiler.record_function
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch.autograd.profiler, "record_function", lambda n: (calls.append(n), own(n))[1]
+        )
+        list(start_iterator(loader))
+    assert calls == []
+
+
+def test_torch_still_warns_of_a_wrong_length():
+    loader = DataLoader(Counted(announced=3), 1)
+    assert len(loader) == 3
+    with pytest.warns(UserWarning, match="was reported to be 3"):
+        assert len(list(start_iterator(loader))) == 5
+
+
+def test_an_error_in_the_data_set_is_the_same():
+    class Broken(Counted):
+        def __iter__(self):
+            yield 1
+            raise OSError("disk")
+
+    iterator = start_iterator(DataLoader(Broken(), 1))
+    assert next(iterator) == 1
+    with pytest.raises(OSError, match="disk"):
+        next(iterator)
+
+
+def test_iterators_of_other_kinds_are_left_as_they_are():
+    for batches in ([1, 2], (one for one in (1, 2)), DataLoader([1, 2], num_workers=1)):
+        iterator = start_iterator(batches)
+        assert type(iterator) is type(iter(batches))
