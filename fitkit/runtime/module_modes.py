@@ -25,7 +25,7 @@ class ModuleModes:
 
     def __init__(self, roots: Iterable[nn.Module]) -> None:
         self._roots = tuple(roots)
-        self.modules = _all_modules(self._roots)
+        self.modules = all_modules(self._roots)
         self._modes = [module.training for module in self.modules]
         self._is_plain = all(map(_is_plain, self.modules))
 
@@ -49,7 +49,8 @@ class ModuleModes:
                 module.training = mode
 
 
-def _all_modules(roots: Iterable[nn.Module]) -> list[nn.Module]:
+def all_modules(roots: Iterable[nn.Module]) -> list[nn.Module]:
+    """``roots`` and all modules inside them, each once."""
     found = list(roots)
     seen = set()
     for module in found:  # which grows meanwhile

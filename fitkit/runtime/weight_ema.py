@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fitkit.core.errors import CheckpointError, ConfigurationError, listed
 from fitkit.core.state_placement import detached_copy
 from fitkit.distributed.dtensor import distribute_like, is_dtensor
 from fitkit.runtime.lazy_modules import with_values
+from fitkit.runtime.module_modes import all_modules
 
 
 class WeightEMA:
@@ -47,32 +50,45 @@ class WeightEMA:
         self._buffers = {name for name, _ in module.named_buffers() if name in persistent}
         self._average: dict[str, Tensor] = {}
         self._average_names: dict[str, str] = {}
+        self._tensors: list[Tensor | None] = []  # of the module, when ``_pairs`` were made
+        self._pairs: list[tuple[Tensor, Tensor]] = []  # averages and what they are averages of
         self.add_missing(module)
 
     def set_decay(self, decay: float) -> None:
         """Use another decay from now on; raises ``ConfigurationError`` if it is out of range."""
         require_decay(decay)
         self.decay = float(decay)
+        self._move: Any = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Update the average after an optimizer step of ``module``."""
-        self.add_missing(module)
-        values = self._values(module)
+        self._pair_with(module)
         # torch's foreach functions do not take DTensors and other tensors in one call
         moving: dict[bool, tuple[list[Tensor], list[Tensor]]] = {False: ([], []), True: ([], [])}
-        for name, average in self._average.items():
+        for average, value in self._pairs:
             if self._num_averaged and (average.is_floating_point() or average.is_complex()):
                 averages, targets = moving[is_dtensor(average)]
                 averages.append(average)
-                targets.append(values[name].to(average.dtype))
+                targets.append(value if value.dtype is average.dtype else value.to(average.dtype))
             else:
-                average.copy_(values[name])
-        move = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+                average.copy_(value)
         for averages, targets in moving.values():
             if averages:
-                move(averages, targets, self._num_averaged)
+                self._move(averages, targets, self._num_averaged)
         self._num_averaged += 1
+
+    def _pair_with(self, module: nn.Module) -> None:
+        """Find the value of each average, if the module has other tensors than the last time."""
+        tensors = _tensors_of(module)
+        if len(tensors) == len(self._tensors) and all(map(is_, tensors, self._tensors)):
+            return
+        self.add_missing(module)
+        values = self._values(module)
+        self._pairs = [(average, values[name]) for name, average in self._average.items()]
+        # a lazy parameter becomes another one in place
+        has_lazy = any(is_lazy(one) for one in tensors if one is not None)
+        self._tensors = [] if has_lazy else tensors
 
     def weights(self) -> dict[str, Tensor]:
         """The average as a state dict of the module; tensors are not copied."""
@@ -167,6 +183,15 @@ def _average_names(module: nn.Module, values: dict[str, Tensor]) -> dict[str, st
         *module.named_buffers(remove_duplicate=False),
     )
     return {name: names[id(tensor)] for name, tensor in tensors if id(tensor) in names}
+
+
+def _tensors_of(module: nn.Module) -> list[Tensor | None]:
+    """Parameters and buffers, without their names, which take torch several times as long."""
+    found: list[Tensor | None] = []
+    for part in all_modules((module,)):
+        found += part._parameters.values()  # noqa: SLF001
+        found += part._buffers.values()  # noqa: SLF001
+    return found
 
 
 def _accumulator(tensor: Tensor) -> Tensor:

@@ -227,3 +227,61 @@ def test_weights_that_do_not_fit_change_nothing(change, message):
 )
 def test_saved_decay(state, decay):
     assert saved_decay(state) == decay
+
+
+def average_of(module, *changes):
+    """The average after each change of the module."""
+    average, found = WeightEMA(module, 0.5), []
+    for change in changes:
+        change(module)
+        average.update(module)
+        found.append(float(average.weights()["weight"]))
+    return found
+
+
+def replace_parameter(module):
+    module.weight = nn.Parameter(torch.full((1, 1), 4.0))
+
+
+def replace_data(module):
+    module.weight.data = torch.full((1, 1), 4.0)
+
+
+def replace_dtype(module):
+    module.weight.data = torch.full((1, 1), 4.0, dtype=torch.float64)
+
+
+def load_in_place_of_it(module):
+    module.load_state_dict({"weight": torch.full((1, 1), 4.0)}, assign=True)
+
+
+@pytest.mark.parametrize(
+    "change", [replace_parameter, replace_data, replace_dtype, load_in_place_of_it]
+)
+def test_a_tensor_that_is_replaced_is_averaged_from_then_on(change):
+    module = nn.Linear(1, 1, bias=False)
+    set_all(module, 8.0)
+    assert average_of(module, lambda _: None, change, lambda _: None) == [8.0, 6.0, 5.0]
+
+
+def test_a_layer_that_is_put_in_place_of_another_is_averaged():
+    module = nn.Sequential(nn.Linear(1, 1, bias=False))
+    set_all(module, 8.0)
+    average = WeightEMA(module, 0.5)
+    average.update(module)
+    module[0] = nn.Linear(1, 1, bias=False)
+    set_all(module, 4.0)
+    average.update(module)
+    assert float(average.weights()["0.weight"]) == 6.0
+
+
+def test_lazy_parameters_are_averaged_once_they_have_values():
+    module = nn.Sequential(nn.Linear(1, 1), nn.LazyLinear(1, bias=False))
+    average = WeightEMA(module, 0.5)
+    average.update(module)
+    assert "1.weight" not in average.weights()
+    module(torch.ones(1, 1))
+    for value, expected in ((8.0, 8.0), (4.0, 6.0)):
+        set_all(module, value)
+        average.update(module)
+        assert float(average.weights()["1.weight"]) == expected
