@@ -57,8 +57,8 @@ class SampleCount:
         Raises:
             DataError: the batch has no sample, or the user's function returned no whole number.
         """
-        if self.function is None and _agrees(batch, indices):
-            return indices or _first(batch).shape[0]
+        if self.function is None and (rows := _common_rows(batch, indices)) is not None:
+            return rows
         if indices is not None and self.function is None and self._has_warned:
             return indices
         count = self._of_any_batch(batch, indices)
@@ -128,22 +128,19 @@ class SampleCount:
         )
 
 
-def _first(batch: Any) -> Any:
-    return batch[0] if type(batch) in (list, tuple) and batch else batch
-
-
-def _agrees(batch: Any, indices: int | None) -> bool:
+def _common_rows(batch: Any, indices: int | None) -> int | None:
     """The common case, which needs no walk over the batch: its tensors have as many rows."""
-    first = _first(batch)
+    first = batch[0] if type(batch) in (list, tuple) and batch else batch
     if type(first) is not Tensor or not first.ndim:
-        return False
+        return None
     rows = int(first.shape[0])
-    if indices is not None or first is batch or not rows:
-        return rows == indices or (indices is None and rows > 0)
-    for part in batch:
-        if type(part) is not Tensor or not part.ndim or part.shape[0] != rows:
-            return False
-    return True
+    if indices is not None:
+        return rows if rows == indices else None
+    if first is not batch and rows:
+        for part in batch:
+            if type(part) is not Tensor or not part.ndim or part.shape[0] != rows:
+                return None
+    return rows or None
 
 
 def declared_size(batch: Any) -> tuple[int | None, bool]:

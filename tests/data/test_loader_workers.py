@@ -279,7 +279,7 @@ def test_the_label_is_there_only_for_a_profiler():
     iterator = start_iterator(DataLoader(Counted(), 1))
     labels = []
     for is_profiled in (False, True):
-        with torch.profiler.profile() if is_profiled else nullcontext() as found:
+        with torch.profiler.profile(acc_events=True) if is_profiled else nullcontext() as found:
             next(iterator)
         labels += [] if found is None else [event.key for event in found.key_averages()]
     assert any("DataLoader" in label and "__next__" in label for label in labels)

@@ -117,6 +117,7 @@ def test_a_module_that_watches_its_attributes_sees_the_change():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
 def test_a_module_of_torchscript_is_switched():
     model = torch.jit.script(nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 2)))
     modes = ModuleModes((model,))
