@@ -366,6 +366,28 @@ def _with_new(run: Train, workload: Workload, make: Callable[[], Any]) -> Any:
     return run(workload, make())
 
 
+def summary(found: dict[str, dict[str, Any]]) -> list[str]:
+    """The table of docs/performance.md: medians, and the range of the first; the worst first."""
+
+    def cell(one: dict[str, Any], *, ranged: bool) -> str:
+        wall = one["wall"]
+        median = f"{statistics.median(wall):.2f}"
+        return f"{median} ({min(wall):.2f} to {max(wall):.2f})" if ranged else median
+
+    first = next(iter(found.values()))
+    names = sorted(first, key=lambda name: -statistics.median(first[name]["wall"]))
+    return [
+        f"| kind of data | {' | '.join(found)} |",
+        "|---" * (len(found) + 1) + "|",
+        *(
+            f"| {name} | "
+            + " | ".join(cell(of[name], ranged=of is first) for of in found.values())
+            + " |"
+            for name in names
+        ),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--short", action="store_true", help="fewer steps, two rounds")
@@ -395,6 +417,8 @@ def main() -> None:
             off = abs(by_hand - own)
             message = "equal" if not off else f"{off:.0e} off"
             say(f"| {name:38} | {shown:20} | {statistics.median(cpu):9.2f} | {message} |")
+    if len(found) > 1:
+        say("\n" + "\n".join(summary(found)))
     if options.json is not None:
         options.json.write_text(json.dumps(found))
 

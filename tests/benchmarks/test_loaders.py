@@ -16,12 +16,12 @@ FAR_OUTSIDE = 1.25  # of the loop by hand over the same kind of data
 # batch that is already there, and what fitkit does for a batch as long
 FAR_OUTSIDE_OF = {
     ("step", "items that draw from random and NumPy"): 1.4,
-    ("evaluate", "list of batches"): 1.7,
-    ("evaluate", "generator of batches"): 2.2,
+    ("evaluate", "list of batches"): 1.75,
+    ("evaluate", "generator of batches"): 2.75,
     ("predict", "Dataset of one's own"): 1.4,
     ("predict", "IterableDataset"): 1.4,
-    ("predict", "list of batches"): 2.5,
-    ("predict", "generator of batches"): 3.0,
+    ("predict", "list of batches"): 2.75,
+    ("predict", "generator of batches"): 3.5,
 }
 TRIES = 4
 ALL = 17
