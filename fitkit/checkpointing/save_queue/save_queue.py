@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from fitkit.checkpointing.savers.save_request import SaveRequest
 from fitkit.checkpointing.savers.saver import Saver
 from fitkit.core.errors import add_note
 from fitkit.core.tree import TensorMap
+from fitkit.runtime.background_thread import BackgroundThread
 from fitkit.runtime.host_staging import HostStaging
 
 
@@ -45,7 +45,8 @@ class SaveQueue:
         self._ranks = ranks
         self.files = FileOwnership(source)
         self._requests: list[SaveRequest] = []
-        self._in_flight: tuple[threading.Thread, SaveJob] | None = None
+        self._in_flight: SaveJob | None = None
+        self._writer: BackgroundThread | None = None
         self._staging: HostStaging | None = None
         self.protected: Path | None = None
         self._is_sync_point = False
@@ -62,7 +63,7 @@ class SaveQueue:
     @property
     def is_busy(self) -> bool:
         """Whether a save is being written behind training."""
-        return self._in_flight is not None and self._in_flight[0].is_alive()
+        return self._writer is not None and self._writer.is_busy
 
     @property
     def is_sync_point(self) -> bool:
@@ -136,9 +137,9 @@ class SaveQueue:
             self._run_on_main(self._wait)
             self._wait()
         finally:
-            if self._in_flight is not None:
-                self._in_flight[0].join()
-            self._in_flight = self._staging = None
+            if self._writer is not None:
+                self._writer.close()
+            self._in_flight = self._writer = self._staging = None
 
     def save_now(self, content: dict[str, Any], path: Path) -> None:
         """Write ``content``, which no saver requested; called on all ranks.
@@ -227,21 +228,20 @@ class SaveQueue:
     def _run(self, job: SaveJob) -> None:
         """Write now, or behind training if the state was copied."""
         if job.staging is not None:
-            thread = threading.Thread(target=job.run, name="fitkit-save")
+            writer, self._writer = self._writer or BackgroundThread("fitkit-save"), None
             with suppress(RuntimeError):  # no thread can be started: write now
-                thread.start()
-                self._in_flight = (thread, job)
+                writer.start(job.run)
+                self._writer, self._in_flight = writer, job
                 return
         job.run()
         self._report(job)
 
     def _wait(self) -> None:
         """Wait for the save in flight, and report how it ended."""
-        if self._in_flight is None:
+        if self._writer is None or self._in_flight is None:
             return
-        thread, job = self._in_flight
-        thread.join()
-        self._in_flight = None
+        self._writer.wait()
+        job, self._in_flight = self._in_flight, None
         self.stats.behind_seconds += job.seconds
         self._report(job)
 

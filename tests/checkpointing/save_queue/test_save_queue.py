@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
-import threading
+import time
 import warnings
 
 import pytest
@@ -36,9 +36,8 @@ class Before(fitkit.Callback):
         self.actions = {int(epoch[1:]): action for epoch, action in actions.items()}
 
     def on_epoch_begin(self, epoch, logs):
-        for thread in threading.enumerate():
-            if thread.name == "fitkit-save":
-                thread.join()
+        while self.handler.saves.is_busy:
+            time.sleep(0.001)
         action = self.actions.get(epoch + 1)
         if action is not None:
             action()
