@@ -35,6 +35,7 @@ class FileOwnership:
         self._locks: list[RunLock] = []
         self._warned: set[Saver] = set()
         self._without_record: frozenset[Path] = frozenset()  # own files of an earlier version
+        self._written: dict[Path, tuple[int, ...]] = {}  # own files, which need not be read again
 
     def record(self) -> RunRecord:
         """The record of a file that is written now."""
@@ -128,10 +129,16 @@ class FileOwnership:
 
     def is_own(self, path: Path) -> bool:
         """Whether this run wrote ``path``, as the file itself says."""
+        if path in self._written and self._written[path] == _identity_of(path):
+            return True
         record = run_record.read(path)
         if record is None:
             return path.resolve() in self._without_record and is_torch_file(path)
         return record.run_id == self._source.identity().run_id
+
+    def remember(self, paths: Iterable[Path]) -> None:
+        """Note that this run has just written ``paths``."""
+        self._written.update((path, _identity_of(path)) for path in paths)
 
     def is_written(self, path: Path, resumed: Path | None) -> bool:
         """Whether ``path`` is intact and from the same save as ``resumed``, before a restart."""
@@ -229,6 +236,15 @@ class FileOwnership:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+def _identity_of(path: Path) -> tuple[int, ...]:
+    """Differs from that of every other file, and of this one if it was changed; () if missing."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _require_own_names(savers: Iterable[Saver]) -> None:

@@ -163,6 +163,7 @@ class SaveJob:
     def _write_to(self, paths: list[Path], content: Any, *, weights_only: bool) -> None:
         first, *also = paths
         self.ranks.write(content, first, also, weights_only=weights_only, record=self.record)
+        self.files.remember(paths)
 
     def _drop_failed(self, error: SaveError) -> None:
         """Go on without the savers whose file failed; raises unless they all only warn."""

@@ -130,6 +130,24 @@ def test_files_of_an_earlier_version_belong_to_the_run_that_names_them(tmp_path)
     assert names(tmp_path) == ["4.pth", "5.pth", "mine.pth"]
 
 
+def test_own_files_are_not_read_again_until_somebody_replaces_them(tmp_path, monkeypatch):
+    path, other = tmp_path / "a.pth", tmp_path / "other" / "a.pth"
+    train(1, ModelCheckpoint(other), seed=1)
+    read, reads, real = [], [], run_record.read
+    monkeypatch.setattr(run_record, "read", lambda it: read.append(it) or real(it))
+
+    def begin(batch, logs):
+        reads.append(read.count(path))
+        if batch == 5:
+            os.replace(other, path)
+
+    begins = fitkit.LambdaCallback(on_train_batch_begin=begin)
+    with pytest.warns(RuntimeWarning, match=r"saves to '.*a-v2\.pth'.* not written by"):
+        train(1, begins, ModelCheckpoint(path, save_freq=1), batch_size=1)
+    assert len(set(reads[1:6])) == 1, "in the saves of batches 1 to 4"
+    assert reads[6] > reads[5]
+
+
 # ---- savers of one run --------------------------------------------------------------------------
 
 
