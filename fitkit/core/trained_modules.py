@@ -40,10 +40,11 @@ class TrainedModules:
 
     def named_loss_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that the loss does not share with the model, by their names in it."""
-        if self.loss is None:
-            return {}
-        known = set(map(id, self.model.parameters()))
-        return {name: p for name, p in self.loss.named_parameters() if id(p) not in known}
+        of_loss = {} if self.loss is None else dict(self.loss.named_parameters())
+        known = set(map(id, self.model.parameters())) if of_loss else ()
+        return {
+            name: parameter for name, parameter in of_loss.items() if id(parameter) not in known
+        }
 
     def loss_parameters(self) -> list[nn.Parameter]:
         """The parameters that the loss does not share with the model."""
@@ -64,6 +65,7 @@ class TrainedModules:
         """The names in the state dict of the loss whose values are the model's."""
         if self.loss is None:
             return set()
-        known = set(map(id, chain(self.model.parameters(), self.model.buffers())))
         values = self.loss.state_dict(keep_vars=True)
+        of_model = chain(self.model.parameters(), self.model.buffers()) if values else ()
+        known = set(map(id, of_model))
         return {name for name, value in values.items() if id(value) in known}

@@ -31,17 +31,17 @@ class HostStaging:
 
     def reserve(self, tensor: Tensor) -> Tensor:
         """The memory that ``tensor`` will be copied to; equal views of one memory get one copy."""
-        key = _memory_key(tensor)
+        if tensor.layout is not torch.strided:
+            return tensor.detach().to("cpu", copy=True)
+        kind = (tensor.dtype, tensor.shape, tensor.stride(), tensor.is_cuda)
+        key = _memory_key(tensor, kind)
         target = self._targets.get(key)
         if target is None:
-            target = self._targets[key] = self._take(tensor)
+            target = self._targets[key] = self._take(tensor, kind)
             self._pairs.append((tensor, target))
         return target
 
-    def _take(self, tensor: Tensor) -> Tensor:
-        if tensor.layout is not torch.strided:
-            return tensor.detach().to("cpu", copy=True)
-        key = (tensor.dtype, tensor.shape, tensor.stride(), tensor.is_cuda)
+    def _take(self, tensor: Tensor, key: _Key) -> Tensor:
         free = self._free.get(key)
         if free:
             target = free.pop()
@@ -53,7 +53,7 @@ class HostStaging:
     @torch.no_grad()
     def fetch(self) -> None:
         """Copy all tensors for which memory was reserved."""
-        pairs = [pair for pair in self._pairs if pair[0].layout is torch.strided]
+        pairs = self._pairs
         on_host = [pair for pair in pairs if not pair[0].is_cuda]
         if on_host:
             sources, targets = zip(*on_host, strict=True)
@@ -85,9 +85,7 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def _memory_key(tensor: Tensor) -> _Key:
+def _memory_key(tensor: Tensor, kind: _Key) -> _Key:
     """Equal for tensors that are the same view of the same memory."""
-    if tensor.layout is not torch.strided or not tensor.numel():
-        return (id(tensor),)
-    bits = (tensor.is_conj(), tensor.is_neg())
-    return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), bits)
+    memory = tensor.data_ptr() or id(tensor)  # an empty one has no memory
+    return memory, tensor.device, tensor.is_conj(), tensor.is_neg(), kind

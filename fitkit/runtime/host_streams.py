@@ -9,7 +9,6 @@ where that is not known.
 from __future__ import annotations
 
 import random
-from array import array
 from typing import Any, Protocol
 
 import numpy as np
@@ -121,11 +120,12 @@ class PythonStream:
         """One tensor, because pickling 625 numbers takes longer than pickling a small model."""
         if self._memory is None:
             version, words, gauss = state
-        else:
-            place, *words = np.frombuffer(state[0], np.uint32).tolist()
-            version, words, gauss = 3, (*words, place), state[1]
-        content = torch.frombuffer(array("q", words), dtype=torch.int64)
-        return {"version": version, "state": content, "gauss": gauss}
+            content = np.array(words, np.int64)
+        else:  # the place is the first word here, and the last one in a file
+            version, gauss = 3, state[1]
+            words = np.frombuffer(state[0], np.uint32)
+            content = np.concatenate([words[1:], words[:1]], dtype=np.int64)
+        return {"version": version, "state": torch.from_numpy(content), "gauss": gauss}
 
     def of_saved(self, saved: Any) -> Any:
         """The state that a checkpoint holds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -47,13 +48,19 @@ def loss_config(loss: LossSpec | None) -> dict[str, Any] | None:
     if loss is None or type(loss.function).__module__ != TORCH_LOSSES or loss.weight is not None:
         return None
     module = loss.function
-    names = inspect.signature(type(module)).parameters
+    kind: Any = type(module)
+    names = _argument_names(kind)
     return {
         "class": class_name(type(module)),
         "kwargs": {name: getattr(module, name) for name in names if hasattr(module, name)},
         "pass_epoch": loss.pass_epoch,
         "call_kwargs": encode_kwargs(ComponentSpec(type(module), loss.kwargs)),
     }
+
+
+@cache
+def _argument_names(loss_class: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(loss_class).parameters)
 
 
 def decode_kwargs(state: Mapping[str, Any], part: str) -> dict[str, Any]:
