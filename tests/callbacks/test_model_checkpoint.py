@@ -13,7 +13,7 @@ from torch import nn
 
 import fitkit
 from fitkit import AutoSaver, ConfigurationError, ModelCheckpoint, MonitorError, SaveError
-from fitkit.checkpointing.storage import atomic_write, safe_load
+from fitkit.checkpointing.storage import atomic_write, safe_load, torch_archive
 
 DATA = (torch.zeros(10, 2), torch.zeros(10, 1))
 
@@ -146,13 +146,13 @@ def test_seconds(tmp_path, monkeypatch):
 
 
 def count_saves(monkeypatch):
-    saves, real = [], torch.save
+    saves, real = [], torch_archive.write
 
-    def save(content, file, *args, **kwargs):
+    def save(content, file, records):
         saves.append(content)
-        real(content, file, *args, **kwargs)
+        real(content, file, records)
 
-    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(torch_archive, "write", save)
     return saves
 
 

@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
-from fitkit.checkpointing.storage import run_record, temp_files
+from fitkit.checkpointing.storage import run_record, temp_files, torch_archive
 from fitkit.checkpointing.storage.is_checkpoint import is_torch_file
 from fitkit.checkpointing.storage.run_record import RunRecord
 from fitkit.core.errors import CheckpointError, SaveError
@@ -20,10 +18,10 @@ from fitkit.core.errors import CheckpointError, SaveError
 def write(
     content: Any, path: Path, also: Iterable[Path] = (), record: RunRecord | None = None
 ) -> None:
-    """Write ``content`` with ``torch.save``; on return the file is complete and durable.
+    """Write ``content`` as ``torch.save`` does; on return the file is complete and durable.
 
     A temporary file in the same folder is flushed to the device and renamed, then the folder is
-    flushed; a missing folder is made. torch stores a checksum (CRC-32) of each record.
+    flushed; a missing folder is made. Each record has a checksum (CRC-32).
 
     Args:
         content: tensors and plain types.
@@ -35,13 +33,8 @@ def write(
         SaveError: it could not be written; an earlier file of that name is unchanged, and no
             temporary file is left. Names before the one that failed are durable.
     """
-
-    def fill(file: BinaryIO) -> None:
-        torch.save(content, file)
-        if record is not None:
-            run_record.append(file, record)
-
-    replace(path, fill, also)
+    records = run_record.as_records(record)
+    replace(path, lambda file: torch_archive.write(content, file, records), also)
 
 
 def replace(path: Path, fill: Callable[[BinaryIO], object], also: Iterable[Path] = ()) -> None:

@@ -11,10 +11,12 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
-_NAME = "archive/fitkit-run"
+from fitkit.checkpointing.storage import torch_archive
+
+_NAME = "fitkit-run"
 _MOST_BYTES = 1000
 _RUN_ID = re.compile("[0-9a-f]{32}")
 
@@ -61,18 +63,16 @@ class RunIdentity:
         return RunRecord(self.run_id, self.branch, position)
 
 
-def append(file: BinaryIO, record: RunRecord) -> None:
-    """Add ``record`` to a file that ``torch.save`` has just written; it must be readable too."""
-    with zipfile.ZipFile(file, "a") as archive:
-        # a ZipInfo has a fixed date: the same record is the same bytes
-        archive.writestr(zipfile.ZipInfo(_NAME), json.dumps(record._asdict()))
+def as_records(record: RunRecord | None) -> dict[str, bytes]:
+    """What ``torch_archive.write`` adds to a file that ``record`` describes."""
+    return {} if record is None else {_NAME: json.dumps(record._asdict()).encode()}
 
 
 def read(path: Path) -> RunRecord | None:
     """The record of the file ``path``; ``None`` if it has none or cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
-            info = archive.getinfo(_NAME)
+            info = archive.getinfo(torch_archive.FOLDER + _NAME)
             if info.file_size > _MOST_BYTES:
                 return None
             return _checked(json.loads(archive.read(info)))

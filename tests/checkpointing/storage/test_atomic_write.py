@@ -16,7 +16,13 @@ import pytest
 import torch
 
 from fitkit import SaveError
-from fitkit.checkpointing.storage import atomic_write, is_checkpoint, safe_load, temp_files
+from fitkit.checkpointing.storage import (
+    atomic_write,
+    is_checkpoint,
+    safe_load,
+    temp_files,
+    torch_archive,
+)
 
 
 def litter(folder: Path) -> list[str]:
@@ -238,13 +244,13 @@ def test_a_folder_that_was_removed_meanwhile_is_made_again(tmp_path):
 
 
 def test_a_folder_removed_during_the_write_is_an_error(tmp_path, monkeypatch):
-    real = torch.save
+    real = torch_archive.write
 
-    def save(content, file):
-        real(content, file)
+    def save(content, file, records):
+        real(content, file, records)
         shutil.rmtree(tmp_path / "runs")
 
-    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(torch_archive, "write", save)
     with pytest.raises(SaveError, match="No such file"):
         atomic_write.write({"a": 1}, tmp_path / "runs" / "a.pth")
 
@@ -257,11 +263,11 @@ def test_a_file_that_cannot_be_linked_to_since_it_is_gone(tmp_path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
 def test_other_errors_pass_unchanged_and_leave_nothing(tmp_path, monkeypatch, error):
-    def save(content, file):
+    def save(content, file, records):
         file.write(b"half")
         raise error
 
-    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(torch_archive, "write", save)
     with pytest.raises(error):
         atomic_write.write({"a": 1}, tmp_path / "a.pth")
     assert os.listdir(tmp_path) == []
@@ -314,12 +320,12 @@ def test_sigkill_leaves_the_old_or_the_new_file_and_the_next_save_sweeps(tmp_pat
 
 
 def write_half_and_die(path):
-    def save(content, file):
+    def save(content, file, records):
         file.write(b"half")
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    torch.save = save
+    torch_archive.write = save
     atomic_write.write({}, path)
 
 
@@ -335,14 +341,14 @@ def test_a_killed_writers_file_is_swept_by_a_save_of_any_name(tmp_path):
 
 def test_a_save_does_not_sweep_the_file_of_a_living_writer(tmp_path, monkeypatch):
     """Two savers of one folder: the second must not remove what the first is writing."""
-    real = torch.save
+    real = torch_archive.write
 
-    def save(content, file):
-        real(content, file)
-        monkeypatch.setattr(torch, "save", real)
+    def save(content, file, records):
+        real(content, file, records)
+        monkeypatch.setattr(torch_archive, "write", real)
         atomic_write.write({"second": True}, tmp_path / "b.pth")
 
-    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(torch_archive, "write", save)
     atomic_write.write({"first": True}, tmp_path / "a.pth")
     assert safe_load.read(tmp_path / "a.pth") == {"first": True}
     assert sorted(os.listdir(tmp_path)) == ["a.pth", "b.pth"]
