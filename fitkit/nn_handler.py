@@ -751,7 +751,7 @@ class NNHandler(BaseHandler):
         """
         self.wait_for_saves()
         with self.session.gathered_from_ranks("handler.save"), saving.logged(self.logger, path):
-            self.saves.save_now(handler_state_dict(self), Path(path))
+            self.saves.save_now(handler_state_dict(self, for_file=True), Path(path))
 
     @classmethod
     def load(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitkit.callbacks.support.plots import plot_history
+from fitkit.checkpointing.format.number_list import NumberList
 from fitkit.core.callback import BuiltinCallback
 from fitkit.core.errors import CheckpointError
 from fitkit.core.formatting import format_logs, format_value
@@ -38,7 +40,7 @@ class History(BuiltinCallback):
     state_fields = ("epoch", "history")
 
     def __init__(self) -> None:
-        self.epoch: list[int] = []
+        self.epoch: list[int] = NumberList[int]()
         self.history: dict[str, list[float]] = {}
         self.interrupted = False
 
@@ -65,13 +67,26 @@ class History(BuiltinCallback):
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Record the values of the epoch."""
-        missing = [math.nan] * len(self.epoch)
-        names = [*self.history, *(name for name in logs if name not in self.history)]
-        # new containers: a snapshot that is still being written may hold the old ones
-        self.history = {
-            name: [*self.history.get(name, missing), logs.get(name, math.nan)] for name in names
-        }
-        self.epoch = [*self.epoch, epoch]
+        for name in logs:
+            if name not in self.history:
+                self.history[name] = NumberList([math.nan] * len(self.epoch))
+        for name, values in self.history.items():
+            values.append(logs.get(name, math.nan))
+        self.epoch.append(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of ``epoch`` and ``history``."""
+        return self._map_lists(list)
+
+    def pickled_state(self) -> dict[str, Any]:
+        """``state_dict`` to be saved, in a time that does not grow with the number of epochs."""
+        return self._map_lists(
+            lambda values: values.pickled() if isinstance(values, NumberList) else list(values)
+        )
+
+    def _map_lists(self, function: Callable[[Any], Any]) -> dict[str, Any]:
+        columns = {name: function(values) for name, values in self.history.items()}
+        return {"epoch": function(self.epoch), "history": columns}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the epochs of a checkpoint.
@@ -86,6 +101,7 @@ class History(BuiltinCallback):
                 "and is not: use another checkpoint, or pass skip_history=True to NNHandler.load."
             )
         super().load_state_dict(state_dict)
+        vars(self).update(self._map_lists(NumberList))
 
     @property
     def train_losses(self) -> list[float]:

@@ -28,7 +28,8 @@ class _HandlerSource(SaveSource):
 
     def take_snapshot(self, tensor_map: TensorMap) -> dict[str, Any]:
         handler = self._handler
-        return handler_state_dict(handler, handler.parallel.on_local_tensors(tensor_map))
+        tensor_map = handler.parallel.on_local_tensors(tensor_map)
+        return handler_state_dict(handler, tensor_map, for_file=True)
 
     def take_weights(self, tensor_map: TensorMap) -> dict[str, Any]:
         return self._handler.weights.evaluated(tensor_map)

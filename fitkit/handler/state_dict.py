@@ -47,6 +47,7 @@ class StateEntry(NamedTuple):
             another key, or never.
         skip: fields of ``SkipParts`` with which it is not loaded.
         load_from: loads the value from the whole checkpoint, because it depends on other keys.
+        save_pickled: as ``save``, for a file that is written now; parts may be pickled already.
         keeps_types: values of other types than a checkpoint holds come back with their types, or
             are refused; ``load`` decodes them, as it may need classes of the script of training.
     """
@@ -56,6 +57,7 @@ class StateEntry(NamedTuple):
     skip: tuple[str, ...] = ()
     load_from: Callable[[BaseHandler, Mapping[str, Any]], None] | None = None
     keeps_types: bool = False
+    save_pickled: Callable[[BaseHandler], Any] | None = None
 
 
 def _load_sampler(handler: BaseHandler, saved: dict[str, Any] | None) -> None:
@@ -142,6 +144,7 @@ ENTRIES: dict[str, StateEntry] = {
         lambda h: h.history.state_dict(),
         lambda h, state: h.history.load_state_dict(state),
         ("history",),
+        save_pickled=lambda h: h.history.pickled_state(),
     ),
     "progress": StateEntry(
         lambda h: h.session.progress(h.state),
@@ -170,23 +173,26 @@ ENTRIES: dict[str, StateEntry] = {
 
 
 def handler_state_dict(
-    handler: BaseHandler, tensor_map: TensorMap = lambda tensor: tensor
+    handler: BaseHandler, tensor_map: TensorMap = lambda tensor: tensor, *, for_file: bool = False
 ) -> dict[str, Any]:
     """The state of a handler with the keys of ``ENTRIES``, as tensors and plain types.
 
-    ``tensor_map`` is applied to each tensor; by default the live tensors are returned.
+    Args:
+        handler: the handler.
+        tensor_map: is applied to each tensor; by default the live tensors are returned.
+        for_file: with what is pickled already as ``PickledList``, to be written.
 
     Raises:
         CheckpointError: something cannot be saved, such as a lazy parameter before a first batch.
     """
     for module in handler.parts.trained_modules:
         require_values(module)
-    return {
-        key: encode(
-            entry.save(handler), f"state[{key!r}]", tensor_map, keep_types=entry.keeps_types
-        )
-        for key, entry in ENTRIES.items()
-    }
+    state = {}
+    for key, entry in ENTRIES.items():
+        save = (for_file and entry.save_pickled) or entry.save
+        name = f"state[{key!r}]"
+        state[key] = encode(save(handler), name, tensor_map, keep_types=entry.keeps_types)
+    return state
 
 
 def make_state_undo(handler: BaseHandler) -> Callable[[], None]:

@@ -1,7 +1,11 @@
 import math
 
 import pytest
+import torch
+from torch import nn
 
+import fitkit
+from fitkit import NNHandler
 from fitkit.callbacks.history import History
 
 
@@ -47,6 +51,38 @@ def test_states_taken_earlier_do_not_change(drive):
     taken = history.state_dict()
     driver.epoch({"loss": 2.0, "val_loss": 2.0})
     assert taken == {"epoch": [0], "history": {"loss": [1.0], "val_loss": [1.0]}}
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_file_holds_plain_lists_of_all_epochs_however_many(tmp_path, background):
+    handler = NNHandler(nn.Linear(1, 1), seed=0)
+    handler.set_optimizer(torch.optim.SGD, lr=0.1)
+    handler.set_loss_fn(nn.MSELoss())
+    past = {"epoch": list(range(2500)), "history": {"loss": [n / 7 for n in range(2500)]}}
+    handler.history.load_state_dict(past)
+    handler.state.epoch = 2500
+    saver = fitkit.ModelCheckpoint(tmp_path / "{epoch}.pth", background=background)
+    data = (torch.ones(2, 1), torch.ones(2, 1))
+    history = handler.fit(data, epochs=3, callbacks=[saver], progress_bar=False)
+    for path in tmp_path.glob("*.pth"):
+        found = torch.load(path, weights_only=True)["history"]
+        num_epochs = len(found["epoch"])
+        columns = {name: values[:num_epochs] for name, values in history.history.items()}
+        columns = {name: values for name, values in columns.items() if name in found["history"]}
+        assert repr(found) == repr({"epoch": history.epoch[:num_epochs], "history": columns})
+        assert {type(one) for one in (found["epoch"], *found["history"].values())} == {list}
+    assert len(found["epoch"]) > 2500
+
+
+def test_lists_that_a_program_has_put_there_are_saved(drive):
+    history = History()
+    drive(history).fit([1.0])
+    history.epoch, history.history = [4], {"mine": [2.0]}
+    assert (
+        history.pickled_state()
+        == history.state_dict()
+        == {"epoch": [4], "history": {"mine": [2.0]}}
+    )
 
 
 def test_another_run_begins_anew(drive):

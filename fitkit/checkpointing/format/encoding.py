@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from fitkit.checkpointing.format import exact_types
-from fitkit.checkpointing.format.plain_values import ATOMS, MOST_BITS, is_unchanged, problem_of_key
+from fitkit.checkpointing.format.number_list import PickledList
+from fitkit.checkpointing.format.plain_values import (
+    ATOMS,
+    MOST_BITS,
+    is_unchanged,
+    plain_tensor,
+    problem_of_key,
+)
 from fitkit.core.errors import CheckpointError, as_checkpoint_error
 from fitkit.core.tree import MAX_DEPTH, TensorMap
 from fitkit.distributed.dtensor import is_dtensor
@@ -80,12 +87,14 @@ def _encode(value: Any, depth: int, options: _Options) -> Any:
         # empty bytes are pickled as a call, which weights_only=True refuses
         return {TAG: "bytes", "text": ""} if kind is bytes and not value else value
     if isinstance(value, Tensor):
-        is_subclass = kind not in (Tensor, nn.Parameter) and not is_dtensor(value)
-        if options.keep_types and is_subclass:
+        is_plain = kind is Tensor or kind is nn.Parameter
+        if options.keep_types and not (is_plain or is_dtensor(value)):
             raise _unsavable(value)
-        return options.tensor_map(_plain_tensor(value.detach()))
+        return options.tensor_map(plain_tensor(value.detach()))
     if kind in (dict, OrderedDict, Counter):
         return _encode_dict(value, depth, options)
+    if kind is PickledList:
+        return value
     if kind in (list, tuple):
         return kind(_encode_items(value, depth, options))
     if isinstance(value, _TORCH_ATOMS):
@@ -113,16 +122,6 @@ def _unsavable(value: Any) -> _UnsavableError:
         f"tensors and plain types (numbers, strings, lists, dicts, ...): save what describes it "
         f"instead, and rebuild it when the state is loaded."
     )
-
-
-def _plain_tensor(tensor: Tensor) -> Tensor:
-    """The tensor without its subclass and attributes, which could not be loaded again."""
-    if is_dtensor(tensor):
-        return tensor
-    plain = tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
-    if plain.layout is torch.strided and plain.nbytes > plain.untyped_storage().nbytes():
-        return plain.contiguous()  # safe_load refuses a tensor larger than its memory
-    return plain
 
 
 def _encode_items(items: Iterable[Any], depth: int, options: _Options) -> Iterator[Any]:

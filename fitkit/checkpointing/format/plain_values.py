@@ -1,8 +1,13 @@
-"""The plain values that a file holds as they are, and the keys among them."""
+"""The plain values and tensors that a file holds as they are, and the keys among them."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from fitkit.distributed.dtensor import is_dtensor
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes)
 MOST_BITS = 2039  # torch reads integers of up to 255 bytes
@@ -33,3 +38,17 @@ def problem_of_key(key: Any) -> str | None:
         if len(parts) > _MOST_KEY_PARTS:
             return f"of more than {_MOST_KEY_PARTS} values"
     return None
+
+
+def plain_tensor(tensor: Tensor) -> Tensor:
+    """The tensor without its subclass and attributes, which could not be loaded again."""
+    if type(tensor) is Tensor:
+        plain = tensor
+    elif is_dtensor(tensor):
+        return tensor
+    else:
+        plain = tensor.as_subclass(Tensor)
+    if plain.layout is not torch.strided or plain.is_contiguous():
+        return plain
+    is_larger = plain.nbytes > plain.untyped_storage().nbytes()
+    return plain.contiguous() if is_larger else plain  # safe_load refuses one that is larger

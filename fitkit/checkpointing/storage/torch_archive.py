@@ -7,15 +7,17 @@ together first. Checksums and bytes then take few calls that leave the interpret
 
 from __future__ import annotations
 
-import pickle
 import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import torch
 from torch.serialization import _save  # torch.save takes only files
+
+from fitkit.checkpointing.storage.joined_pickler import JoinedPickler
 
 FOLDER = "archive/"  # of all records; torch takes any name
 
@@ -39,7 +41,8 @@ def write(content: Any, file: BinaryIO, records: Mapping[str, bytes]) -> None:
         RuntimeError: torch cannot save the content.
     """
     archive = _Archive(file)
-    _save(content, archive, pickle, _PROTOCOL, False)  # type: ignore[no-untyped-call]
+    pickle_module = SimpleNamespace(Pickler=JoinedPickler)
+    _save(content, archive, pickle_module, _PROTOCOL, False)  # type: ignore[no-untyped-call]
     for name, data in {"version": b"3\n", **records}.items():
         archive.write_record(name, data, len(data))
     archive.close()
