@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
-_NICENESS = 5  # of a core that both want, it has a third of what training has
+_NICENESS = 10  # of a core that both want, it has a tenth of what training has
 
 
 class BackgroundThread:

@@ -2,15 +2,18 @@
 
     python tests/benchmarks/checkpoints.py                  # 10 MB, 500 MB and 2 GB
     python tests/benchmarks/checkpoints.py --sizes 10 --rounds 3
+    python tests/benchmarks/checkpoints.py --sizes 2000 --rounds 2  # 6 minutes, 12 GB of disk
 
 Each round runs every arm once, one after the other, so that all of them meet the same machine. The
-state is that of a model of large linear layers under Adam. Times are wall time.
+state is that of a model of large linear layers under Adam. Times are wall time. A copy is one into
+memory that is there, a clone one into memory that is not, as ``copy.deepcopy`` makes it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -33,10 +36,13 @@ from fitkit.core.tree import iterate_tensors
 NUM_LAYERS = 12
 TARGETS = {
     "background save, blocked / plain copy": 1.5,
+    "background save, blocked / clone": 1.5,
     "durable save / torch.save + fsync": 1.3,
     "load, verified / torch.load": 1.0,
     "best + last + periodic / one save": 1.1,
     "peak memory of a background save / state": 1.0,
+    "a batch beside a background save / alone": 1.2,
+    "save after 100,000 epochs, blocked / 1,000": 1.0,
 }
 
 
@@ -70,23 +76,41 @@ def timed(arm: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-class Rounds(fitkit.Callback):
-    """Runs every arm once after each batch; the saver under test has asked just before."""
+class SaveCosts(fitkit.Callback):
+    """What each background save costs, if a saver asks for one after every batch."""
 
     order = 1000
 
-    def __init__(self, folder: Path, skip: int = 2) -> None:
-        self.folder, self.skip = folder, skip
+    def __init__(self, skip: int = 2) -> None:
+        self.skip = skip
         self.seconds: dict[str, list[float]] = defaultdict(list)
-        self._buffers: list[Tensor] = []
-        self._blocked = 0.0
+        self._before = (0.0, 0.0)
 
     def on_train_batch_begin(self, batch: int, logs: fitkit.Logs) -> None:
-        """The background save of the last batch has been answered: what did training wait?"""
-        blocked = self.handler.saves.stats.blocked_seconds
-        self._add("blocked", blocked - self._blocked, batch - 1)
-        self._blocked = blocked
+        """How long the save of the last batch blocked training, and how long it took behind it."""
         self.handler.wait_for_saves()
+        stats = self.handler.saves.stats
+        blocked, behind = self._before
+        self._before = stats.blocked_seconds, stats.behind_seconds
+        self._add("blocked", self._before[0] - blocked, batch - 1)
+        self._add("behind", self._before[1] - behind, batch - 1)
+
+    def _add(self, name: str, seconds: float, batch: int) -> None:
+        if batch >= self.skip:  # the first ones find no memory to use again
+            self.seconds[name].append(seconds)
+
+
+class Rounds(SaveCosts):
+    """Runs every arm once after each batch; the saver under test has asked just before."""
+
+    def __init__(self, folder: Path, skip: int = 2) -> None:
+        super().__init__(skip)
+        self.folder = folder
+        self._buffers: list[Tensor] = []
+
+    def on_train_batch_begin(self, batch: int, logs: fitkit.Logs) -> None:
+        """No save is in flight now."""
+        super().on_train_batch_begin(batch, logs)
         if batch:
             self._run_arms(batch - 1)
 
@@ -95,15 +119,12 @@ class Rounds(fitkit.Callback):
         self._buffers = self._buffers or [torch.empty_like(one) for one in tensors]
         pairs = list(zip(self._buffers, tensors, strict=True))
         self._add("copy", timed(lambda: [a.copy_(b) for a, b in pairs]), batch)
+        self._add("clone", timed(lambda: [one.clone() for one in tensors]), batch)
         state = fitkit.handler.state_dict.handler_state_dict(self.handler)
         self._add("by hand", timed(lambda: save_by_hand(state, self.folder / "hand.pth")), batch)
         self._add("save", timed(lambda: self.handler.save(self.folder / "ours.pth")), batch)
         path = self.folder / "ours.pth"
         self._add("metadata", timed(lambda: read_metadata(path)), batch)
-
-    def _add(self, name: str, seconds: float, batch: int) -> None:
-        if batch >= self.skip:  # the first ones find no memory to use again
-            self.seconds[name].append(seconds)
 
 
 def save_by_hand(state: Any, path: Path) -> None:
@@ -148,6 +169,33 @@ def several_savers(
             fit(handler, savers, 1)
             found.append(handler.saves.stats.blocked_seconds)
     return seconds
+
+
+def make_long_run(num_epochs: int) -> NNHandler:
+    """A handler of a small model after so many epochs, of four values each."""
+    handler = make_handler(0.1)
+    columns = {
+        name: [math.sin(epoch * rate) for epoch in range(num_epochs)]
+        for rate, name in enumerate(["loss", "accuracy", "val_loss", "val_accuracy"], start=1)
+    }
+    handler.history.load_state_dict({"epoch": list(range(num_epochs)), "history": columns})
+    return handler
+
+
+def long_histories(folder: Path, rounds: int) -> dict[str, list[float]]:
+    """What a save costs after 100,000 epochs, as ratios to one after 1,000."""
+    handlers = [make_long_run(num_epochs) for num_epochs in (100_000, 1_000)]
+    found: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        both = []
+        for number, handler in enumerate(handlers):
+            costs = SaveCosts()
+            saver = ModelCheckpoint(folder / f"{number}.pth", save_freq=1, background=True)
+            fit(handler, [saver, costs], 12)
+            both.append({name: statistics.median(all_) for name, all_ in costs.seconds.items()})
+        for name in both[0]:
+            found[name].append(both[0][name] / both[1][name])
+    return found
 
 
 # ---- arms that need a process of their own -------------------------------------------------------
@@ -214,7 +262,9 @@ def measure(megabytes: float, rounds: int, folder: Path) -> dict[str, list[float
     found = arms.seconds
     one, three = several_savers(handler, folder, rounds)
     steps = Steps()
-    fit(handler, [steps, ModelCheckpoint(folder / "a.pth", save_freq=10, background=True)], 60)
+    saver = ModelCheckpoint(folder / "a.pth", save_freq=20, background=True)
+    fit(handler, [steps, saver], 20 * rounds + 5)
+    long = long_histories(folder, rounds)
     loads = [
         (
             in_process("load", megabytes, "ours", folder),
@@ -224,17 +274,20 @@ def measure(megabytes: float, rounds: int, folder: Path) -> dict[str, list[float
     ]
     usual = in_process("memory", megabytes, "none", folder)
     peaks = [in_process("memory", megabytes, k, folder) for k in ("background", "waiting")]
-    side_group = statistics.median(steps.seconds[True]) if steps.seconds[True] else float("nan")
+    busy = statistics.median(steps.seconds[True]) if steps.seconds[True] else float("nan")
     return {
         "background save, blocked / plain copy": ratios(found["blocked"], found["copy"]),
+        "background save, blocked / clone": ratios(found["blocked"], found["clone"]),
         "durable save / torch.save + fsync": ratios(found["save"], found["by hand"]),
         "load, verified / torch.load": [ours / hand for ours, hand in loads],
         "best + last + periodic / one save": ratios(three, one),
         "peak memory of a background save / state": [peaks[0] - usual],
         "peak memory while another one waits": [peaks[1] - usual],
         "a batch beside a background save / alone": [
-            side_group / statistics.median(steps.seconds[False])
+            busy / statistics.median(steps.seconds[False])
         ],
+        "save after 100,000 epochs, blocked / 1,000": long["blocked"],
+        "save after 100,000 epochs, behind / 1,000": long["behind"],
         "metadata, milliseconds": [1e3 * one for one in found["metadata"]],
     }
 
