@@ -6,11 +6,9 @@ overflow the interpreter's stack, or allocate terabytes.
 
 from __future__ import annotations
 
-import gc
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +25,7 @@ from fitkit.checkpointing.storage.pickle_values import (
     TrapError,
     Walk,
 )
+from fitkit.core.pause_gc import pause_gc
 
 # Tensors may share memory, so together they may be larger than the file, within reason.
 _SHARED_TIMES, _SHARED_BYTES = 64, 256 << 20
@@ -57,21 +56,9 @@ def check_pickle(data: bytes, record_bytes: Mapping[str, int], file_bytes: int) 
     """
     checks = _Checks(record_bytes, 100_000 + _STEPS_PER_BYTE * len(data), file_bytes)
     max_values = _SHARED_VALUES + 2 * len(data)
-    with _garbage_collection_paused():
+    with pause_gc():
         content = PickleMachine(data, checks).run()
         Walk(max_values, _SHARED_BYTES + _SHARED_TIMES * file_bytes).measure([content])
-
-
-@contextmanager
-def _garbage_collection_paused() -> Iterator[None]:
-    """Nothing here is garbage, but Python would look through all of it again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class _Checks:
