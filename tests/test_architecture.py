@@ -58,7 +58,14 @@ LATE = {
     "fitkit.checkpointing.storage.torch_metadata",
     "fitkit.distributed.fsdp.FSDPParallel",
 }
-LATE_ANYWHERE = {*LATE, "fitkit.nn_handler.NNHandler", "fitkit.cli.all_commands.run"}
+LATE_ANYWHERE = {
+    *LATE,
+    "fitkit.nn_handler.NNHandler",
+    "fitkit.cli.all_commands.run",
+    # what lists of checkpoints do without
+    "fitkit.checkpointing.storage.single_or_sharded",
+    "tqdm.tqdm",
+}
 
 MOST_LINES = 260
 # The facade documents every argument of every verb; the other is one idea that reads in one go.

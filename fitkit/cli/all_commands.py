@@ -1,24 +1,26 @@
-"""The program ``fitkit``; importing the file of a command adds the command."""
+"""The program ``fitkit``; the file of a command is imported when the command is asked for."""
 
 from __future__ import annotations
 
 import signal
 
-from fitkit.cli import (  # noqa: F401  importing a command adds it
-    convert,
-    diff,
-    export,
-    inspect,
-    ls,
-    prune,
-    report,
-    show_history,
-    split_and_merge,
-    verify,
-)
 from fitkit.cli.command_group import main
 
 __all__ = ["main", "run"]
+
+main.modules.update(
+    convert="fitkit.cli.convert",
+    diff="fitkit.cli.diff",
+    export="fitkit.cli.export",
+    history="fitkit.cli.show_history",
+    inspect="fitkit.cli.inspect",
+    ls="fitkit.cli.ls",
+    merge="fitkit.cli.split_and_merge",
+    prune="fitkit.cli.prune",
+    report="fitkit.cli.report",
+    split="fitkit.cli.split_and_merge",
+    verify="fitkit.cli.verify",
+)
 
 
 def run() -> None:

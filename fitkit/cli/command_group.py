@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import click
@@ -50,9 +51,23 @@ class Group(click.Group):
 
     command_class = Command
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.modules: dict[str, str] = {}  # which define the commands: most of them import torch
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands."""
+        return sorted(self.modules)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """A command; its file is imported."""
+        if name in self.modules:
+            import_module(self.modules[name])
+        return super().get_command(ctx, name)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write an example of each command."""
-        commands = [self.commands[name] for name in self.list_commands(ctx)]
+        commands = [self.get_command(ctx, name) for name in self.list_commands(ctx)]
         _write_examples(
             formatter, [one.examples[0] for one in commands if isinstance(one, Command)]
         )

@@ -12,7 +12,15 @@ import click
 
 from fitkit.checkpointing.catalog.scan import CheckpointFile, RunFiles, group_runs, scan_folder
 from fitkit.cli.command_group import main
-from fitkit.cli.printing import colored, echo, format_number, json_option, print_json, table
+from fitkit.cli.printing import (
+    colored,
+    echo,
+    format_number,
+    json_option,
+    print_json,
+    show_progress,
+    table,
+)
 from fitkit.core.formatting import format_age, format_bytes
 
 
@@ -34,7 +42,7 @@ def ls(folder: Path, verify: bool, score: str | None, as_json: bool) -> None:
     a saver of that run recorded as its best, "=" a further name of the file above. For damaged
     files the reason is shown; the exit code is 0 nevertheless: see verify.
     """
-    entries = scan_folder(folder, verify=verify)
+    entries = scan_folder(folder, verify=verify, show_progress=show_progress)
     runs, _ = group_runs(entries)
     rows = _rows(entries, runs, folder)
     if as_json:
@@ -59,13 +67,19 @@ class ListedFile:
 def _rows(entries: list[CheckpointFile], runs: list[RunFiles], folder: Path) -> list[ListedFile]:
     """Sorted by run and by position in it, names of one file together; then files without one."""
     runs_by_path = {file.path: number for number, run in enumerate(runs) for file in run.files}
+    best = {file_id for run in runs for file_id in run.best}
     rows = []
     for file in entries:
         run = runs_by_path.get(file.path)
-        is_best = any(file.file_id in other.best for other in runs)
         is_last = run is not None and file.position == runs[run].last.position
         rows.append(
-            ListedFile(file, file.path.relative_to(folder).as_posix(), run, is_best, is_last)
+            ListedFile(
+                file,
+                file.path.relative_to(folder).as_posix(),
+                run,
+                is_best=file.file_id in best,
+                is_last=is_last,
+            )
         )
     last = len(runs)  # files of no run come after all runs
     return sorted(

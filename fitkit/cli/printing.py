@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from torch import Tensor
 
-from fitkit.checkpointing.format.tensor_stubs import dtype_name
 from fitkit.core.errors import SaveError, listed
+from fitkit.core.formatting import dtype_name
+from fitkit.core.is_tensor import is_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."
@@ -142,6 +146,16 @@ def echo(*lines: str, start: str = "", err: bool = False) -> None:
     click.echo(start + "\n".join(map(printable, lines)), err=err)
 
 
+def show_progress(files: list[Path]) -> Iterable[Path]:
+    """``files`` with a progress bar on a terminal, after a second, which leaves no trace."""
+    if not sys.stderr.isatty():
+        return files
+    from tqdm import tqdm  # which output that nobody watches need not wait for
+
+    bar: Iterable[Path] = tqdm(files, delay=1, leave=False, unit=" files")
+    return bar
+
+
 def require_free(paths: Iterable[Path], force: bool) -> None:
     """Raise ``SaveError`` if a file exists, unless ``--force`` was given."""
     taken = [str(path) for path in paths if path.exists()]
@@ -181,7 +195,7 @@ def to_json(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, Tensor):
+    if is_tensor(value):
         return {"shape": list(value.shape), "dtype": dtype_name(value.dtype)}
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}

@@ -10,7 +10,7 @@ from fitkit.checkpointing.catalog.pruning import plan_pruning
 from fitkit.checkpointing.catalog.scan import scan_folder
 from fitkit.checkpointing.savers.retention import Retention
 from fitkit.cli.command_group import CommandFailed, main
-from fitkit.cli.printing import echo, format_count, json_option, print_json
+from fitkit.cli.printing import echo, format_count, json_option, print_json, show_progress
 from fitkit.core.formatting import format_bytes
 
 _COUNT = click.IntRange(min=1)
@@ -56,7 +56,7 @@ def prune(
     if keep_last is None and keep_best is None and keep_every is None:
         raise click.UsageError("Pass what to keep: --keep-last, --keep-best or --keep-every.")
     retention = Retention(keep_last, keep_best, monitor, mode, keep_every)
-    plan = plan_pruning(scan_folder(folder, verify=True), retention)
+    plan = plan_pruning(scan_folder(folder, verify=True, show_progress=show_progress), retention)
     freed = plan.freed_bytes
     problems = [] if dry_run else plan.remove()
     if as_json:

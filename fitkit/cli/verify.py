@@ -8,7 +8,7 @@ import click
 
 from fitkit.checkpointing.catalog.scan import classify, scan_folder
 from fitkit.cli.command_group import EXIT_FAILED, EXIT_NEGATIVE, main
-from fitkit.cli.printing import colored, echo, format_count, json_option, print_json
+from fitkit.cli.printing import colored, echo, format_count, json_option, print_json, show_progress
 from fitkit.core.errors import CheckpointError, DamagedCheckpointError
 
 
@@ -42,7 +42,7 @@ def verify(ctx: click.Context, paths: tuple[Path, ...], as_json: bool) -> None:
 def _results(path: Path) -> list[tuple[Path, str, str | None]]:
     """Each file with ``whole``, ``damaged`` or ``unread``, and the sentence for the latter two."""
     if path.is_dir():
-        entries = scan_folder(path, verify=True)
+        entries = scan_folder(path, verify=True, show_progress=show_progress)
         if not entries:
             return [(path, "unread", f"there is no checkpoint below {str(path)!r}.")]
         return [

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from torch import Tensor
+from fitkit.core.is_tensor import is_tensor
 
 
 class FitkitError(Exception):
@@ -151,7 +151,7 @@ def describe(value: Any) -> str:
     """
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    if isinstance(value, Tensor):
+    if is_tensor(value):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, Mapping):
         return f"a mapping with the keys {listed(map(str, value))}"

@@ -128,3 +128,13 @@ def format_rate(per_second: float) -> str:
     """
     digits = 0 if per_second >= 100 else 1 if per_second >= 10 else 3
     return f"{per_second:,.{digits}f}"
+
+
+def dtype_name(dtype: object) -> str:
+    """The name of a torch type.
+
+    >>> import torch
+    >>> dtype_name(torch.float32)
+    'float32'
+    """
+    return str(dtype).removeprefix("torch.")

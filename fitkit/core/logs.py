@@ -6,10 +6,8 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from fitkit.core.errors import ConfigurationError, did_you_mean, listed
+from fitkit.core.is_tensor import is_tensor
 
 
 def as_float(name: str, value: Any) -> float:
@@ -17,7 +15,7 @@ def as_float(name: str, value: Any) -> float:
 
     Only here do logged tensors become floats, which synchronizes with their device.
     """
-    if isinstance(value, Tensor):
+    if is_tensor(value):
         value = value.detach()
     try:
         if isinstance(value, (str, bytes)):
@@ -33,9 +31,9 @@ def as_loggable(name: str, value: Any) -> Any:
     Raises:
         ConfigurationError: it is not one number.
     """
-    if not isinstance(value, Tensor):
+    if not is_tensor(value):
         return as_float(name, value)
-    is_number = value.numel() == 1 and value.layout is torch.strided
+    is_number = value.numel() == 1 and str(value.layout) == "torch.strided"
     if not is_number or value.is_complex() or value.is_meta:
         kind = f"{value.dtype} on {value.device}".removeprefix("torch.")
         raise _not_a_number(name, f"a tensor of shape {tuple(value.shape)}, {kind}")

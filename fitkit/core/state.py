@@ -6,13 +6,14 @@ from collections import ChainMap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from fitkit.core.errors import CheckpointError, ConfigurationError, listed
 from fitkit.core.logs import Logs, as_loggable
 from fitkit.core.validation_sets import UNNAMED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Phase(str, Enum):

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fitkit.core.errors import CheckpointError, describe
-from fitkit.core.tree import MAX_DEPTH, rebuild_mapping
+from fitkit.core.limits import MAX_DEPTH
+from fitkit.core.tree import rebuild_mapping
 
 Path = tuple[Hashable, ...]
 

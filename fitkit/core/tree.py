@@ -13,8 +13,6 @@ from torch.nn.utils.rnn import PackedSequence
 
 TensorMap = Callable[[Tensor], Tensor]
 
-MAX_DEPTH = 100  # of nested containers in a checkpoint
-
 
 def is_sequence(value: Any) -> TypeGuard[tuple[Any, ...] | list[Any]]:
     """Whether ``value`` is a tuple or list of parts; a ``PackedSequence`` is one value."""

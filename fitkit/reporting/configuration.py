@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fitkit.checkpointing.format.encoding import TAG
-from fitkit.checkpointing.format.tensor_stubs import dtype_name
+from fitkit.checkpointing.format.tags import TAG
+from fitkit.core.formatting import dtype_name
 from fitkit.reporting.checkpoint_state import as_mapping, learning_rates
 
 Rows = list[list[str]]

@@ -42,9 +42,13 @@ def _with_metadata(file: CheckpointFile) -> CheckpointFile:
 
 
 def newest_usable(files: list[CheckpointFile]) -> CheckpointFile | None:
-    """The checkpoint furthest in the run that is not damaged."""
-    usable = [file for file in files if file.metadata is not None and file.problem is None]
-    return usable[-1] if usable else None
+    """The checkpoint furthest in the run that is not damaged, and whose whole content is valid."""
+    for file in reversed(files):
+        if file.metadata is not None and file.problem is None:
+            with suppress(CheckpointError):
+                if file.metadata.state:
+                    return file
+    return None
 
 
 def find_logs(folder: Path) -> dict[str, Curves]:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
+import struct
+import subprocess
+import sys
 
 import pytest
+
+from fitkit.cli import printing
 
 NAMES = ["best.pth", "epochs/04.pth", "epochs/03.pth", "steps/12.pth", "epochs/02.pth"]
 NAMES += ["steps/6.pth", "epochs/01.pth", "weights.pth"]
@@ -94,3 +99,58 @@ def test_another_score(cli, run, score):
     head, first, *_ = rows(cli("ls", run, "--score", score))
     assert head[3] == score
     assert (first[3] == "-") == (score == "nothing")
+
+
+# ---- progress -----------------------------------------------------------------------------------
+
+LISTS_SLOWLY = """
+import sys, time
+from fitkit.checkpointing.catalog import scan
+from fitkit.cli.all_commands import main
+real = scan.read_outline
+def read(path):
+    time.sleep({seconds} / 8)
+    return real(path)
+scan.read_outline = read
+main(["ls", {folder!r}], prog_name="fitkit")
+"""
+
+
+def in_a_terminal(code):
+    """What a process writes to a terminal, stdout and stderr together."""
+    pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stdout=follower, stderr=follower, close_fds=True)
+    os.close(follower)
+    written = b""
+    try:
+        while part := os.read(leader, 4096):
+            written += part
+    except OSError:  # the end, on Linux
+        pass
+    finally:
+        os.close(leader)
+    assert process.wait(60) == 0
+    return written.decode().replace("\r\n", "\n")  # as the terminal shows it
+
+
+@pytest.mark.parametrize(("seconds", "is_shown"), [(0.1, False), (2.5, True)])
+def test_a_bar_after_a_second_that_leaves_no_trace(run, seconds, is_shown):
+    written = in_a_terminal(LISTS_SLOWLY.format(seconds=seconds, folder=str(run)))
+    assert ("/8 [" in written) == is_shown
+    if is_shown:
+        before, _, after = written.rpartition("\r")
+        assert before.rpartition("\r")[2].strip() == "", "it is overwritten with spaces"
+        assert after.startswith(("\x1b", "name")), after[:80]
+    assert "best.pth" in written
+
+
+def test_no_bar_in_a_file(run):
+    code = LISTS_SLOWLY.format(seconds=1.5, folder=str(run))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\r" not in done.stdout
+    files = [run / "best.pth"]
+    assert printing.show_progress(files) is files, "stderr of the tests is no terminal"

@@ -66,7 +66,7 @@ def test_commands_print_what_the_page_shows(in_the_run):
 
 def test_every_command_is_on_the_page():
     text = PAGE.read_text()
-    assert all(re.search(rf"`{name}[ `]", text) for name in main.commands)
+    assert all(re.search(rf"`{name}[ `]", text) for name in main.modules)
 
 
 def test_what_is_normalized_is_little():

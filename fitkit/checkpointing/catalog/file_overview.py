@@ -9,7 +9,8 @@ from typing import Any
 
 from fitkit.checkpointing.catalog.metadata import Metadata, as_damaged_error, read_metadata
 from fitkit.checkpointing.format import schema
-from fitkit.checkpointing.format.encoding import TAG, decode
+from fitkit.checkpointing.format.encoding import decode
+from fitkit.checkpointing.format.tags import TAG
 from fitkit.checkpointing.storage import single_or_sharded
 from fitkit.core.errors import MonitorError
 from fitkit.core.monitor import Monitor

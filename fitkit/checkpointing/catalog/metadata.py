@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from fitkit.checkpointing.format import schema
-from fitkit.checkpointing.format.encoding import decode
-from fitkit.checkpointing.storage import single_or_sharded
-from fitkit.core.errors import DamagedCheckpointError, as_checkpoint_error
+from fitkit.checkpointing.storage.outline import Outline, read_outline
+from fitkit.core.errors import CheckpointError, DamagedCheckpointError, as_checkpoint_error
 from fitkit.core.html import table
+from fitkit.core.is_tensor import is_tensor
+
+
+class FileVersion(NamedTuple):
+    """Tells a file from the one that replaces it under its name."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileVersion | None:
+        """That of ``path``; ``None`` if there is no such file."""
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return None
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def as_damaged_error(path: Path) -> AbstractContextManager[None]:
@@ -30,6 +49,9 @@ def as_damaged_error(path: Path) -> AbstractContextManager[None]:
 class Metadata:
     """Metadata of a full checkpoint.
 
+    The states of callbacks and the rest of the content are read from the file when they are first
+    asked for, which raises ``CheckpointError`` if it was replaced meanwhile or cannot be used.
+
     Attributes:
         path: the file.
         size_bytes: its size.
@@ -39,11 +61,10 @@ class Metadata:
         epoch: epochs done.
         batch: batches done in the unfinished epoch.
         global_step: training batches done over all epochs.
+        phase: what the loop does next in the epoch.
         position: its position in the run; later is greater.
         metrics: the values of the last logged epoch.
-        callbacks: the state of each callback that has one, by its name.
-        state: the whole content by the keys of the format, with tensors on the device ``"meta"``:
-            shapes and types without values.
+        version: tells the file from a later one of its name.
     """
 
     path: Path
@@ -54,10 +75,29 @@ class Metadata:
     epoch: int
     batch: int
     global_step: int
+    phase: str
     position: tuple[int, ...]
     metrics: Mapping[str, float]
-    callbacks: Mapping[str, Any]
-    state: Mapping[str, Any]
+    version: FileVersion | None
+
+    @cached_property
+    def state(self) -> Mapping[str, Any]:
+        """The whole content by the keys of the format, validated.
+
+        Tensors are on the device ``"meta"``: shapes and types without values.
+        """
+        state = read_state(self.path)
+        if FileVersion.of(self.path) != self.version:
+            raise CheckpointError(
+                f"{str(self.path)!r} was replaced after its metadata was read: read it again."
+            )
+        return state
+
+    @cached_property
+    def callbacks(self) -> Mapping[str, Any]:
+        """The state of each callback that has one, by its name."""
+        with as_damaged_error(self.path):
+            return {key: entry["state"] for key, entry in self.state["callback_states"].items()}
 
     def __repr__(self) -> str:
         return f"<checkpoint {str(self.path)!r}: {self._progress_text()}>"
@@ -69,7 +109,7 @@ class Metadata:
     def _repr_html_(self) -> str:
         """A table for a notebook."""
         weights = self.state["model_state_dict"]
-        shapes = [value for value in weights.values() if isinstance(value, Tensor)]
+        shapes = [value for value in weights.values() if is_tensor(value)]
         facts = {
             "file": f"{self.path} ({self.size_bytes:,} bytes)",
             "model": self.state["model_class"] or "a ready module",
@@ -87,29 +127,83 @@ class Metadata:
 def read_metadata(path: str | Path) -> Metadata:
     """Read the metadata of a full checkpoint, in milliseconds at any size: tensors are not read.
 
-    What is read is verified by its checksums; ``verify`` checks the tensors as well.
+    Of the content only what is read is looked at, and all but the values of tensors is verified by
+    its checksum; ``Metadata.state`` looks at all of it, and ``verify`` checks the tensors as well.
 
     Raises:
         CheckpointError: the file cannot be used, or holds only weights.
     """
     path = Path(path)
-    state = schema.validate(single_or_sharded.read_without_tensors(path), path)
+    version = FileVersion.of(path)
+    outline = read_outline(path)
+    if outline.kind != "checkpoint":
+        read_state(path)  # says what it is instead
+    return metadata_of(outline, path, version)
+
+
+def metadata_of(outline: Outline, path: Path, version: FileVersion | None) -> Metadata:
+    """The metadata in the outline of a full checkpoint.
+
+    Raises:
+        CheckpointError: it is of a newer format, or not valid.
+    """
+    state = outline.state
+    schema.validate_keys(state, path, schema.LISTED_KEYS)
+    position = schema.run_position(state)
     progress = state["progress"]["state"]
     with as_damaged_error(path):
-        columns = decode(state["history"])["history"]
+        columns = state["history"]["history"]
         metrics = {name: float(values[-1]) for name, values in columns.items() if len(values)}
-        callbacks = {key: entry["state"] for key, entry in state["callback_states"].items()}
+        for entry in state["callback_states"].values():
+            entry["state"]
     return Metadata(
         path=path,
-        size_bytes=single_or_sharded.size_bytes(path),
+        size_bytes=size_bytes(path, outline),
         format_version=state["format_version"],
         fitkit_version=state["fitkit_version"],
         pytorch_version=state["pytorch_version"],
         epoch=progress["epoch"],
         batch=progress["batch"],
         global_step=progress["global_step"],
-        position=schema.run_position(state),
+        phase=progress["phase"],
+        position=position,
         metrics=metrics,
-        callbacks=callbacks,
-        state=state,
+        version=version,
     )
+
+
+# ---- what needs torch ---------------------------------------------------------------------------
+
+
+def _storage() -> ModuleType:
+    """The module that reads a whole checkpoint; it imports torch, which takes a second."""
+    from fitkit.checkpointing.storage import single_or_sharded
+
+    return single_or_sharded
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The validated content of a full checkpoint with tensors on the device ``"meta"``.
+
+    Raises:
+        CheckpointError: the file cannot be used, or holds only weights.
+    """
+    return schema.validate(_storage().read_without_tensors(path), path)
+
+
+def verify(path: Path) -> None:
+    """Check every checksum, and look at the whole content.
+
+    Raises:
+        CheckpointError: the file cannot be used.
+    """
+    _storage().verify(path)
+    content = _storage().read_without_tensors(path)
+    if schema.is_full(content):
+        schema.validate(content, path)
+
+
+def size_bytes(path: Path, outline: Outline) -> int:
+    """The size of the file and of its shards, if they are found."""
+    size: int = _storage().size_bytes(path) if outline.is_sharded else path.stat().st_size
+    return size

@@ -82,9 +82,9 @@ def _prune_run(run: RunFiles, retention: Retention, plan: PruningPlan) -> None:
 
 def _epochs_done(file: CheckpointFile) -> int | None:
     """The epochs done, if the checkpoint was made at the end of one."""
-    progress = {} if file.metadata is None else file.metadata.state["progress"]["state"]
-    is_end = progress.get("phase") == "begin" and progress["epoch"] > 0
-    return progress["epoch"] if is_end else None
+    if file.metadata is None or file.metadata.phase != "begin":
+        return None
+    return file.metadata.epoch or None
 
 
 def _score(file: CheckpointFile, monitor: str | None) -> float | None:

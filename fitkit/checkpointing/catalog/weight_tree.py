@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fitkit.checkpointing.format.tensor_stubs import dtype_name
+from fitkit.core.formatting import dtype_name
 
 _MAX_DEPTH = 12  # levels of modules that are listed
 

@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from fitkit.checkpointing.format.class_names import class_name, resolve_class
-from fitkit.checkpointing.format.encoding import TAG, decode, encode
+from fitkit.checkpointing.format.encoding import decode, encode
+from fitkit.checkpointing.format.tags import TAG
 from fitkit.core.component_spec import ComponentSpec, LossSpec
 from fitkit.core.errors import CheckpointError, as_checkpoint_error
 

@@ -26,13 +26,13 @@ from fitkit.checkpointing.format.plain_values import (
     plain_tensor,
     problem_of_key,
 )
+from fitkit.checkpointing.format.tags import TAG
 from fitkit.core.errors import CheckpointError, as_checkpoint_error
-from fitkit.core.tree import MAX_DEPTH, TensorMap
+from fitkit.core.limits import MAX_DEPTH
+from fitkit.core.tree import TensorMap
 from fitkit.distributed.dtensor import is_dtensor
 
-TAG = "__fitkit__"
-# tagged as they are
-_KEPT = frozenset(
+_KEPT = frozenset(  # tagged as they are
     (np.ndarray, set, frozenset, deque, PosixPath, WindowsPath, datetime.timedelta, range)
 )
 _TORCH_ATOMS = (torch.dtype, torch.device, torch.Size)

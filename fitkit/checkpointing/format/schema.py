@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from fitkit.core.errors import CheckpointError, DamagedCheckpointError, as_checkpoint_error, listed
 from fitkit.core.event import Event
+from fitkit.core.is_tensor import is_tensor
 from fitkit.core.state import FitState
 
 FORMAT_VERSION = 1
@@ -60,6 +59,23 @@ OPTIONAL_KEYS: Mapping[str, type] = {
     "config": dict,
 }
 
+# A file begins with these: a list of checkpoints shows them, and reads nothing else of a pickle.
+LISTED_KEYS = (
+    "format_version",
+    "fitkit_version",
+    "pytorch_version",
+    "model_class",
+    "seed",
+    "data_seed",
+    "history",
+    "progress",
+    "callback_states",
+)
+FIRST_OTHER_KEY = "model_kwargs"
+
+# Keys of a sharded checkpoint: one for which folder is its own, one for everything but tensors.
+REFERENCE_KEY, CONTENT_KEY = "__fitkit_shards__", "content"
+
 # Their tensors are spread over the ranks that share a model, so a sharded checkpoint stores them
 # in its folder.
 SHARDED_KEYS = (
@@ -84,7 +100,7 @@ def is_weights(state: Any) -> bool:
     if not isinstance(state, dict) or not state:
         return False
     return all(
-        isinstance(key, str) and (isinstance(value, Tensor) or key.endswith("_extra_state"))
+        isinstance(key, str) and (is_tensor(value) or key.endswith("_extra_state"))
         for key, value in state.items()
     )
 
@@ -108,6 +124,20 @@ def validate(state: Any, path: Path | str) -> dict[str, Any]:
             f"{file} is not a checkpoint of fitkit: expected the keys 'model_state_dict', "
             f"'progress' and others, received {received[:200]}."
         )
+    validate_keys(state, path, {**KEYS, **OPTIONAL_KEYS})
+    run_position(state)
+    checked: dict[str, Any] = state
+    return checked
+
+
+def validate_keys(state: dict[str, Any], path: Path | str, keys: Iterable[str]) -> None:
+    """Check the version and the types of the values of these keys.
+
+    Raises:
+        CheckpointError: it is of a newer format.
+        DamagedCheckpointError: it has values of wrong types.
+    """
+    file, keys = repr(str(path)), set(keys)
     version = state.get("format_version")
     if type(version) is not int or version < 1:
         raise DamagedCheckpointError(f"{file} has no valid format_version: {version!r}.")
@@ -116,19 +146,20 @@ def validate(state: Any, path: Path | str) -> dict[str, Any]:
             f"{file} has format version {version}, this fitkit reads up to {FORMAT_VERSION} (it "
             f"was written by fitkit {state.get('fitkit_version')}): upgrade fitkit."
         )
-    wrong = [k for k, kind in KEYS.items() if k not in state or not isinstance(state[k], kind)]
+    wrong = [
+        key
+        for key, kind in KEYS.items()
+        if key in keys and (key not in state or not isinstance(state[key], kind))
+    ]
     wrong += [
         key
         for key, kind in OPTIONAL_KEYS.items()
-        if not isinstance(state.get(key), (kind, type(None)))
+        if key in keys and not isinstance(state.get(key), (kind, type(None)))
     ]
     if wrong:
         raise DamagedCheckpointError(
             f"{file} is not a valid checkpoint: {listed(wrong)} missing or of a wrong type."
         )
-    run_position(state)
-    checked: dict[str, Any] = state
-    return checked
 
 
 def run_position(state: dict[str, Any]) -> tuple[int, int, int, int]:
@@ -141,7 +172,8 @@ def run_position(state: dict[str, Any]) -> tuple[int, int, int, int]:
     with as_checkpoint_error(_BAD_PROGRESS, kind=DamagedCheckpointError):
         progress.load_state_dict(state["progress"]["state"])
         position = progress.position()
-    wrong = [name for name, value in vars(progress).items() if not _is_valid(name, value)]
+    kinds = {name: type(value) for name, value in vars(FitState()).items()}
+    wrong = [name for name, value in vars(progress).items() if not _is_valid(name, value, kinds)]
     if wrong:
         raise DamagedCheckpointError(f"{_BAD_PROGRESS}: {listed(wrong)} of a wrong type or value.")
     if not _is_pending_event(state["progress"].get("unheard")):
@@ -169,13 +201,13 @@ def _is_pending_event(value: Any) -> bool:
     )
 
 
-def _is_valid(name: str, value: Any) -> bool:
+def _is_valid(name: str, value: Any, kinds: Mapping[str, type]) -> bool:
     """Whether an attribute of ``FitState`` has a value that a run can give it."""
     if name == "stop_reason":
         return value is None or type(value) is str
     if name == "last_lr":
         return value is None or type(value) in (int, float)
-    if type(value) is not type(getattr(FitState(), name)):
+    if type(value) is not kinds[name]:
         return False
     if isinstance(value, dict):
         return all(type(key) is str and type(item) in (int, float) for key, item in value.items())

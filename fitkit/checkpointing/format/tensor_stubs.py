@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitkit.checkpointing.format.encoding import TAG
+from fitkit.checkpointing.format.tags import STUB, TAG
+from fitkit.core.formatting import dtype_name
 from fitkit.core.tree import rebuild_mapping
-
-_STUB = "piece"  # the tag in files
 
 
 def extract_tensors(
@@ -28,7 +27,7 @@ def extract_tensors(
             name += "'"
         tensors[name] = value
         shape, dtype = list(value.shape), dtype_name(value.dtype)
-        return {TAG: _STUB, "key": name, "shape": shape, "dtype": dtype}
+        return {TAG: STUB, "key": name, "shape": shape, "dtype": dtype}
 
     return _map_leaves(replace, content, ""), tensors
 
@@ -54,7 +53,7 @@ def is_stub(value: Any) -> bool:
     """Whether ``value`` is a valid stub."""
     return (
         type(value) is dict
-        and value.get(TAG) == _STUB
+        and value.get(TAG) == STUB
         and isinstance(value.get("key"), str)
         and isinstance(value.get("shape"), list)
         and dtype_from_name(value.get("dtype")) is not None
@@ -80,8 +79,3 @@ def dtype_from_name(name: Any) -> torch.dtype | None:
     """The torch type called ``name``, if there is one."""
     found = getattr(torch, name, None) if isinstance(name, str) else None
     return found if isinstance(found, torch.dtype) else None
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a torch type, such as ``"float32"``."""
-    return str(dtype).removeprefix("torch.")

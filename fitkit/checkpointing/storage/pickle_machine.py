@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import pickle
 import struct
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 from typing import Any
 
+from fitkit.checkpointing.storage.pickle_reader import PickleReader, read_floats
 from fitkit.checkpointing.storage.pickle_values import (
+    ATTRIBUTES,
     HARMLESS_KEYS,
-    LARGE,
     LONG,
     METHODS,
     Dict,
-    LargeInt,
     LongText,
     PickleChecks,
 )
 
 
-class PickleMachine:
+class BreaksOffError(pickle.UnpicklingError):
+    """The beginning of a pickle breaks off in other containers than expected."""
+
+
+class PickleMachine(PickleReader):
     """The machine that runs a pickle.
 
     Args:
@@ -29,8 +32,8 @@ class PickleMachine:
     """
 
     def __init__(self, data: bytes, checks: PickleChecks) -> None:
-        self.data, self.at = data, 0
-        self._checks = checks
+        super().__init__(data)
+        self.checks = checks
         self.stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -50,6 +53,9 @@ class PickleMachine:
             if code == _GET:
                 stack.append(memo[data[at]])
                 at += 1
+            elif code == _PUT:
+                memo[data[at]] = stack[-1]
+                at += 1
             elif code == _LONG_PUT:
                 memo[_read_uint(data, at)[0]] = stack[-1]
                 at += 4
@@ -60,11 +66,15 @@ class PickleMachine:
                 stack.append(text if size <= LONG else LongText(text))
                 at += size
             elif code == _FLOAT:
-                stack.append(_read_float(data, at)[0])
-                at += 8
+                floats = read_floats(data, at - 1)
+                stack += floats
+                at += 9 * len(floats) - 1
             elif code == _SMALL_INT:
                 stack.append(data[at])
                 at += 1
+            elif code == _SHORT_INT:
+                stack.append(data[at] + 256 * data[at + 1])
+                at += 2
             elif code == _STOP:
                 self.at = at
                 return stack.pop()
@@ -73,31 +83,23 @@ class PickleMachine:
                 operations[code](self)
                 at, stack = self.at, self.stack
 
-    def take(self, size: int) -> bytes:
-        """The next bytes; if there are fewer, the pickle has no end."""
-        at = self.at
-        self.at = at + size
-        return self.data[at : at + size]
+    def run_beginning(self, levels: int) -> Any:
+        """The stand-in for a dict of which ``data`` has the beginning: some keys with their values.
 
-    def take_size(self, num_bytes: int) -> int:
-        """The next bytes as a number from 0."""
-        return int.from_bytes(self.take(num_bytes), "little")
+        Args:
+            levels: in how many dicts it breaks off.
 
-    def take_long(self) -> int:
-        """A number of any size."""
-        number = int.from_bytes(self.take(self.take_size(1)), "little", signed=True)
-        return number if -LARGE < number < LARGE else LargeInt(number)
-
-    def take_global(self) -> str:
-        """The name of a class or function as torch reads it: Python 3's for those of Python 2."""
-        lines = []
-        for _ in range(2):
-            end = self.data.index(b"\n", self.at, self.at + _MAX_NAME)
-            lines.append(self.data[self.at : end].decode())
-            self.at = end + 1
-        module, name = lines
-        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-        return f"{module}.{name}"
+        Raises:
+            BreaksOffError: it breaks off in more or fewer.
+            Exception: as ``run``.
+        """
+        self.data += _PUSH_AND_STOP
+        self.run()
+        if len(self._marks) != levels:
+            raise BreaksOffError
+        while self._marks:
+            self.add_items(self.pop_mark())
+        return self.stack.pop()
 
     def begin_mark(self) -> None:
         """Collect the values that follow."""
@@ -123,17 +125,17 @@ class PickleMachine:
             raise pickle.UnpicklingError("it sets a key in something that is no dict.")
         keys = items[::2]
         if not HARMLESS_KEYS.issuperset(map(type, keys)):
-            self._checks.check_keys(keys, target)
+            self.checks.check_keys(keys, target)
         target += items
 
     def reduce(self) -> None:
         """Call a function."""
         arguments, function = self.stack.pop(), self.stack.pop()
-        self.stack.append(self._checks.call(function, arguments))
+        self.stack.append(self.checks.call(function, arguments))
 
     def load_storage(self) -> None:
         """Push the memory of tensors."""
-        self.stack.append(self._checks.load_storage(self.stack.pop()))
+        self.stack.append(self.checks.load_storage(self.stack.pop()))
 
     def build(self) -> None:
         """Give a value its attributes."""
@@ -141,9 +143,8 @@ class PickleMachine:
         if type(target) is Dict and type(state) is Dict:
             if not METHODS.isdisjoint(state[::2]):  # whoever calls it would get what is stored
                 raise pickle.UnpicklingError("it replaces a method.")
-            self._checks.spend(len(state))
-            target += state
-            target.num_bytes += state.num_bytes
+            self.checks.spend(len(state))
+            target += [ATTRIBUTES, state]
         elif target is not None:  # of a type that the program allows: torch decides
             raise pickle.UnpicklingError("it gives attributes to something that has none.")
 
@@ -179,11 +180,6 @@ def _push_int(form: str) -> _Operation:
 
 def _push_known(machine: PickleMachine) -> None:
     machine.stack.append(machine.memo[machine.take_size(4)])
-
-
-def _remember(machine: PickleMachine) -> None:
-    machine.memo[machine.data[machine.at]] = machine.stack[-1]
-    machine.at += 1
 
 
 def _tuple1(machine: PickleMachine) -> None:
@@ -223,20 +219,18 @@ def _refuse(machine: PickleMachine) -> None:
     raise pickle.UnpicklingError(f"its pickle uses the operation {bytes([code])!r}.")
 
 
-_MAX_NAME = 1000  # torch searches its own message for an unknown name with slow patterns
+_PUSH_AND_STOP = b"N."
 # done by the loop itself
-_GET, _LONG_PUT, _TEXT, _FLOAT, _SMALL_INT, _STOP = b"hrXGK."
-_read_uint, _read_float = struct.Struct("<I").unpack_from, struct.Struct(">d").unpack_from
+_GET, _PUT, _LONG_PUT, _TEXT, _FLOAT, _SMALL_INT, _SHORT_INT, _STOP = b"hqrXGKM."
+_read_uint = struct.Struct("<I").unpack_from
 _BY_CODE: dict[bytes, _Operation] = {
     b"\x80": lambda machine: machine.take(1),  # the protocol
-    b"c": _push(PickleMachine.take_global),
+    b"c": _push(lambda machine: machine.checks.name(machine.take_global())),
     b"N": _push_constant(None),
     b"\x88": _push_constant(True),
     b"\x89": _push_constant(False),
     b"J": _push_int("<i"),
-    b"M": _push_int("<H"),
     b"j": _push_known,
-    b"q": _remember,
     b"\x8a": _push(PickleMachine.take_long),
     b"U": _push(lambda machine: LongText(machine.take(machine.take_size(1)))),
     b")": _push_constant(()),

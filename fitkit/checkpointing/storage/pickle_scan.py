@@ -7,17 +7,18 @@ overflow the interpreter's stack, or allocate terabytes.
 from __future__ import annotations
 
 import pickle
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
 from fitkit.checkpointing.storage.pickle_machine import PickleMachine
 from fitkit.checkpointing.storage.pickle_values import (
+    DTYPE_BYTES,
     HARMLESS_KEYS,
+    ITEM_BYTES,
     Dict,
     Sizes,
     Storage,
@@ -35,37 +36,56 @@ _MAX_EQUAL_HASHES = 100  # more keys with one hash are made to make a dict slow
 _STEPS_PER_BYTE = 8  # of work for operations whose arguments may be used again and again
 
 _REBUILD, _VIEWS = "torch._utils._rebuild_", ("tensor", "tensor_v2", "tensor_v3", "qtensor")
-_ITEM_BYTES = {
-    "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2,
-    "ComplexDouble": 16, "ComplexFloat": 8, "QInt32": 4,
-}  # fmt: skip
 
 
-def check_pickle(data: bytes, record_bytes: Mapping[str, int], file_bytes: int) -> None:
+def check_pickle(
+    data: bytes,
+    record_bytes: Mapping[str, int],
+    file_bytes: int,
+    *,
+    levels: int = 0,
+    torch_follows: bool = True,
+) -> Any:
     """Check that torch can read a pickle with time and memory that its file is worth.
 
     Args:
         data: the pickle, of protocol 2 as ``torch.save`` writes it.
         record_bytes: the sizes of the records with the memory of its tensors, by their keys.
         file_bytes: the size of all records.
+        levels: in how many dicts ``data`` breaks off; 0: it is whole.
+        torch_follows: torch reads it afterwards, and refuses names that it does not know; else they
+            are refused here.
+
+    Returns:
+        what it describes, as values of ``pickle_values``.
 
     Raises:
         TrapError: it would exhaust memory, time or the stack, now or when it is used.
         pickle.UnpicklingError: it has operations or calls that no checkpoint needs.
         Exception: of another kind, if it is not a valid pickle.
     """
-    checks = _Checks(record_bytes, 100_000 + _STEPS_PER_BYTE * len(data), file_bytes)
+    steps = 100_000 + _STEPS_PER_BYTE * len(data)
+    checks = _Checks(record_bytes, steps, file_bytes, torch_follows)
     max_values = _SHARED_VALUES + 2 * len(data)
     with pause_gc():
-        content = PickleMachine(data, checks).run()
+        machine = PickleMachine(data, checks)
+        content = machine.run_beginning(levels) if levels else machine.run()
         Walk(max_values, _SHARED_BYTES + _SHARED_TIMES * file_bytes).measure([content])
+    return content
 
 
 class _Checks:
     """What the pickle may do, and how much is left of what it may take."""
 
-    def __init__(self, record_bytes: Mapping[str, int], steps: int, file_bytes: int) -> None:
+    def __init__(
+        self,
+        record_bytes: Mapping[str, int],
+        steps: int,
+        file_bytes: int,
+        torch_follows: bool = True,
+    ) -> None:
         self._record_bytes = record_bytes
+        self._torch_follows = torch_follows
         self._steps_left = steps
         self._bytes_left = _SHARED_BYTES + _SHARED_TIMES * file_bytes
         self._storages: dict[bytes, Storage] = {}
@@ -98,13 +118,19 @@ class _Checks:
 
     def load_storage(self, description: Any) -> Storage:
         _, kind, key, _, num_elements = description
-        item_bytes = _ITEM_BYTES.get(kind.removeprefix("torch.").removesuffix("Storage"), 1)
+        item_bytes = ITEM_BYTES.get(kind.removeprefix("torch.").removesuffix("Storage"), 1)
         storage = Storage(key, kind, num_elements, item_bytes)
         if self._storages.setdefault(key, storage) != storage:
             raise TrapError("two of its tensors do not agree on their memory")
         if not 0 <= num_elements * item_bytes <= self._record_bytes.get(key.decode(), -1):
             raise TrapError("a tensor claims more memory than the file has")
         return storage
+
+    def name(self, name: str) -> str:
+        is_known = self._torch_follows or name.startswith("torch.") or name in self._calls
+        if not is_known and not _is_allowed_by_program(name):
+            raise pickle.UnpicklingError(f"it names {name}.")
+        return name
 
     def call(self, function: Any, arguments: Any) -> Any:
         if type(function) is not str or type(arguments) is not tuple:
@@ -126,8 +152,9 @@ class _Checks:
         self, storage: Storage, offset: int, shape: Any, stride: Any, *rest: Any
     ) -> Tensor:
         """A view of a storage, which torch would enlarge for a view that is larger."""
-        dtype = getattr(torch, str(rest[2]).rpartition(".")[2], None) if len(rest) > 2 else None
-        size = dtype.itemsize if isinstance(dtype, torch.dtype) else storage.item_bytes
+        size = storage.item_bytes
+        if len(rest) > 2:  # which has another type than its storage
+            size = DTYPE_BYTES.get(str(rest[2]).rpartition(".")[2], 1)
         if len(shape) != len(stride) or min(offset, *shape, *stride, 0) < 0:
             raise TrapError("a tensor has no valid shape")
         end, num_elements = offset + 1, prod(shape)
@@ -224,5 +251,8 @@ def _hash(key: Any) -> int:
 
 def _is_allowed_by_program(function: str) -> bool:
     """Whether the program has told torch that files may call ``function``."""
+    torch = sys.modules.get("torch")
+    if torch is None:  # it can have told it nothing
+        return False
     allowed = (one for one in torch.serialization.get_safe_globals() if not isinstance(one, tuple))
     return function in [f"{one.__module__}.{one.__qualname__}" for one in allowed]

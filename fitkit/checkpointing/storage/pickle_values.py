@@ -10,7 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from fitkit.core.tree import MAX_DEPTH
+from fitkit.core.limits import MAX_DEPTH
 
 _MAX_ENCODED_DEPTH = 2 * MAX_DEPTH + 10  # a tagged value takes two levels in a file
 
@@ -21,6 +21,9 @@ class TrapError(ValueError):
 
 class PickleChecks(Protocol):
     """What a machine asks about what the pickle does; each raises if it may not do that."""
+
+    def name(self, name: str) -> str:
+        """The stand-in for a class or function."""
 
     def call(self, function: Any, arguments: Any) -> Any:
         """The stand-in for what a call returns."""
@@ -56,10 +59,24 @@ class LongText(bytes):
 LARGE, LONG = 2**60, 127
 # No more than two of them have one hash; that of text differs in each process.
 HARMLESS_KEYS = frozenset((bytes, int, bool, type(None)))
+# of the types that take more than one, by the names of storages and of dtypes
+ITEM_BYTES = {
+    "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2,
+    "ComplexDouble": 16, "ComplexFloat": 8, "QInt32": 4,
+}  # fmt: skip
+DTYPE_BYTES = {
+    "complex128": 16, "cdouble": 16, "complex64": 8, "cfloat": 8, "complex32": 4, "chalf": 4,
+    "float64": 8, "double": 8, "float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2,
+    "int64": 8, "long": 8, "uint64": 8, "int32": 4, "int": 4, "uint32": 4, "qint32": 4,
+    "int16": 2, "short": 2, "uint16": 2, "bits16": 2,
+}  # fmt: skip
 
 
 # of the dicts that may have attributes
 METHODS = frozenset(name.encode() for kind in (OrderedDict, Counter) for name in dir(kind))
+
+
+ATTRIBUTES = object()  # the key of what a dict has beside its items
 
 
 class Dict(list[Any]):

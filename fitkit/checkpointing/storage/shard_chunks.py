@@ -13,7 +13,6 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from fitkit.checkpointing.format import tensor_stubs
 from fitkit.checkpointing.storage import safe_load
 from fitkit.checkpointing.storage.shard_index import (
     Chunk,
@@ -24,6 +23,7 @@ from fitkit.checkpointing.storage.shard_index import (
     damaged_shards,
     overlap,
 )
+from fitkit.core.formatting import dtype_name
 from fitkit.distributed.dtensor import is_first_replica, local_tensor, own_box
 
 # An uninitialized tensor of a shape and type on a device: a whole one, or the shard of this rank.
@@ -49,7 +49,7 @@ def write_chunks(tensors: Mapping[str, Tensor], folder: Path, rank: int) -> Shar
             if file is not None and key in own:
                 at, checksum = file.tell(), _save(local_tensor(tensor), file)
                 chunks.append(Chunk(*own_box(tensor), name, at, file.tell() - at, checksum))
-            dtype = tensor_stubs.dtype_name(tensor.dtype)
+            dtype = dtype_name(tensor.dtype)
             index.tensors[key] = ShardedTensor(list(tensor.shape), dtype, chunks)
         if file is not None:
             file.flush()
@@ -120,9 +120,6 @@ def _read_chunk(path: Path, folder: Path, key: str, dtype: str, chunk: Chunk) ->
         raise damaged_shards(path, f"the checksum of {key!r} in {chunk.file!r} does not match")
     value = safe_load.read_bytes(data, folder / chunk.file)
     is_tensor = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
-    if not is_tensor or (tensor_stubs.dtype_name(value.dtype), list(value.shape)) != (
-        dtype,
-        chunk.sizes,
-    ):
+    if not is_tensor or (dtype_name(value.dtype), list(value.shape)) != (dtype, chunk.sizes):
         raise damaged_shards(path, f"{key!r} in {chunk.file!r} is not what its index describes")
     return value  # type: ignore[no-any-return]

@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fitkit.checkpointing.format.schema import CONTENT_KEY as CONTENT_KEY
+from fitkit.checkpointing.format.schema import REFERENCE_KEY as REFERENCE_KEY
 from fitkit.checkpointing.storage import atomic_write, safe_load, temp_files
 from fitkit.checkpointing.storage.is_checkpoint import SHARDS_SUFFIX, may_be_checkpoint
 from fitkit.checkpointing.storage.run_record import RunRecord
@@ -29,8 +31,6 @@ from fitkit.core.errors import (
     UnsafeCheckpointError,
 )
 
-# Keys of the checkpoint file: one for which folder is its own, one for everything but tensors.
-REFERENCE_KEY, CONTENT_KEY = "__fitkit_shards__", "content"
 MARKER_NAME = "fitkit.json"
 _CHUNK_BYTES = 1 << 20
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fitkit.checkpointing.format import tensor_stubs
-from fitkit.checkpointing.format.tensor_stubs import dtype_name
 from fitkit.checkpointing.storage import (
     atomic_write,
     shard_chunks,
@@ -23,6 +22,7 @@ from fitkit.checkpointing.storage.is_checkpoint import SHARDS_SUFFIX
 from fitkit.checkpointing.storage.run_record import RunRecord
 from fitkit.checkpointing.storage.shard_chunks import Empty
 from fitkit.checkpointing.storage.shard_index import Part, damaged_shards, index_name, read_index
+from fitkit.core.formatting import dtype_name
 from fitkit.distributed.dtensor import is_dtensor, own_box
 from fitkit.distributed.world import World
 

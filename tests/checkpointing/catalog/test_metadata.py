@@ -151,3 +151,27 @@ def test_values_that_are_not_numbers_are_told(made, tmp_path):
     state["history"]["history"]["loss"][-1] = math.nan
     atomic_write.write(state, tmp_path / "a.pth")
     assert math.isnan(read_metadata(tmp_path / "a.pth").metrics["loss"])
+
+
+def test_the_rest_is_read_when_it_is_asked_for_and_only_of_the_same_file(made, tmp_path):
+    path = tmp_path / "a.pth"
+    path.write_bytes(made[1].read_bytes())
+    found, other = read_metadata(path), read_metadata(path)
+    assert found == other
+    assert found.state is found.state
+    path.unlink()
+    path.write_bytes(made[1].read_bytes())
+    assert found.state["seed"] == 0, "it has been read"
+    with pytest.raises(CheckpointError, match="was replaced after its metadata was read"):
+        other.callbacks  # noqa: B018
+    path.unlink()
+    with pytest.raises(CheckpointNotFoundError):
+        other.state  # noqa: B018
+
+
+def test_values_behind_what_is_listed_are_checked_when_they_are_asked_for(made, tmp_path):
+    torch.save({**safe_load.read(made[1]), "rng": 3}, tmp_path / "a.pth")
+    found = read_metadata(tmp_path / "a.pth")
+    assert found.global_step == 9
+    with pytest.raises(DamagedCheckpointError, match="'rng' missing or of a wrong type"):
+        found.state  # noqa: B018

@@ -16,12 +16,11 @@ from fitkit.checkpointing.catalog.scan import CheckpointFile, RunSignature
 
 def entry(epoch, losses, name=None, batch=0):
     """A checkpoint in memory: after ``epoch`` epochs, or within the next."""
-    progress = {"epoch": epoch, "phase": "train" if batch else "begin"}
     columns = {"loss": losses[:epoch]}
     metadata = Metadata(
         Path(name or f"{epoch}.pth"), 1, 1, "", "", epoch, batch, 4 * epoch + batch,
-        (1, epoch, int(bool(batch)), batch), {"loss": losses[epoch - 1]} if epoch else {}, {},
-        {"progress": {"state": progress}},
+        "train" if batch else "begin", (1, epoch, int(bool(batch)), batch),
+        {"loss": losses[epoch - 1]} if epoch else {}, None,
     )  # fmt: skip
     texts = {name: list(map(repr, values)) for name, values in columns.items()}
     ids = (0, hash((epoch, batch, name)))

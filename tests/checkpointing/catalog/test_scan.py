@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from fitkit import CheckpointNotFoundError
+from fitkit.checkpointing.catalog import scan
 from fitkit.checkpointing.catalog.scan import RunSignature, group_runs, scan_folder
 from fitkit.checkpointing.storage import safe_load
 
@@ -56,6 +59,45 @@ def test_kinds_and_names(write, tmp_path):
     assert "not a whole checkpoint" in found["cut.pth"].problem
 
 
+def test_files_that_are_deleted_or_replaced_meanwhile(write, tmp_path):
+    for number in range(4):
+        write(f"{number}.pth", number, [0.5] * number)
+    (tmp_path / "link.pth").symlink_to(tmp_path / "3.pth")
+
+    def interfere(paths):
+        assert [path.name for path in paths] == ["0.pth", "1.pth", "2.pth", "3.pth", "link.pth"]
+        paths[0].unlink()
+        yield from paths[:2]
+        paths[2].unlink()
+        paths[2].write_bytes(b"no archive")
+        paths[3].unlink()
+        yield from paths[2:]
+
+    found = scan_folder(tmp_path, show_progress=interfere)
+    kinds = {file.path.name: file.kind for file in found}
+    assert kinds == {"1.pth": "checkpoint", "2.pth": "damaged"}
+
+
+def test_a_file_that_is_deleted_while_it_is_read(write, tmp_path, monkeypatch):
+    path = write("a.pth", 1, [0.5])
+    real = scan.read_outline
+
+    def read(path):
+        path.unlink()
+        return real(path)
+
+    monkeypatch.setattr(scan, "read_outline", read)
+    assert scan_folder(tmp_path) == []
+    assert not path.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
+def test_a_file_that_may_not_be_read(write, tmp_path):
+    write("a.pth", 1, [0.5]).chmod(0)
+    (found,) = scan_folder(tmp_path)
+    assert (found.kind, "denied" in found.problem) == ("damaged", True)
+
+
 def test_no_folder(tmp_path):
     with pytest.raises(CheckpointNotFoundError, match="no folder"):
         scan_folder(tmp_path / "nothing")
@@ -85,6 +127,16 @@ def test_a_run_that_branched_off_is_another(write, tmp_path):
     runs, unclear = group_runs(scan_folder(tmp_path))
     assert [names(run.files) for run in runs] == [["branch.pth"], ["2.pth"]]
     assert names(unclear) == ["1.pth"], "both began with it"
+
+
+def test_histories_are_compared_bit_by_bit(write, tmp_path):
+    """Also with NaN, and where integers stand among floats."""
+    write("1.pth", 1, [math.nan])
+    write("2.pth", 2, [math.nan, 1])
+    write("3.pth", 3, [math.nan, 1, 0.0])
+    write("other.pth", 4, [math.nan, 1, -0.0, 2.0])
+    runs, _ = group_runs(scan_folder(tmp_path))
+    assert [names(run.files) for run in runs] == [["other.pth"], ["3.pth"]]
 
 
 @pytest.mark.parametrize(

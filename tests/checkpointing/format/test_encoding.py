@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fitkit import CheckpointError
-from fitkit.checkpointing.format.encoding import TAG, decode, encode
+from fitkit.checkpointing.format.encoding import decode, encode
+from fitkit.checkpointing.format.tags import TAG
 
 
 def through_a_file(value):

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from fitkit import CheckpointError
-from fitkit.checkpointing.format.encoding import TAG, decode, encode
+from fitkit.checkpointing.format.encoding import decode, encode
+from fitkit.checkpointing.format.tags import TAG
 from fitkit.checkpointing.storage import atomic_write, safe_load
 
 

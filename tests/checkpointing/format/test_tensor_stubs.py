@@ -10,15 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitkit.checkpointing.format.encoding import TAG
+from fitkit.checkpointing.format.tags import TAG
 from fitkit.checkpointing.format.tensor_stubs import (
     dtype_from_name,
-    dtype_name,
     extract_tensors,
     find_stubs,
     insert_tensors,
     is_stub,
 )
+from fitkit.core.formatting import dtype_name
 
 STUB = {TAG: "piece", "key": "a", "shape": [2, 3], "dtype": "float32"}
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 import pytest
 
 from fitkit.checkpointing.storage.pickle_machine import PickleMachine
-from fitkit.checkpointing.storage.pickle_values import LARGE, Dict, LargeInt, LongText
+from fitkit.checkpointing.storage.pickle_values import ATTRIBUTES, LARGE, Dict, LargeInt, LongText
 
 
 class Checks:
@@ -16,6 +16,9 @@ class Checks:
 
     def __init__(self):
         self.calls, self.keys, self.steps = [], [], 0
+
+    def name(self, name):
+        return name
 
     def call(self, function, arguments):
         self.calls.append((function, arguments))
@@ -88,7 +91,7 @@ def test_calls_have_the_names_that_torch_gives_them():
     found = run(pickle.dumps([value, {1, 2}], protocol=2), checks)
     assert checks.calls[0] == ("collections.OrderedDict", ())
     assert checks.calls[1] == ("builtins.set", ([1, 2],)), "protocol 2 writes __builtin__"
-    assert found[0] == [b"a", 1, b"extra", b"attribute"]
+    assert found[0] == [b"a", 1, ATTRIBUTES, [b"extra", b"attribute"]]
     assert checks.steps == 2
 
 

@@ -29,7 +29,7 @@ from fitkit import (
     UnsafeCheckpointError,
 )
 from fitkit.checkpointing.format.encoding import decode, encode
-from fitkit.checkpointing.storage import atomic_write, safe_load
+from fitkit.checkpointing.storage import archive, atomic_write, safe_load
 
 # ---- damage -------------------------------------------------------------------------------------
 
@@ -379,7 +379,7 @@ def large(memory):
     tensors = {"big": torch.randn(4 << 20), "half": torch.randn(2 << 20)}
     tensors |= {f"small{number}": torch.randn(number + 1) for number in range(6)}
     atomic_write.write({"weights": tensors, "plain": [1, "two"]}, path)
-    assert path.stat().st_size > safe_load._BYTES_WORTH_THREADS
+    assert path.stat().st_size > archive._BYTES_WORTH_THREADS
     return path
 
 
@@ -387,13 +387,13 @@ def large(memory):
 def several_threads(monkeypatch):
     """Whatever machine this is, files worth it are verified by several threads."""
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    started, real = [], safe_load.ThreadPoolExecutor
+    started, real = [], archive.ThreadPoolExecutor
 
     def pool(*arguments):
         started.append(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr(safe_load, "ThreadPoolExecutor", pool)
+    monkeypatch.setattr(archive, "ThreadPoolExecutor", pool)
     return started
 
 

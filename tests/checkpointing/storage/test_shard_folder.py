@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fitkit import CheckpointError, DamagedCheckpointError
 from fitkit.checkpointing.format import tensor_stubs
-from fitkit.checkpointing.format.encoding import TAG
+from fitkit.checkpointing.format.tags import TAG
 from fitkit.checkpointing.storage import (
     atomic_write,
     is_checkpoint,
