@@ -79,7 +79,7 @@ def _set_in_session(name: str) -> Callable[[BaseHandler, Any], None]:
 
 _WEIGHTS = ("model_state_dict", "loss_state_dict")
 
-# Every key of a checkpoint, in the order in which they are loaded. A new key is one new
+# Every key of a checkpoint, in the order in which they are written and loaded. A new key is one new
 # entry here, and its type in ``schema.OPTIONAL_KEYS``: it loads ``None`` from older files, which
 # lack it. ``schema.KEYS`` has only the keys without which a file is damaged.
 ENTRIES: dict[str, StateEntry] = {
@@ -188,8 +188,7 @@ def handler_state_dict(
     for module in handler.parts.trained_modules:
         require_values(module)
     state = {}
-    # a list of checkpoints reads only the beginning of each file
-    for key, entry in {key: ENTRIES[key] for key in (*schema.LISTED_KEYS, *ENTRIES)}.items():
+    for key, entry in ENTRIES.items():
         save = (for_file and entry.save_pickled) or entry.save
         name = f"state[{key!r}]"
         state[key] = encode(save(handler), name, tensor_map, keep_types=entry.keeps_types)

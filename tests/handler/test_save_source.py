@@ -39,7 +39,7 @@ def source(handler):
 
 def test_a_snapshot_is_the_whole_state_with_mapped_tensors(handler, source):
     snapshot = source.take_snapshot(detached_copy)
-    assert set(snapshot) == set(ENTRIES)
+    assert list(snapshot) == list(ENTRIES)
     weight = snapshot["model_state_dict"]["weight"]
     assert torch.equal(weight, handler.module.weight)
     assert weight.data_ptr() != handler.module.weight.data_ptr()

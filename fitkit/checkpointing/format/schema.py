@@ -95,6 +95,14 @@ def is_full(state: Any) -> bool:
     return isinstance(state, dict) and "model_state_dict" in state and "progress" in state
 
 
+def in_file_order(content: Any) -> Any:
+    """``content`` as it is written: a full checkpoint begins with ``LISTED_KEYS``."""
+    if not is_full(content) or type(content) is not dict:
+        return content
+    first = [key for key in (*LISTED_KEYS, FIRST_OTHER_KEY) if key in content]
+    return {key: content[key] for key in (*first, *content)}
+
+
 def is_weights(state: Any) -> bool:
     """Whether ``state`` is a bare state dict: names and tensors."""
     if not isinstance(state, dict) or not state:

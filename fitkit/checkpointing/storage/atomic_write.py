@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fitkit.checkpointing.format import schema
 from fitkit.checkpointing.storage import run_record, temp_files, torch_archive
 from fitkit.checkpointing.storage.is_checkpoint import is_torch_file
 from fitkit.checkpointing.storage.run_record import RunRecord
@@ -33,7 +34,7 @@ def write(
         SaveError: it could not be written; an earlier file of that name is unchanged, and no
             temporary file is left. Names before the one that failed are durable.
     """
-    records = run_record.as_records(record)
+    records, content = run_record.as_records(record), schema.in_file_order(content)
     replace(path, lambda file: torch_archive.write(content, file, records), also)
 
 

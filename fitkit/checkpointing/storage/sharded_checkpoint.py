@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fitkit.checkpointing.format import tensor_stubs
+from fitkit.checkpointing.format import schema, tensor_stubs
 from fitkit.checkpointing.storage import (
     atomic_write,
     shard_chunks,
@@ -60,7 +60,10 @@ def write(
             for parent in {name.parent for name in also}:
                 shard_folder.link_into(folder, parent)
             reference = {"folder": folder.name, **places}
-            file = {shard_folder.REFERENCE_KEY: reference, shard_folder.CONTENT_KEY: rest}
+            file = {
+                shard_folder.REFERENCE_KEY: reference,
+                shard_folder.CONTENT_KEY: schema.in_file_order(rest),
+            }
             atomic_write.write(file, path, also, record)
         is_written = True
     finally:

@@ -103,6 +103,14 @@ def test_a_callback_that_has_the_key_behind_the_listed_ones(tmp_path, sizes_run)
     assert (state["model_kwargs"], state["deep"]) == ({"a": 1}, [1, {"b": [2]}])
 
 
+def test_a_converted_file_of_an_earlier_version_begins_with_what_is_listed(tmp_path, sizes_run):
+    for is_sharded in (False, True):
+        path = tmp_path / f"{is_sharded}.pth"
+        single_or_sharded.convert(GOLDEN / "rich.pth", path, sharded=is_sharded)
+        assert_outlines(path)
+    assert len(sizes_run) == 2, "of each only the beginning"
+
+
 def test_a_sharded_checkpoint(tmp_path, sizes_run):
     save(tmp_path / "a.pth", [Keeps(), fitkit.EarlyStopping("loss")])
     single_or_sharded.convert(tmp_path / "a.pth", tmp_path / "b.pth", sharded=True)
