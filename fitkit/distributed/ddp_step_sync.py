@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from fitkit.core.errors import ConfigurationError
 from fitkit.core.trained_modules import TrainedModules
-from fitkit.distributed.average_gradients import sparse_without_rows
 from fitkit.distributed.compare_gradients import names_of
+from fitkit.distributed.loss_gate import Counts, LossGate, with_gradients
 from fitkit.distributed.step_sync import StepSync
 from fitkit.distributed.world import World
-
-_ROUNDING = 2.0**-22  # relative; four times that of float32
 
 
 class DDPStepSync(StepSync):
@@ -66,7 +63,7 @@ class DDPStepSync(StepSync):
                 group = self._world.group_for(trained[0].device)
                 # the default group, which torch would take, may have no backend for host tensors
                 of_group = {} if group is None else {"process_group": group}
-                gate = _LossGate(self._modules, named)
+                gate = LossGate(self._modules, named)
                 self._ddp = DistributedDataParallel(gate, **gate.renamed(options), **of_group)
                 self._ddp.broadcast_buffers = False  # they are copied before the step
                 if self._world.size > 2 and not _keeps_buckets(options):
@@ -83,7 +80,7 @@ class DDPStepSync(StepSync):
         ddp = self._update()
         if ddp is None or ddp.module.counts is None:
             return super().begin_sum_counts(samples, weight)
-        counts: _Counts = ddp.module.counts
+        counts: Counts = ddp.module.counts
         counts.values = torch.tensor([samples, weight], dtype=counts.values.dtype)
         return lambda: self._of_batches(*counts.sums(self._world.size))
 
@@ -134,104 +131,6 @@ class DDPStepSync(StepSync):
         names = {id(p): name for name, p in self.named_parameters().items()}
         trained = [names.get(id(p), "") for p in ddp.module.parameters() if p.requires_grad]
         return names_of([trained[int(index)] for index in found[1].split()])
-
-
-class _LossGate(nn.Module):
-    """Passes a loss on; the parameters are those that its backward pass reaches.
-
-    Attributes:
-        counts: what DDP averages besides; ``None``: gradients are too inexact for it, or on a
-            device that would have to be waited for.
-    """
-
-    def __init__(self, modules: TrainedModules, named: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.model, self.loss = modules.model, modules.loss
-        known = set(map(id, modules.parameters()))
-        for name, parameter in named.items():
-            if id(parameter) not in known:
-                # as it is: register_parameter takes no plain tensor, which optimizers do
-                self._parameters[name] = parameter  # type: ignore[assignment]
-        exact = {p.dtype for p in named.values() if p.requires_grad and p.device.type == "cpu"}
-        dtype = next((it for it in (torch.float64, torch.float32) if it in exact), None)
-        self.counts = None if dtype is None else _Counts(dtype)
-        if self.counts is not None:
-            self.register_parameter("num_samples_and_weight", self.counts.parameter)
-
-    def forward(self, loss: Tensor) -> Tensor:
-        """The loss."""
-        counts = self.counts
-        if counts is None:
-            return loss
-        counts.parameter.grad = None
-        return with_gradients(loss, [counts.values], [counts.parameter])
-
-    @staticmethod
-    def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
-        """DDP's options, with the names of parameters as they are below this module."""
-        name = "delay_all_reduce_named_params"
-        given = options.get(name)
-        delayed = None if given is None else [(f"model.{path}", p) for path, p in given]
-        return {**options, **({} if delayed is None else {name: delayed})}
-
-    def without_values(self, parameters: Iterable[Tensor]) -> list[Tensor | None]:
-        """Gradients that add nothing: ``None``, or of no rows where DDP expects sparse ones."""
-        kinds = (nn.Embedding, nn.EmbeddingBag)
-        sparse = {id(m.weight) for m in self.modules() if isinstance(m, kinds) and m.sparse}
-        return [sparse_without_rows(p) if id(p) in sparse else None for p in parameters]
-
-
-class _Counts:
-    """The number of samples and their weight, averaged by DDP together with gradients.
-
-    A message of their own would take a quarter of a small step.
-
-    Attributes:
-        values: those of this rank; 0 if they are summed otherwise.
-        parameter: gets the values as its gradient.
-    """
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.values = torch.zeros(2, dtype=dtype)
-        self.parameter = nn.Parameter(self.values)
-
-    def sums(self, size: int) -> list[float]:
-        """The sums of the values over the ranks, of which DDP has taken the mean."""
-        means: list[float] = self.parameter.grad.tolist()  # type: ignore[union-attr]
-        sums = [mean * size for mean in means]
-        # the mean may be inexact in the last digit: whole numbers stay whole
-        return [round(it) if math.isclose(it, round(it), rel_tol=_ROUNDING) else it for it in sums]
-
-
-class _WithGradients(torch.autograd.Function):
-    """A loss whose backward pass runs the hooks of parameters with gradients of their own.
-
-    DDP counts ``None`` as zeros, and not as a use of the parameter.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        loss: Tensor,
-        gradients: Sequence[Tensor | None],
-        *parameters: Tensor,  # noqa: ARG004  autograd has to know them
-    ) -> Tensor:
-        """The loss."""
-        ctx.gradients = gradients
-        return loss.view_as(loss)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        """The gradients of the loss and of the parameters."""
-        return (gradient, None, *ctx.gradients)
-
-
-def with_gradients(
-    loss: Tensor, gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]
-) -> Tensor:
-    """``loss``, whose backward pass gives ``parameters`` these gradients."""
-    result: Tensor = _WithGradients.apply(loss, gradients, *parameters)  # type: ignore[no-untyped-call]
-    return result
 
 
 def _keeps_buckets(options: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fitkit.core.trained_modules import TrainedModules
 from fitkit.distributed import ddp_step_sync
 from fitkit.distributed.ddp_step_sync import DDPStepSync
+from fitkit.distributed.loss_gate import LossGate
 from fitkit.distributed.world import World
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "steps_run.py"
@@ -76,9 +77,7 @@ def test_buckets_are_arranged_before_the_first_step_and_nothing_hears_of_it(grou
         parameter.register_hook(called.append)
         parameter.register_post_accumulate_grad_hook(called.append)
     kept = model[0].weight.grad = torch.ones(3, 2)
-    ddp = DistributedDataParallel(
-        ddp_step_sync._LossGate(TrainedModules(model), dict(model.named_parameters()))
-    )
+    ddp = DistributedDataParallel(LossGate(TrainedModules(model), dict(model.named_parameters())))
     ddp_step_sync._arrange_buckets(ddp, list(model.parameters()))
     assert not called
     assert model[0].weight.grad is kept
