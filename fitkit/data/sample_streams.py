@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import get_worker_info
 
 from fitkit.runtime.generator_memory import NUM_FIRST
-from fitkit.runtime.host_streams import STREAMS, HostStream
+from fitkit.runtime.host_streams import STREAMS, HostStream, Starter
 from fitkit.runtime.rng import derive_seed, get_host_state, is_host_state, set_host_state
 
 T = TypeVar("T")
@@ -80,27 +80,20 @@ class SampleStreams:
             return None, lambda: None
         is_first = self._drawn is None
         in_part = [s for s in streams if s.num_first < s.num_raw and s.name not in self._whole]
-        states = {
-            stream: self._states(stream, position, count, whole=is_first or stream not in in_part)
+        starters = {
+            stream: self._starter(stream, position, count, whole=is_first or stream not in in_part)
             for stream in streams
         }
-        setters = [(stream.set, of_stream) for stream, of_stream in states.items()]
-        checks = [(stream, states[stream]) for stream in in_part]
-        last = -1
-
-        def end() -> None:
-            for stream, of_stream in checks:
-                if last >= 0 and not stream.is_within(of_stream[last]):
-                    self._whole.add(stream.name)
+        starts = [start for start, _ in starters.values()]
 
         def begin(offset: int) -> None:
-            nonlocal last
-            end()
-            last = offset
-            for set_state, of_stream in setters:
-                set_state(of_stream[offset])
+            for start in starts:
+                start(offset)
 
-        return begin, end
+        def end() -> None:
+            self._whole |= {stream.name for stream in in_part if not starters[stream][1]()}
+
+        return (begin if len(starts) > 1 else starts[0]), end
 
     def _load_and_see(self, position: int, count: int, load: Load[T]) -> T:
         """The first batch, with all streams set; notes which of them are drawn from."""
@@ -125,15 +118,15 @@ class SampleStreams:
         self._drawn = tuple(stream for stream in STREAMS if stream.name in drawn)
         return batch
 
-    def _states(self, stream: HostStream, position: int, count: int, *, whole: bool) -> list[Any]:
+    def _starter(self, stream: HostStream, position: int, count: int, *, whole: bool) -> Starter:
         words = self._words.get(stream.name)
         if words is None:
             key = (*self._pass, "sample", stream.name)  # type: ignore[misc]
             words = self._words[stream.name] = _Words(key, stream.num_raw)
         first = words.first.of(position, count)
         if whole and words.others is not None:
-            return stream.states(np.hstack([first, words.others.of(position, count)]))
-        return stream.states(first)
+            return stream.starter(np.hstack([first, words.others.of(position, count)]))
+        return stream.starter(first)
 
 
 class _Words:

@@ -9,6 +9,7 @@ where that is not known.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +25,10 @@ from fitkit.runtime.generator_memory import (
     rows_of_bytes,
 )
 from fitkit.runtime.numpy_stream import NumpyStream
+
+# sets the state of a row; tells whether the words of each row sufficed that was set
+Starter = tuple[Callable[[int], Any], Callable[[], bool]]
+_PLACES = 2 * NUM_FIRST  # of Python's memory that are set, the first for the place of the next word
 
 
 class HostStream(Protocol):
@@ -41,20 +46,17 @@ class HostStream(Protocol):
         """Its state."""
 
     def set(self, state: Any) -> None:
-        """Restore what ``get`` returned, or begin with one of ``states``."""
+        """Restore what ``get`` returned."""
 
     @property
     def num_first(self) -> int:
         """How many words of a state suffice while a sample draws few numbers."""
 
-    def is_within(self, state: Any) -> bool:
-        """Whether so few numbers were drawn since ``set(state)`` that ``num_first`` suffice."""
-
     def is_at(self, state: Any) -> bool:
         """Whether nothing was drawn since ``get`` returned ``state``."""
 
-    def states(self, raw: Any) -> list[Any]:
-        """A state to begin with for each row of an array of random words, uint64.
+    def starter(self, raw: Any) -> Starter:
+        """What begins with the state of a row of an array of random words, uint64.
 
         A row has ``num_raw`` words, or only the first ``num_first``.
         """
@@ -89,32 +91,42 @@ class PythonStream:
         if self._memory is None:
             random.setstate(state)
             return
-        words, self._generator.gauss_next, *_ = state
-        self._memory[: len(words)] = words
+        self._memory[:], self._generator.gauss_next = state
 
     @property
     def num_first(self) -> int:
         """A part of the words, where they can be set alone."""
         return NUM_RAW if self._memory is None else NUM_FIRST
 
-    def is_within(self, state: Any) -> bool:
-        """Whether the next word is one of the first, and no new words were made."""
-        if self._memory is None:
-            return True
-        return self._place[0] < 2 * NUM_FIRST and self._early[0] == state[2]
-
     def is_at(self, state: Any) -> bool:
         """Whether nothing was drawn since ``get`` returned ``state``."""
         return bool(self.get() == state)
 
-    def states(self, raw: Any) -> list[Any]:
-        """A state for each row of words; the first word is the next."""
+    def starter(self, raw: Any) -> Starter:
+        """See ``HostStream``; the first word of a row is the next."""
         rows = raw.view(np.uint32)[:, : NUM_WORDS + 1]
         rows[:, 0] = 0
-        if self._memory is None:
-            return [(3, (*row[1:].tolist(), 0), None) for row in rows]
-        early = raw[:, 1].tolist()  # what the memory has there until new words are made
-        return [(row, None, e) for row, e in zip(rows_of_bytes(raw), early, strict=True)]
+        memory, generator = self._memory, self._generator
+        if memory is None:
+            states = [(3, (*row[1:].tolist(), 0), None) for row in rows]
+            return lambda index: random.setstate(states[index]), lambda: True
+        contents, expected = rows_of_bytes(raw), raw[:, 1].tolist()
+        words, place, early = memory[: len(contents[0])], self._place, self._early
+        last, suffices = -1, True
+
+        def check() -> bool:
+            nonlocal suffices
+            # new words are made once all are drawn, so the early ones tell
+            if last >= 0 and (place[0] >= _PLACES or early[0] != expected[last]):
+                suffices = False
+            return suffices
+
+        def start(index: int) -> None:
+            nonlocal last
+            check()
+            words[:], generator.gauss_next, last = contents[index], None, index
+
+        return start, check
 
     def as_saved(self, state: Any) -> Any:
         """One tensor, because pickling 625 numbers takes longer than pickling a small model."""
@@ -151,25 +163,18 @@ class TorchStream:
         return torch.default_generator.get_state()
 
     def set(self, state: Any) -> None:
-        """Restore a state, or begin with a seed."""
-        if type(state) is int:
-            torch.default_generator.manual_seed(state)
-        else:
-            torch.default_generator.set_state(state)
-
-    def is_within(self, state: Any) -> bool:
-        """A seed suffices for any number of draws."""
-        return True
+        """Restore a state."""
+        torch.default_generator.set_state(state)
 
     def is_at(self, state: Any) -> bool:
         """Whether nothing was drawn since ``get`` returned ``state``."""
         # as bytes, which takes half the time of torch.equal
         return bool(self.get().numpy().tobytes() == state.numpy().tobytes())
 
-    def states(self, raw: Any) -> list[Any]:
-        """A seed for each row of one word."""
-        seeds: list[Any] = (raw[:, 0] >> np.uint64(1)).tolist()
-        return seeds
+    def starter(self, raw: Any) -> Starter:
+        """See ``HostStream``; a word is a seed, which suffices for any number of draws."""
+        seeds, seed = (raw[:, 0] >> np.uint64(1)).tolist(), torch.default_generator.manual_seed
+        return lambda index: seed(seeds[index]), lambda: True
 
     def as_saved(self, state: Any) -> Any:
         """The state itself, a tensor."""

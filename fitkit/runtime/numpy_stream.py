@@ -11,7 +11,6 @@ import torch
 from fitkit.core.errors import CheckpointError
 from fitkit.core.tree import iterate_leaves
 from fitkit.runtime.generator_memory import (
-    NUM_BYTES,
     NUM_FIRST,
     NUM_RAW,
     NUM_WORDS,
@@ -50,24 +49,14 @@ class NumpyStream:
             np.random.set_state(state)
         elif self._is_known():
             words, normal = self._memory  # type: ignore[misc]
-            given = state[0]
-            words[: len(given)], normal[:] = given, state[1]
-            if len(given) < NUM_BYTES:
-                self._place[0] = 0
-        elif len(state[0]) == NUM_BYTES:  # else the sample before replaced the generator, which
-            np.random.set_state(_as_dict(state))  # ``is_within`` tells
+            words[:], normal[:] = state
+        else:
+            np.random.set_state(_as_dict(state))
 
     @property
     def num_first(self) -> int:
         """A part of the words, where they can be set alone."""
         return NUM_FIRST if self._is_known() else NUM_RAW
-
-    def is_within(self, state: Any) -> bool:
-        """Whether the next word is one of the first, and no new words were made."""
-        if type(state) is dict:
-            return True
-        is_same = self._is_known() and self._early[0] == state[2]
-        return is_same and self._place[0] <= 2 * NUM_FIRST
 
     def is_at(self, state: Any) -> bool:
         """Whether nothing was drawn since ``get`` returned ``state``."""
@@ -76,14 +65,36 @@ class NumpyStream:
             return all(np.array_equal(now, before) for now, before in pairs)
         return bool(self.get() == state)
 
-    def states(self, raw: Any) -> list[Any]:
-        """A state for each row of words; the first word is the next."""
+    def starter(self, raw: Any) -> Any:
+        """See ``HostStream``; the first word of a row is the next."""
         rows = raw.view(np.uint32)[:, : NUM_WORDS + 1]
         if not self._is_known():
-            return [_numpy_state(row[:NUM_WORDS].copy(), 0) for row in rows]
+            states = [_numpy_state(row[:NUM_WORDS].copy(), 0) for row in rows]
+            return lambda index: np.random.set_state(states[index]), lambda: True
         rows[:, NUM_WORDS:] = 0  # the place, in a row of all words
-        early = raw[:, 0].tolist()  # what the memory has there until new words are made
-        return [(row, _NO_NORMAL, e) for row, e in zip(rows_of_bytes(raw), early, strict=True)]
+        contents, expected = rows_of_bytes(raw), raw[:, 0].tolist()
+        memory, normal = self._memory  # type: ignore[misc]
+        words, place, early = memory[: len(contents[0])], self._place, self._early
+        last, suffices = -1, True
+
+        def check() -> bool:
+            nonlocal suffices
+            # new words are made once all are drawn, so the early ones tell; a sample may also set
+            # a bit generator of its own
+            if last >= 0 and (
+                place[0] > 2 * NUM_FIRST
+                or early[0] != expected[last]
+                or numpy_random.get_bit_generator() is not self._bits
+            ):
+                suffices = False
+            return suffices
+
+        def start(index: int) -> None:
+            nonlocal last
+            check()
+            words[:], normal[:], place[0], last = contents[index], _NO_NORMAL, 0, index
+
+        return start, check
 
     def as_saved(self, state: Any) -> Any:
         """Words, place and left-over number."""

@@ -196,7 +196,7 @@ def measure(
             for name, used in own.items():
                 for i, kind in enumerate(("wall", "cpu")):
                     found[name][kind].append(2 * used[i] / (before[i] + after[i]))
-            found[by_hand]["wall"].append(before[0] / workload.num_steps * 1e6)
+            found[by_hand]["wall"].append(before[0] / _num_steps(workload) * 1e6)
     return found
 
 
@@ -205,7 +205,8 @@ def run_rank(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo")
-    workload = replace(WORKLOADS["mlp"], num_batches=200 if options.short else 400)
+    # all ranks share the data out
+    workload = replace(WORKLOADS["mlp"], num_batches=NUM_RANKS * (200 if options.short else 400))
     wanted_parts = [part for part in options.only.split(";") if part]
     wanted = {
         name: arm
@@ -221,8 +222,13 @@ def run_rank(options: argparse.Namespace) -> None:
     dist.destroy_process_group()
 
 
+def _num_steps(workload: Workload) -> int:
+    """Of each rank."""
+    return workload.num_steps // NUM_RANKS
+
+
 def _report(found: dict[str, Any], workload: Workload) -> None:
-    say(f"\n{workload.title} on each of {NUM_RANKS} ranks, {workload.num_steps} steps\n")
+    say(f"\n{workload.title} on each of {NUM_RANKS} ranks, {_num_steps(workload)} steps\n")
     say(f"| {'what':44} | wall: median (range) | processor | last loss |")
     say(f"|{'-' * 46}|----------------------|-----------|-----------|")
     for name, one in found.items():

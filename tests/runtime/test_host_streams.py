@@ -116,8 +116,9 @@ def test_states_of_samples_are_the_same_whatever_is_known(kind):
     stream, quick = ALL[kind](), ALL[name]()
     drawn = []
     for one in (stream, quick):
-        for state in one.states(words_of(one, 5)):
-            one.set(state)
+        start, _ = one.starter(words_of(one, 5))
+        for index in range(5):
+            start(index)
             drawn.append([DRAW[name]() for _ in range(300)])
     assert drawn[:5] == drawn[5:]
     assert len({tuple(map(tuple, one)) for one in drawn}) == 5
@@ -127,10 +128,10 @@ def test_states_of_samples_are_the_same_whatever_is_known(kind):
 def test_states_of_samples_forget_a_normal_number_that_is_left_over(kind):
     stream, found = ALL[kind](), []
     for left_over in (False, True):
-        (state,) = stream.states(words_of(stream, 1))
+        start, _ = stream.starter(words_of(stream, 1))
         if left_over:
             random.gauss(0, 1), np.random.randn(), torch.randn(())
-        stream.set(state)
+        start(0)
         found.append((random.gauss(0, 1), np.random.randn(), float(torch.randn(()))))
     index = ("python", "numpy", "torch").index(stream.name)
     assert found[0][index] == found[1][index]
@@ -147,8 +148,9 @@ def test_first_numbers_of_many_samples_are_uniform_and_independent():
     found = {}
     for seed, stream in enumerate(STREAMS):
         values = []
-        for state in stream.states(words_of(stream, count, seed)):
-            stream.set(state)
+        start, _ = stream.starter(words_of(stream, count, seed))
+        for index in range(count):
+            start(index)
             values.append([draw[stream.name]() for _ in range(3)])
         found[stream.name] = np.array(values)
     columns = np.concatenate(list(found.values()), axis=1)  # three numbers of three streams
@@ -167,22 +169,24 @@ def test_the_first_words_suffice_for_few_numbers(kind, number):
     name = kind.partition(",")[0]
     whole, first = words_of(stream, 2), words_of(stream, 2)[:, : stream.num_first].copy()
     drawn = []
-    for states in (stream.states(whole), stream.states(first)):
-        stream.set(states[1])
+    for start, suffices in (stream.starter(whole), stream.starter(first)):
+        start(1)
         drawn.append([DRAW[name]() for _ in range(number)])
-        assert stream.is_within(states[1])
+        assert suffices()
     assert drawn[0] == drawn[1]
 
 
 def test_more_draws_than_the_first_words_allow_are_noticed():
     for stream in STREAMS[:2]:
-        (state,) = stream.states(words_of(stream, 1)[:, : stream.num_first].copy())
+        first = words_of(stream, 2)[:, : stream.num_first].copy()
         one = {"python": lambda: random.getrandbits(32), "numpy": lambda: np.random.bytes(4)}
-        within = []
+        found = []
         for _ in range(3 * 624):
-            stream.set(state)
-            for _ in range(len(within)):
+            start, suffices = stream.starter(first)
+            start(0)
+            for _ in range(len(found)):
                 one[stream.name]()
-            within.append(stream.is_within(state))
+            start(1)
+            found.append(suffices())
         num_first = 2 * stream.num_first - (stream.name == "python")  # its place is one of them
-        assert within == [True] * (num_first + 1) + [False] * (3 * 624 - num_first - 1)
+        assert found == [True] * (num_first + 1) + [False] * (3 * 624 - num_first - 1)
