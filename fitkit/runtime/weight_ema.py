@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from operator import is_
 from typing import Any
 
@@ -18,6 +19,8 @@ from fitkit.core.state_placement import detached_copy
 from fitkit.distributed.dtensor import distribute_like, is_dtensor
 from fitkit.runtime.lazy_modules import with_values
 from fitkit.runtime.module_modes import all_modules
+
+_averaging = lru_cache(maxsize=8)(get_ema_multi_avg_fn)  # the decay may follow a schedule
 
 
 class WeightEMA:
@@ -58,7 +61,6 @@ class WeightEMA:
         """Use another decay from now on; raises ``ConfigurationError`` if it is out of range."""
         require_decay(decay)
         self.decay = float(decay)
-        self._move: Any = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
@@ -75,7 +77,7 @@ class WeightEMA:
                 average.copy_(value)
         for averages, targets in moving.values():
             if averages:
-                self._move(averages, targets, self._num_averaged)
+                _averaging(self.decay)(averages, targets, self._num_averaged)
         self._num_averaged += 1
 
     def _pair_with(self, module: nn.Module) -> None:
