@@ -78,9 +78,9 @@ class DDPStepSync(StepSync):
     def begin_sum_counts(self, samples: float, weight: float) -> Callable[[], tuple[int, float]]:
         """See ``StepSync``; the next backward pass sums them together with the gradients."""
         ddp = self._update()
-        if ddp is None or ddp.module.counts is None:
+        counts: Counts | None = None if ddp is None else ddp.module.counts
+        if counts is None:
             return super().begin_sum_counts(samples, weight)
-        counts: Counts = ddp.module.counts
         counts.values = torch.tensor([samples, weight], dtype=counts.values.dtype)
         return lambda: self._of_batches(*counts.sums(self._world.size))
 
