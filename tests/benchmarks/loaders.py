@@ -3,6 +3,7 @@
     python tests/benchmarks/loaders.py                  every kind, five rounds, some minutes
     python tests/benchmarks/loaders.py --short          fewer steps, two rounds
     python tests/benchmarks/loaders.py --only "Sampler;list" --repeats 9
+    python tests/benchmarks/loaders.py --peers          other packages that are installed, too
 
 Both arms read a new loader of the same kind, and take turns: the loop by hand first and last in
 each round. A figure is the ratio of fitkit's time to the mean of the two, the median of the rounds;
@@ -45,6 +46,7 @@ from torch.utils.data import (
 
 sys.path[:0] = [str(Path(__file__).parent)]
 
+import speed_peers  # noqa: E402
 from speed import SEED, WORKLOADS, Samples, Terminal, Workload, fit, plain, say, timed  # noqa: E402  the file beside this one, which finds the package
 from tqdm import tqdm  # noqa: E402
 
@@ -350,20 +352,57 @@ def figure(result: Any, data: Data) -> float:
         return float(nn.functional.cross_entropy(result.eval()(data[0]), data[1]))
 
 
-def measure(workload: Workload, what: str, make: Callable[[], Any], repeats: int) -> dict[str, Any]:
-    """Ratios of the rounds, and the figures of both."""
+def measure(
+    workload: Workload, what: str, make: Callable[[], Any], repeats: int, peers: dict[str, Any]
+) -> dict[str, Any]:
+    """Ratios of the rounds, and the figures of both; of ``peers`` the ratios of processor time."""
     by_hand, by_fitkit = (partial(_with_new, one, workload, make) for one in COMPARED[what])
     figures = [figure(run(), workload.data()) for run in (by_hand, by_fitkit)]
     wall, cpu = [], []
+    others = {name: partial(_with_new, one, workload, make) for name, one in peers.items()}
+    last = {name: figure(model, workload.data()) for name, model in _that_run(others).items()}
+    of_others: dict[str, list[float]] = {name: [] for name in last}
     for _ in range(repeats):
-        first, own, second = timed(by_hand), timed(by_fitkit), timed(by_hand)
+        first, own = timed(by_hand), timed(by_fitkit)
+        used = {name: timed(others[name])[1] for name in of_others}
+        second = timed(by_hand)
         wall.append(2 * own[0] / (first[0] + second[0]))
         cpu.append(2 * own[1] / (first[1] + second[1]))
-    return {"wall": wall, "cpu": cpu, "figures": figures}
+        for name, seconds in used.items():
+            of_others[name].append(2 * seconds / (first[1] + second[1]))
+    of_peers = {name: {"cpu": ratios, "figure": last[name]} for name, ratios in of_others.items()}
+    return {"wall": wall, "cpu": cpu, "figures": figures, "peers": of_peers}
+
+
+def _that_run(others: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+    """The models of those that take such a loader; of the rest the table says nothing."""
+    found = {}
+    for name, train in others.items():
+        try:
+            found[name] = train()
+        except Exception as error:  # noqa: BLE001  whatever another package raises
+            say(f"{name} does not take it: {type(error).__name__}: {str(error).splitlines()[:1]}")
+    return found
+
+
+def _peers(make: Callable[[], Any]) -> dict[str, Any]:
+    """The other packages that are installed, for a loader of torch, which all take."""
+    if not isinstance(make(), DataLoader):
+        return {}
+    return {name: partial(_without_extras, train) for name, train in speed_peers.installed()}
+
+
+def _without_extras(train: Callable[..., nn.Module], workload: Workload, loader: Any) -> nn.Module:
+    return train(workload, loader, False)
 
 
 def _with_new(run: Train, workload: Workload, make: Callable[[], Any]) -> Any:
     return run(workload, make())
+
+
+def _row(name: str, wall: str, cpu: list[float], off: float) -> str:
+    message = f"{abs(off):.0e} off" if off else "equal"
+    return f"| {name:38} | {wall:20} | {statistics.median(cpu):9.2f} | {message:8} |"
 
 
 def summary(found: dict[str, dict[str, Any]]) -> list[str]:
@@ -394,6 +433,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="parts of the names of kinds, with semicolons")
     parser.add_argument("--what", default="step", help=f"of {', '.join(COMPARED)}, with commas")
     parser.add_argument("--repeats", type=int, help="rounds; default: 5")
+    parser.add_argument("--peers", action="store_true", help="other packages too, for a step")
     parser.add_argument("--json", type=Path, help="write what was measured there")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -411,12 +451,13 @@ def main() -> None:
         for name, make in kinds(workload).items():
             if wanted and not any(part in name for part in wanted):
                 continue
-            one = found[what][name] = measure(workload, what, make, repeats)
+            peers = _peers(make) if options.peers and what == "step" else {}
+            one = found[what][name] = measure(workload, what, make, repeats, peers)
             wall, cpu, (by_hand, own) = one["wall"], one["cpu"], one["figures"]
             shown = f"{statistics.median(wall):.2f} ({min(wall):.2f} to {max(wall):.2f})"
-            off = abs(by_hand - own)
-            message = "equal" if not off else f"{off:.0e} off"
-            say(f"| {name:38} | {shown:20} | {statistics.median(cpu):9.2f} | {message} |")
+            say(_row(name, shown, cpu, own - by_hand))
+            for peer, of_peer in one["peers"].items():
+                say(_row(f"- {peer}", "", of_peer["cpu"], of_peer["figure"] - by_hand))
     if len(found) > 1:
         say("\n" + "\n".join(summary(found)))
     if options.json is not None:

@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -279,9 +280,17 @@ def arms_of(workload: Workload, *, peers: bool) -> list[Arm]:
         arm.reference = arms[-3].name
     arms[-3].reference = arms[-3].name
     if peers:
-        for name, train in speed_peers.installed(workload, tensors):
-            arms.append(Arm(name, train, is_peer=True))
+        for name, train in speed_peers.installed():
+            for kept, suffix in ((False, ""), (True, ", bar, loss and accuracy")):
+                by_peer = partial(_with_new_loader, train, workload, tensors, kept)
+                arms.append(Arm(f"{name}{suffix}", by_peer, is_peer=True))
     return arms
+
+
+def _with_new_loader(
+    train: Callable[..., nn.Module], workload: Workload, dataset: Dataset[Any], kept: bool
+) -> nn.Module:
+    return train(workload, workload.loader(dataset), kept)
 
 
 def _with_loader(loop: Any, workload: Workload, loader: DataLoader[Any]) -> nn.Module:

@@ -10,18 +10,17 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader
 
-Train = Callable[[], nn.Module]
+Train = Callable[[Any, DataLoader[Any], bool], nn.Module]
 
 
-def installed(workload: Any, tensors: TensorDataset) -> Iterator[tuple[str, Train]]:
-    """Names and ways to train: each package with nothing attached, then with what it keeps."""
+def installed() -> Iterator[tuple[str, Train]]:
+    """Names of packages and how they train ``(workload, loader, kept)`` without a word."""
     packages = {
         "ignite": ("Ignite", _ignite),
         "skorch": ("skorch", _skorch),
@@ -32,9 +31,7 @@ def installed(workload: Any, tensors: TensorDataset) -> Iterator[tuple[str, Trai
     }
     for package, (name, train) in packages.items():
         if importlib.util.find_spec(package) is not None:
-            yield name, quietly(partial(train, workload, tensors, kept=False))
-            kept = partial(train, workload, tensors, kept=True)
-            yield f"{name}, bar, loss and accuracy", quietly(kept)
+            yield name, quietly(train)
 
 
 def quietly(train: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,7 +49,7 @@ def quietly(train: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _ignite(workload: Any, tensors: TensorDataset, kept: bool) -> nn.Module:
+def _ignite(workload: Any, loader: DataLoader[Any], kept: bool) -> nn.Module:
     from ignite.contrib.handlers import ProgressBar
     from ignite.engine import create_supervised_trainer
     from ignite.metrics import Accuracy, Average
@@ -64,11 +61,11 @@ def _ignite(workload: Any, tensors: TensorDataset, kept: bool) -> nn.Module:
         Average(output_transform=lambda out: out[2].detach()).attach(trainer, "loss")
         Accuracy(output_transform=lambda out: out[:2]).attach(trainer, "accuracy")
         ProgressBar().attach(trainer)
-    trainer.run(workload.loader(tensors), max_epochs=workload.epochs)
+    trainer.run(loader, max_epochs=workload.epochs)
     return model
 
 
-def _skorch(workload: Any, tensors: TensorDataset, kept: bool) -> nn.Module:
+def _skorch(workload: Any, loader: DataLoader[Any], kept: bool) -> nn.Module:
     from skorch import NeuralNetClassifier
     from skorch.callbacks import EpochScoring, ProgressBar
 
@@ -84,22 +81,21 @@ def _skorch(workload: Any, tensors: TensorDataset, kept: bool) -> nn.Module:
         max_epochs=workload.epochs,
         batch_size=workload.batch_size,
         train_split=None,
-        iterator_train__shuffle=True,
-        iterator_train__generator=torch.Generator().manual_seed(0),
+        iterator_train=lambda dataset, **_: loader,
         callbacks=callbacks if kept else "disable",
         verbose=0,
     )
-    net.fit(tensors, y=None)
+    net.fit(loader.dataset, y=None)
     return net.module_
 
 
-def _accelerate(workload: Any, tensors: TensorDataset, kept: bool) -> nn.Module:
+def _accelerate(workload: Any, loader: DataLoader[Any], kept: bool) -> nn.Module:
     from accelerate import Accelerator
     from tqdm import tqdm
 
     accelerator = Accelerator(cpu=True)
     model, optimizer, loss_fn = workload.build()
-    model, optimizer, loader = accelerator.prepare(model, optimizer, workload.loader(tensors))
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     for _ in range(workload.epochs):
         loss_sum, right, number = torch.zeros(()), torch.zeros((), dtype=torch.long), 0
         for inputs, targets in tqdm(loader) if kept else loader:
@@ -116,8 +112,8 @@ def _accelerate(workload: Any, tensors: TensorDataset, kept: bool) -> nn.Module:
     return accelerator.unwrap_model(model)
 
 
-def _lightning(workload: Any, tensors: TensorDataset, kept: bool) -> nn.Module:
-    return train_with_lightning(workload, workload.loader(tensors), kept=kept)
+def _lightning(workload: Any, loader: DataLoader[Any], kept: bool) -> nn.Module:
+    return train_with_lightning(workload, loader, kept=kept)
 
 
 def train_with_lightning(workload: Any, loader: Any, *, kept: bool, **options: Any) -> nn.Module:
@@ -161,7 +157,7 @@ def train_with_lightning(workload: Any, loader: Any, *, kept: bool, **options: A
     return module.model
 
 
-def _hf_trainer(workload: Any, tensors: TensorDataset, kept: bool) -> nn.Module:
+def _hf_trainer(workload: Any, loader: DataLoader[Any], kept: bool) -> nn.Module:
     from transformers import Trainer, TrainingArguments
 
     class Wrapped(nn.Module):
@@ -175,8 +171,12 @@ def _hf_trainer(workload: Any, tensors: TensorDataset, kept: bool) -> nn.Module:
 
     class Mine(Trainer):
         def get_train_dataloader(self) -> Any:
-            return workload.loader(tensors, collate_fn=_as_mapping)
+            return loader
 
+    collate = loader.collate_fn
+    loader.collate_fn = lambda samples: dict(
+        zip(("inputs", "labels"), collate(samples), strict=True)
+    )
     module = Wrapped()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -193,18 +193,13 @@ def _hf_trainer(workload: Any, tensors: TensorDataset, kept: bool) -> nn.Module:
         )
         optimizer = workload.optimizer(module.parameters(), lr=workload.lr)
         trainer = Mine(
-            model=module, args=arguments, train_dataset=tensors, optimizers=(optimizer, None)
+            model=module, args=arguments, train_dataset=loader.dataset, optimizers=(optimizer, None)
         )
         trainer.train()
     return module.model
 
 
-def _as_mapping(samples: list[Any]) -> dict[str, Any]:
-    inputs, labels = torch.utils.data.default_collate(samples)
-    return {"inputs": inputs, "labels": labels}
-
-
-def _keras(workload: Any, tensors: TensorDataset, kept: bool) -> nn.Module:
+def _keras(workload: Any, loader: DataLoader[Any], kept: bool) -> nn.Module:
     os.environ.setdefault("KERAS_BACKEND", "torch")
     import keras
 
@@ -216,5 +211,5 @@ def _keras(workload: Any, tensors: TensorDataset, kept: bool) -> nn.Module:
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"] if kept else None,
     )
-    model.fit(workload.loader(tensors), epochs=workload.epochs, verbose=1 if kept else 0)
+    model.fit(loader, epochs=workload.epochs, verbose=1 if kept else 0)
     return layer.module
