@@ -184,7 +184,7 @@ def test_importing_costs_little_more_than_torch(tmp_path):
     compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
     run_fresh("import fitkit; fitkit.NNHandler", **compiled)  # as an installed package is compiled
     # other work on the machine disturbs some runs
-    assert any(float(run_fresh(statement, **compiled)) <= 1.1 for _ in range(6))
+    assert any(float(run_fresh(statement, **compiled)) <= 1.15 for _ in range(6))
 
 
 def test_importing_changes_nothing_in_the_process():

@@ -21,7 +21,7 @@ LIMITS = {
     "best + last + periodic / one save": 1.4,
     "peak memory of a background save / state": 1.25,
     "a batch beside a background save / alone": 1.5,
-    "save after 100,000 epochs, blocked / 1,000": 1.25,
+    "save after 100,000 epochs, blocked / 1,000": 1.5,
     "save after 100,000 epochs, behind / 1,000": 3.0,  # a file of 0.1 MB and one of 4 MB
 }
 
