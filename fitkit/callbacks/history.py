@@ -65,6 +65,10 @@ class History(BuiltinCallback):
             return title
         return title + table(rows, ("value", "curve", "first", "least", "greatest", "last"))
 
+    def on_train_begin(self, logs: Logs) -> None:
+        """Go on in new lists: those that an earlier ``fit`` returned are its caller's."""
+        vars(self).update(self._map_lists(NumberList))
+
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Record the values of the epoch."""
         for name in logs:

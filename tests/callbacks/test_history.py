@@ -123,3 +123,16 @@ def test_plot_returns_a_figure(drive, tmp_path):
     path = tmp_path / "deep" / "curves.png"
     assert history.plot(path).axes
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_lists_that_a_fit_returned_do_not_grow_in_the_next_one(tmp_path):
+    handler = NNHandler(nn.Linear(2, 1), "cpu", seed=0)
+    handler.set_optimizer(torch.optim.SGD, lr=0.1)
+    handler.set_loss_fn(nn.MSELoss())
+    data = (torch.ones(4, 2), torch.ones(4, 1))
+    first = handler.fit(data, epochs=2, progress_bar=False)
+    epochs, losses = first.epoch, first.history["loss"]
+    again = handler.fit(data, epochs=1, progress_bar=False)
+    assert (len(epochs), len(losses)) == (2, 2)
+    assert (len(again.epoch), len(again.history["loss"])) == (3, 3)
+    assert again.history["loss"][:2] == losses
