@@ -7,6 +7,7 @@
     python tests/scripts/on_cuda.py --device sim-without-float64
     python tests/scripts/on_cuda.py --only "optimizer"    # checks with this text in their name
     python tests/scripts/on_cuda.py --list                # names, and seconds expected on a GPU
+    python tests/scripts/on_cuda.py --table               # instead: what a step costs, some minutes
 
 It needs torch, numpy, tqdm and click, and no installation of fitkit. The first line names the
 device and the versions. Then there is one line per check: PASS, FAIL or SKIP, the check, its
@@ -1726,6 +1727,7 @@ def as_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=450.0, help="seconds (default 450)")
     parser.add_argument("--only", default="", metavar="TEXT", help="part of a check's name")
     parser.add_argument("--list", action="store_true", help="name the checks and end")
+    parser.add_argument("--table", action="store_true", help="time steps, eager and compiled")
     parser.add_argument("--several", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -1747,6 +1749,12 @@ def main(arguments: list[str] | None = None) -> int:
     if given.device.startswith("cuda") and not torch.cuda.is_available():
         print("This needs a CUDA device, and torch sees none here: nothing was checked.")
         return 1
+    if given.table:
+        sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+        import devices
+
+        devices.main(["--device", given.device])
+        return 0
     gc.freeze()  # what was imported stays: collections are many, and look at the rest alone
     warnings.simplefilter("ignore")
     logging.getLogger("fitkit").addHandler(logging.NullHandler())
