@@ -177,6 +177,7 @@ def test_public_names_are_imported_when_the_first_one_is_used():
     assert run_fresh(f"{unknown}print(gc.isenabled())") == f"{message}\nTrue\n"
 
 
+@pytest.mark.no_cover
 def test_importing_costs_little_more_than_torch(tmp_path):
     """Processor time of all that ``from fitkit import NNHandler`` imports beyond torch."""
     clock = "from time import process_time as now; a = now(); import torch; b = now()"
