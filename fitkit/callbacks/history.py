@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitkit.callbacks.support.plots import plot_history
-from fitkit.checkpointing.format.number_list import NumberList
+from fitkit.checkpointing.format.number_list import GrowingList
 from fitkit.core.callback import BuiltinCallback
 from fitkit.core.errors import CheckpointError
 from fitkit.core.formatting import format_logs, format_value
@@ -40,9 +39,10 @@ class History(BuiltinCallback):
     state_fields = ("epoch", "history")
 
     def __init__(self) -> None:
-        self.epoch: list[int] = NumberList[int]()
+        self.epoch: list[int] = []
         self.history: dict[str, list[float]] = {}
         self.interrupted = False
+        self._pickles: dict[str | None, GrowingList] = {}  # of columns; ``None``: of the epochs
 
     def __repr__(self) -> str:
         last = {name: values[-1] for name, values in self.history.items()}
@@ -67,30 +67,29 @@ class History(BuiltinCallback):
 
     def on_train_begin(self, logs: Logs) -> None:
         """Go on in new lists: those that an earlier ``fit`` returned are its caller's."""
-        vars(self).update(self._map_lists(NumberList))
+        vars(self).update(self.state_dict())
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Record the values of the epoch."""
         for name in logs:
             if name not in self.history:
-                self.history[name] = NumberList([math.nan] * len(self.epoch))
+                self.history[name] = [math.nan] * len(self.epoch)
         for name, values in self.history.items():
             values.append(logs.get(name, math.nan))
         self.epoch.append(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of ``epoch`` and ``history``."""
-        return self._map_lists(list)
+        columns = {name: list(values) for name, values in self.history.items()}
+        return {"epoch": list(self.epoch), "history": columns}
 
     def pickled_state(self) -> dict[str, Any]:
-        """``state_dict`` to be saved, in a time that does not grow with the number of epochs."""
-        return self._map_lists(
-            lambda values: values.pickled() if isinstance(values, NumberList) else list(values)
-        )
+        """``state_dict`` to be saved, in a time that hardly grows with the number of epochs."""
+        columns = {name: self._pickled(name, values) for name, values in self.history.items()}
+        return {"epoch": self._pickled(None, self.epoch), "history": columns}
 
-    def _map_lists(self, function: Callable[[Any], Any]) -> dict[str, Any]:
-        columns = {name: function(values) for name, values in self.history.items()}
-        return {"epoch": function(self.epoch), "history": columns}
+    def _pickled(self, name: str | None, values: list[Any]) -> Any:
+        return self._pickles.setdefault(name, GrowingList()).pickled(values)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the epochs of a checkpoint.
@@ -105,7 +104,6 @@ class History(BuiltinCallback):
                 "and is not: use another checkpoint, or pass skip_history=True to NNHandler.load."
             )
         super().load_state_dict(state_dict)
-        vars(self).update(self._map_lists(NumberList))
 
     @property
     def train_losses(self) -> list[float]:

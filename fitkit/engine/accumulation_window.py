@@ -104,10 +104,11 @@ class AccumulationWindow:
         if not state_dict:
             return
         counts = [state_dict[name] for name in ("batches", "samples", "expected")]
-        if not all(type(count) in (int, float) and 0 <= count < math.inf for count in counts):
+        fits = all(type(count) in (int, float) and 0 <= count < math.inf for count in counts)
+        if not fits or (counts[0] and not counts[2]):  # what an open window expects is a divisor
             raise CheckpointError(
-                f"the checkpoint's accumulation window must have counts of at least 0, received "
-                f"{counts!r}: use another checkpoint."
+                f"the checkpoint's accumulation window must have counts of at least 0, and expect "
+                f"some weight if it is open, received {counts!r}: use another checkpoint."
             )
         gradients = distribute_all_like(state_dict["gradients"], dict(parameters))
         for name, gradient in gradients.items():

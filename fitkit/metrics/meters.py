@@ -20,7 +20,7 @@ from fitkit.metrics.merge_states import require_mergeable
 from fitkit.metrics.metric import Metric, as_scalar, is_reserved
 from fitkit.metrics.outputs import detach
 from fitkit.metrics.ranks import Ranks, sum_by_name
-from fitkit.metrics.running_sum import read_together
+from fitkit.metrics.running_sum import invalid_sums, read_together
 from fitkit.metrics.stateful import StatefulMetric, accumulates
 from fitkit.metrics.weighted_mean import Weight, WeightedMean, weighted_sums
 
@@ -229,7 +229,10 @@ class Meters:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore all sums, or raise ``CheckpointError`` if this run has other metrics."""
-        saved = state_dict["metrics"]
+        saved, turn = state_dict["metrics"], state_dict.get("turn", 0)
+        parts = (state_dict["loss"], saved, state_dict["extra"])
+        if not all(isinstance(part, Mapping) for part in parts) or type(turn) is not int:
+            raise invalid_sums("sums of the epoch")
         if set(saved) != set(self._meters):
             raise CheckpointError(
                 f"the epoch was interrupted in the middle with the metrics {listed(saved)}, this "
@@ -247,7 +250,7 @@ class Meters:
             meter.load_state_dict(saved[name])
         for name, state in state_dict["extra"].items():
             self._extra_mean(name).load_state_dict(state)
-        self._turn = state_dict.get("turn", 0)
+        self._turn = turn
 
 
 def _clash(metric: str, names: Iterable[str]) -> ConfigurationError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -91,9 +91,17 @@ def test_a_file_that_is_deleted_while_it_is_read(write, tmp_path, monkeypatch):
     assert not path.exists()
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
-def test_a_file_that_may_not_be_read(write, tmp_path):
-    write("a.pth", 1, [0.5]).chmod(0)
+def test_a_file_that_may_not_be_read(write, tmp_path, monkeypatch):
+    path = write("a.pth", 1, [0.5])
+    path.chmod(0)
+    own = Path.open
+
+    def refuse(self, *args, **options):  # as for everybody but root
+        if self.name == path.name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return own(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
     (found,) = scan_folder(tmp_path)
     assert (found.kind, "denied" in found.problem) == ("damaged", True)
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 import pytest
 
-from fitkit.checkpointing.format.number_list import NumberList
+from fitkit.checkpointing.format.number_list import GrowingList
 from fitkit.checkpointing.storage.joined_pickler import JoinedPickler
 
 
@@ -24,9 +24,11 @@ def test_without_pickled_parts_the_bytes_are_pickles_own(content):
 
 
 def test_pickled_parts_stand_where_the_lists_were():
-    lists = [NumberList(range(n)) for n in (0, 1, 2, 999, 1000, 1001, 2500)]
+    lists = [list(range(n)) for n in (0, 1, 2, 999, 1000, 1001, 2500)]
     whole = {n: {"values": one, "other": [n, "text"]} for n, one in enumerate(lists)}
-    joined = {n: {**entry, "values": entry["values"].pickled()} for n, entry in whole.items()}
+    joined = {
+        n: {**entry, "values": GrowingList().pickled(entry["values"])} for n, entry in whole.items()
+    }
     found = pickle.loads(dump({"before": "text", "in": joined, "after": "text"}))
     assert found == {"before": "text", "in": whole, "after": "text"}
     assert list(found) == ["before", "in", "after"]
@@ -34,7 +36,7 @@ def test_pickled_parts_stand_where_the_lists_were():
 
 def test_what_is_used_again_stays_one_object_across_parts():
     shared, word = ["shared"], "a rather long word"
-    pickled = NumberList([1.0]).pickled()
+    pickled = GrowingList().pickled([1.0])
     content = {"a": shared, word: pickled, "b": {"c": shared, "d": pickled, "e": word}}
     found = pickle.loads(dump(content))
     assert found["a"] is found["b"]["c"]
@@ -42,7 +44,7 @@ def test_what_is_used_again_stays_one_object_across_parts():
 
 
 def test_a_value_in_something_else_than_a_dict_is_an_error_not_a_wrong_file():
-    pickled = NumberList([1.0]).pickled()
+    pickled = GrowingList().pickled([1.0])
     for content in ([pickled], OrderedDict(a=pickled)):
         with pytest.raises(TypeError, match="PickledList"):
             dump(content)
