@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitkit.callbacks.support.plots import plot_history
-from fitkit.checkpointing.format.number_list import GrowingList
+from fitkit.checkpointing.format.growing_list import GrowingList
 from fitkit.core.callback import BuiltinCallback
 from fitkit.core.errors import CheckpointError
 from fitkit.core.formatting import format_logs, format_value

@@ -20,8 +20,8 @@ from fitkit.core.device_capabilities import accumulation_dtype
 from fitkit.core.errors import ConfigurationError, DataError, describe
 from fitkit.core.state_placement import is_on_host
 
-# torch's losses whose mean is over the targets that are not ignored, or over their class weights
 _FEW = 64  # values that a list counts faster than an array
+# torch's losses whose mean is over the targets that are not ignored, or over their class weights
 _CLASS_LOSSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _CLASS_FUNCTIONS = (functional.cross_entropy, functional.nll_loss)
 

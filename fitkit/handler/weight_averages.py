@@ -137,14 +137,15 @@ class WeightAverages:
 
     def swapped_in(self) -> AbstractContextManager[None]:
         """Inside ``with`` model and loss have their averaged weights, if there are any."""
-        return self.optimizer_mode.evaluating() if self.ema is None else self._ema_swapped_in()
+        if self.ema is None:
+            return self.optimizer_mode.evaluating()
+        return self._with_averages(self.ema)
 
     @contextmanager
-    def _ema_swapped_in(self) -> Iterator[None]:
+    def _with_averages(self, ema: WeightEMA) -> Iterator[None]:
         pair = self._average_of_loss()
         with ExitStack() as swaps:
-            if self.ema is not None:
-                swaps.enter_context(self.ema.swapped_into(self._module))
+            swaps.enter_context(ema.swapped_into(self._module))
             if pair is not None:
                 swaps.enter_context(pair[1].swapped_into(pair[0]))
             yield

@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 sys.path[:0] = [str(Path(__file__).parent)]
 
 from speed import WORKLOADS, Samples, Terminal, Workload, fit, say  # noqa: E402  the file beside this one, which finds the package
-from speed_peers import quietly  # noqa: E402
+from speed_peers import quietly, train_with_accelerate, train_with_lightning  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 NUM_RANKS = 2
@@ -99,31 +99,11 @@ def by_fitkit(workload: Workload, *, strategy: str, kept: bool = False) -> nn.Mo
 
 
 def ddp_by_accelerate(workload: Workload, *, kept: bool = False) -> nn.Module:
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=True)
-    model, optimizer, loss_fn = workload.build()
     loader = DataLoader(Samples(*workload.data()), workload.batch_size)
-    wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    for _ in range(workload.epochs):
-        sums = torch.zeros(2)
-        for inputs, targets in tqdm(loader, file=Terminal()) if kept else loader:
-            outputs = wrapped(inputs)
-            loss = loss_fn(outputs, targets)
-            accelerator.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad()
-            if kept:
-                with torch.no_grad():
-                    outputs, targets = accelerator.gather_for_metrics((outputs, targets))
-                    sums[0] += loss_fn(outputs, targets) * len(targets)
-                    sums[1] += (outputs.argmax(dim=1) == targets).sum()
-    return model
+    return train_with_accelerate(workload, loader, kept)
 
 
 def ddp_by_lightning(workload: Workload, *, kept: bool = False) -> nn.Module:
-    from speed_peers import train_with_lightning
-
     loader = DataLoader(Samples(*workload.data()), workload.batch_size)
     return train_with_lightning(workload, loader, kept=kept, strategy="ddp", devices=NUM_RANKS)
 

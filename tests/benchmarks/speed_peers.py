@@ -24,7 +24,7 @@ def installed() -> Iterator[tuple[str, Train]]:
     packages = {
         "ignite": ("Ignite", _ignite),
         "skorch": ("skorch", _skorch),
-        "accelerate": ("Accelerate", _accelerate),
+        "accelerate": ("Accelerate", train_with_accelerate),
         "lightning": ("Lightning", _lightning),
         "transformers": ("HF Trainer", _hf_trainer),
         "keras": ("Keras", _keras),
@@ -89,7 +89,7 @@ def _skorch(workload: Any, loader: DataLoader[Any], kept: bool) -> nn.Module:
     return net.module_
 
 
-def _accelerate(workload: Any, loader: DataLoader[Any], kept: bool) -> nn.Module:
+def train_with_accelerate(workload: Any, loader: DataLoader[Any], kept: bool) -> nn.Module:
     from accelerate import Accelerator
     from tqdm import tqdm
 
@@ -106,6 +106,9 @@ def _accelerate(workload: Any, loader: DataLoader[Any], kept: bool) -> nn.Module
             optimizer.zero_grad()
             if kept:
                 with torch.no_grad():
+                    if accelerator.num_processes > 1:
+                        outputs, targets = accelerator.gather_for_metrics((outputs, targets))
+                        loss = loss_fn(outputs, targets)
                     loss_sum += loss.detach() * len(targets)
                     right += (outputs.argmax(dim=1) == targets).sum()
                     number += len(targets)

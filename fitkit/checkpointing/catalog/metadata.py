@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from fitkit.checkpointing.format import schema
+from fitkit.checkpointing.storage.file_version import FileVersion
 from fitkit.checkpointing.storage.outline import Outline, read_outline
 from fitkit.core.errors import CheckpointError, DamagedCheckpointError, as_checkpoint_error
 from fitkit.core.html import table
 from fitkit.core.is_tensor import is_tensor
-
-
-class FileVersion(NamedTuple):
-    """Tells a file from the one that replaces it under its name."""
-
-    device: int
-    inode: int
-    size_bytes: int
-    modified_ns: int
-
-    @classmethod
-    def of(cls, path: Path) -> FileVersion | None:
-        """That of ``path``; ``None`` if there is no such file."""
-        try:
-            status = os.stat(path)
-        except (OSError, ValueError):
-            return None
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def as_damaged_error(path: Path) -> AbstractContextManager[None]:

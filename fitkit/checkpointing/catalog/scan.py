@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fitkit.checkpointing.catalog import metadata as metadata_module
-from fitkit.checkpointing.catalog.metadata import FileVersion, Metadata, as_damaged_error
+from fitkit.checkpointing.catalog.metadata import Metadata, as_damaged_error
+from fitkit.checkpointing.storage.file_version import FileVersion
 from fitkit.checkpointing.storage.is_checkpoint import may_be_checkpoint
 from fitkit.checkpointing.storage.outline import read_outline
 from fitkit.core.errors import CheckpointError, CheckpointNotFoundError

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fitkit.checkpointing.format import exact_types
-from fitkit.checkpointing.format.number_list import PickledList
+from fitkit.checkpointing.format.growing_list import PickledList
 from fitkit.checkpointing.format.plain_values import (
     ATOMS,
     MOST_BITS,

@@ -17,6 +17,7 @@ from fitkit.checkpointing.savers import filenames
 from fitkit.checkpointing.savers.save_request import SaveRequest
 from fitkit.checkpointing.savers.saver import PREEMPTED_NAME, Saver
 from fitkit.checkpointing.storage import atomic_write, run_record, single_or_sharded
+from fitkit.checkpointing.storage.file_version import FileVersion
 from fitkit.checkpointing.storage.is_checkpoint import is_torch_file, list_checkpoints
 from fitkit.checkpointing.storage.run_lock import RunLock
 from fitkit.checkpointing.storage.run_record import RunRecord
@@ -35,7 +36,9 @@ class FileOwnership:
         self._locks: list[RunLock] = []
         self._warned: set[Saver] = set()
         self._without_record: frozenset[Path] = frozenset()  # own files of an earlier version
-        self._written: dict[Path, tuple[int, ...]] = {}  # own files, which need not be read again
+        self._written: dict[
+            Path, FileVersion | None
+        ] = {}  # own files, which need not be read again
 
     def record(self) -> RunRecord:
         """The record of a file that is written now."""
@@ -129,7 +132,7 @@ class FileOwnership:
 
     def is_own(self, path: Path) -> bool:
         """Whether this run wrote ``path``, as the file itself says."""
-        if path in self._written and self._written[path] == _identity_of(path):
+        if path in self._written and self._written[path] == FileVersion.of(path):
             return True
         record = run_record.read(path)
         if record is None:
@@ -138,7 +141,7 @@ class FileOwnership:
 
     def remember(self, paths: Iterable[Path]) -> None:
         """Note that this run has just written ``paths``."""
-        self._written.update((path, _identity_of(path)) for path in paths)
+        self._written.update((path, FileVersion.of(path)) for path in paths)
 
     def is_written(self, path: Path, resumed: Path | None) -> bool:
         """Whether ``path`` is intact and from the same save as ``resumed``, before a restart."""
@@ -236,15 +239,6 @@ class FileOwnership:
                 RuntimeWarning,
                 stacklevel=2,
             )
-
-
-def _identity_of(path: Path) -> tuple[int, ...]:
-    """Differs from that of every other file, and of this one if it was changed; () if missing."""
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _require_own_names(savers: Iterable[Saver]) -> None:

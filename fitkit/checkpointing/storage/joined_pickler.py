@@ -6,7 +6,7 @@ import io
 import pickle
 from typing import Any, BinaryIO
 
-from fitkit.checkpointing.format.number_list import PickledList
+from fitkit.checkpointing.format.growing_list import PickledList
 
 # what is before and after the operations for a value, in protocol 2
 _BEGIN, _END = b"\x80\2", b"."

@@ -18,8 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fitkit.checkpointing.format.schema import CONTENT_KEY as CONTENT_KEY
-from fitkit.checkpointing.format.schema import REFERENCE_KEY as REFERENCE_KEY
+from fitkit.checkpointing.format import schema
 from fitkit.checkpointing.storage import atomic_write, safe_load, temp_files
 from fitkit.checkpointing.storage.is_checkpoint import SHARDS_SUFFIX, may_be_checkpoint
 from fitkit.checkpointing.storage.run_record import RunRecord
@@ -165,7 +164,7 @@ def _referenced_in(parent: Path) -> set[str] | None:
             continue
         except CheckpointError:
             return None
-        reference = content.get(REFERENCE_KEY) if isinstance(content, dict) else None
+        reference = content.get(schema.REFERENCE_KEY) if isinstance(content, dict) else None
         if isinstance(reference, dict):
             names.add(reference.get("folder", ""))
     return names

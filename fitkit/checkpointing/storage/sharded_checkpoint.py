@@ -60,10 +60,7 @@ def write(
             for parent in {name.parent for name in also}:
                 shard_folder.link_into(folder, parent)
             reference = {"folder": folder.name, **places}
-            file = {
-                shard_folder.REFERENCE_KEY: reference,
-                shard_folder.CONTENT_KEY: schema.in_file_order(rest),
-            }
+            file = {schema.REFERENCE_KEY: reference, schema.CONTENT_KEY: schema.in_file_order(rest)}
             atomic_write.write(file, path, also, record)
         is_written = True
     finally:

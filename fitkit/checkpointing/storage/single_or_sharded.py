@@ -58,7 +58,7 @@ def read(path: Path, *, mmap: bool = False, empty: Empty | None = None) -> Any:
     if reference is None:
         return content
     empty = empty or (lambda *args: torch.empty(args[0], dtype=args[1], device=args[2]))
-    return sharded_checkpoint.read(content.get(shard_folder.CONTENT_KEY), reference, path, empty)
+    return sharded_checkpoint.read(content.get(schema.CONTENT_KEY), reference, path, empty)
 
 
 def read_without_tensors(path: Path) -> Any:
@@ -70,7 +70,7 @@ def read_without_tensors(path: Path) -> Any:
     content = safe_load.read_without_tensors(path)
     if _shard_reference(content) is None:
         return content
-    return tensor_stubs.insert_tensors(content.get(shard_folder.CONTENT_KEY), _meta_tensor)
+    return tensor_stubs.insert_tensors(content.get(schema.CONTENT_KEY), _meta_tensor)
 
 
 def size_bytes(path: Path) -> int:
@@ -90,7 +90,7 @@ def _meta_tensor(stub: dict[str, Any]) -> Tensor:
 
 
 def _shard_reference(content: Any) -> dict[str, Any] | None:
-    reference = content.get(shard_folder.REFERENCE_KEY) if isinstance(content, dict) else None
+    reference = content.get(schema.REFERENCE_KEY) if isinstance(content, dict) else None
     return reference if isinstance(reference, dict) else None
 
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 import pytest
 
-from fitkit.checkpointing.format.number_list import GrowingList
+from fitkit.checkpointing.format.growing_list import GrowingList
 from fitkit.checkpointing.storage.joined_pickler import JoinedPickler
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitkit import CheckpointError, DamagedCheckpointError
-from fitkit.checkpointing.format import tensor_stubs
+from fitkit.checkpointing.format import schema, tensor_stubs
 from fitkit.checkpointing.format.tags import TAG
 from fitkit.checkpointing.storage import (
     atomic_write,
@@ -59,7 +59,7 @@ def folder_of(path: Path) -> Path:
 
 
 def reference_of(path: Path) -> dict:
-    return torch.load(path, weights_only=True)[shard_folder.REFERENCE_KEY]
+    return torch.load(path, weights_only=True)[schema.REFERENCE_KEY]
 
 
 def rewrite_index(path: Path, change) -> None:
@@ -70,7 +70,7 @@ def rewrite_index(path: Path, change) -> None:
     text = json.dumps(index if changed is None else changed).encode()
     index_path.write_bytes(text)
     content = torch.load(path, weights_only=True)
-    indexes = content[shard_folder.REFERENCE_KEY][shard_index.INDEXES_KEY]
+    indexes = content[schema.REFERENCE_KEY][shard_index.INDEXES_KEY]
     indexes[INDEX_NAME] = [len(text), zlib.crc32(text)]
     torch.save(content, path)
 
@@ -425,7 +425,7 @@ def test_crafted_files_of_an_index_are_refused(saved, name):
     ids=str,
 )
 def test_a_crafted_reference_is_refused(tmp_path, reference):
-    torch.save({shard_folder.REFERENCE_KEY: reference}, tmp_path / "a.pth")
+    torch.save({schema.REFERENCE_KEY: reference}, tmp_path / "a.pth")
     for verb in (single_or_sharded.read, single_or_sharded.verify):
         with pytest.raises(DamagedCheckpointError):
             verb(tmp_path / "a.pth")
@@ -448,7 +448,7 @@ def test_a_crafted_reference_is_refused(tmp_path, reference):
 )
 def test_crafted_indexes_of_a_reference_are_refused(saved, indexes):
     content = torch.load(saved, weights_only=True)
-    content[shard_folder.REFERENCE_KEY]["indexes"] = indexes
+    content[schema.REFERENCE_KEY]["indexes"] = indexes
     torch.save(content, saved)
     with pytest.raises(DamagedCheckpointError):
         single_or_sharded.read(saved)
@@ -456,7 +456,7 @@ def test_crafted_indexes_of_a_reference_are_refused(saved, indexes):
 
 def test_a_file_without_any_checksum_is_refused(saved):
     content = torch.load(saved, weights_only=True)
-    content[shard_folder.REFERENCE_KEY]["files"]["fitkit.json"][1] = None
+    content[schema.REFERENCE_KEY]["files"]["fitkit.json"][1] = None
     torch.save(content, saved)
     with pytest.raises(DamagedCheckpointError, match=r"'fitkit\.json' has no checksum"):
         single_or_sharded.verify(saved)
@@ -486,9 +486,7 @@ def test_a_shape_that_no_memory_holds_is_an_error_without_tensors_too(saved, sha
 
 # ---- a state without its pieces -----------------------------------------------------------------
 
-KEYS = st.sampled_from(["a", "b", "a.b", "0", shard_folder.REFERENCE_KEY, TAG + "x"]) | st.integers(
-    0, 2
-)
+KEYS = st.sampled_from(["a", "b", "a.b", "0", schema.REFERENCE_KEY, TAG + "x"]) | st.integers(0, 2)
 LEAVES = st.none() | st.integers() | st.text(max_size=3) | st.builds(lambda: torch.ones(2))
 TREES = st.recursive(
     LEAVES,
@@ -527,7 +525,7 @@ def test_versions_of_modules_stay():
 
 
 def test_a_parameter_may_have_the_name_of_the_reference(tmp_path):
-    for name in (shard_folder.REFERENCE_KEY, f"a.{shard_folder.REFERENCE_KEY}"):
+    for name in (schema.REFERENCE_KEY, f"a.{schema.REFERENCE_KEY}"):
         atomic_write.write({name: torch.ones(3), "b": torch.zeros(2)}, tmp_path / "whole.pth")
         path = tmp_path / "sharded.pth"
         single_or_sharded.convert(tmp_path / "whole.pth", path, sharded=True)

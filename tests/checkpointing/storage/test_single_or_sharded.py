@@ -10,7 +10,7 @@ import fitkit
 from fitkit import CheckpointError, CheckpointNotFoundError, DamagedCheckpointError, SaveError
 from fitkit.checkpointing import loading, saving
 from fitkit.checkpointing.catalog import latest
-from fitkit.checkpointing.format import tensor_stubs
+from fitkit.checkpointing.format import schema, tensor_stubs
 from fitkit.checkpointing.storage import atomic_write, safe_load, shard_folder, single_or_sharded
 from fitkit.testing import differences
 
@@ -63,7 +63,7 @@ def test_there_and_back(both, tmp_path, form):
     for number, sharded in enumerate((True, False, True, True, False, False)):
         target = tmp_path / f"{number}.pth"
         single_or_sharded.convert(source, target, sharded=sharded)
-        is_sharded = shard_folder.REFERENCE_KEY in torch.load(target, weights_only=True)
+        is_sharded = schema.REFERENCE_KEY in torch.load(target, weights_only=True)
         assert is_sharded is sharded
         source = target
     assert same(single_or_sharded.read(both / "one" / "a.pth"), single_or_sharded.read(source))
@@ -182,7 +182,7 @@ def test_parts_of_it_in_files_of_their_own(both, tmp_path):
 
 
 def test_a_file_that_only_looks_like_a_reference_is_an_ordinary_one(tmp_path):
-    content = {shard_folder.REFERENCE_KEY: torch.ones(2), "b": 1}
+    content = {schema.REFERENCE_KEY: torch.ones(2), "b": 1}
     torch.save(content, tmp_path / "a.pth")
     single_or_sharded.verify(tmp_path / "a.pth")
     assert same(single_or_sharded.read(tmp_path / "a.pth"), content)

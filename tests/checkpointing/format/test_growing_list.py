@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitkit.checkpointing.format import number_list
-from fitkit.checkpointing.format.number_list import GrowingList, PickledList
+from fitkit.checkpointing.format import growing_list
+from fitkit.checkpointing.format.growing_list import GrowingList, PickledList
 from fitkit.checkpointing.storage.joined_pickler import JoinedPickler
 
 NUMBERS = st.floats() | st.integers(-(2**63), 2**63 - 1)
@@ -60,7 +60,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_any_other_change_is_saved_too(monkeypatch, change):
-    monkeypatch.setattr(number_list, "_CHUNK", 2)
+    monkeypatch.setattr(growing_list, "_CHUNK", 2)
     growing, values = GrowingList(), list(map(float, range(9)))
     growing.pickled(values)
     CHANGES[change](values)
@@ -69,7 +69,7 @@ def test_any_other_change_is_saved_too(monkeypatch, change):
 
 
 def test_copies_go_their_own_ways(monkeypatch):
-    monkeypatch.setattr(number_list, "_CHUNK", 2)
+    monkeypatch.setattr(growing_list, "_CHUNK", 2)
     growing, values = GrowingList(), list(map(float, range(5)))
     growing.pickled(values)
     other, others = copy.deepcopy(growing), [9.0, *values[1:]]

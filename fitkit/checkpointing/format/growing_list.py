@@ -41,7 +41,7 @@ class GrowingList:
     def pickled(self, values: list[Any]) -> PickledList | list[Any]:
         """The present content ``values``; as a list if an item is something else than a number."""
         if values[: len(self._numbers)] != self._numbers:  # the program has changed it
-            self.__init__()  # type: ignore[misc]
+            self._numbers, self._chunks = [], ()
         tail = values[len(self._numbers) :]
         if not all(type(item) in (int, float) and is_unchanged(item) for item in tail):
             return list(values)
