@@ -26,9 +26,6 @@ class History(BuiltinCallback):
     Every handler has one; ``fit`` returns it.
 
     Attributes:
-        epoch: the epochs, from 0.
-        history: for each logged name a list of floats, as long as ``epoch``; NaN where an epoch
-            did not log the name.
         interrupted: whether Ctrl-C ended the last ``fit``.
     """
 
@@ -39,10 +36,31 @@ class History(BuiltinCallback):
     state_fields = ("epoch", "history")
 
     def __init__(self) -> None:
-        self.epoch: list[int] = []
-        self.history: dict[str, list[float]] = {}
-        self.interrupted = False
+        self._epochs: list[int] = []
+        self._columns: dict[str, list[float]] = {}
+        self._is_shared = False  # whether the program has the lists, and may have changed them
         self._pickles: dict[str | None, GrowingList] = {}  # of columns; ``None``: of the epochs
+        self.interrupted = False
+
+    @property
+    def epoch(self) -> list[int]:
+        """The epochs, from 0."""
+        self._is_shared = True
+        return self._epochs
+
+    @epoch.setter
+    def epoch(self, epochs: list[int]) -> None:
+        self._epochs, self._is_shared = epochs, True
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """For each logged name a list, as long as ``epoch``; NaN where an epoch did not log it."""
+        self._is_shared = True
+        return self._columns
+
+    @history.setter
+    def history(self, columns: dict[str, list[float]]) -> None:
+        self._columns, self._is_shared = columns, True
 
     def __repr__(self) -> str:
         last = {name: values[-1] for name, values in self.history.items()}
@@ -67,29 +85,35 @@ class History(BuiltinCallback):
 
     def on_train_begin(self, logs: Logs) -> None:
         """Go on in new lists: those that an earlier ``fit`` returned are its caller's."""
-        vars(self).update(self.state_dict())
+        self._pickles.clear()
+        vars(self).update(_epochs=list(self._epochs), _columns=self._copied(), _is_shared=False)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Record the values of the epoch."""
         for name in logs:
-            if name not in self.history:
-                self.history[name] = [math.nan] * len(self.epoch)
-        for name, values in self.history.items():
+            if name not in self._columns:
+                self._columns[name] = [math.nan] * len(self._epochs)
+        for name, values in self._columns.items():
             values.append(logs.get(name, math.nan))
-        self.epoch.append(epoch)
+        self._epochs.append(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of ``epoch`` and ``history``."""
-        columns = {name: list(values) for name, values in self.history.items()}
-        return {"epoch": list(self.epoch), "history": columns}
+        return {"epoch": list(self._epochs), "history": self._copied()}
+
+    def _copied(self) -> dict[str, list[float]]:
+        return {name: list(values) for name, values in self._columns.items()}
 
     def pickled_state(self) -> dict[str, Any]:
-        """``state_dict`` to be saved, in a time that hardly grows with the number of epochs."""
-        columns = {name: self._pickled(name, values) for name, values in self.history.items()}
-        return {"epoch": self._pickled(None, self.epoch), "history": columns}
+        """``state_dict`` to be saved, in a time that does not grow with the number of epochs.
+
+        If the program has read the lists it may have changed them, and each number is compared.
+        """
+        columns = {name: self._pickled(name, values) for name, values in self._columns.items()}
+        return {"epoch": self._pickled(None, self._epochs), "history": columns}
 
     def _pickled(self, name: str | None, values: list[Any]) -> Any:
-        return self._pickles.setdefault(name, GrowingList()).pickled(values)
+        return self._pickles.setdefault(name, GrowingList()).pickled(values, self._is_shared)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the epochs of a checkpoint.

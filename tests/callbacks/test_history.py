@@ -9,7 +9,14 @@ from torch import nn
 import fitkit
 from fitkit import NNHandler
 from fitkit.callbacks.history import History
+from fitkit.checkpointing.format.growing_list import GrowingList
 from fitkit.checkpointing.storage.joined_pickler import JoinedPickler
+
+
+def content_of(pickled):
+    file = io.BytesIO()
+    JoinedPickler(file, 2).dump(pickled)
+    return pickle.loads(file.getvalue())
 
 
 def same(left, right):
@@ -81,9 +88,7 @@ def test_lists_that_a_program_has_put_there_are_saved(drive):
     history = History()
     drive(history).fit([1.0])
     history.epoch, history.history = [4], {"mine": [2.0]}
-    file = io.BytesIO()
-    JoinedPickler(file, 2).dump(history.pickled_state())
-    saved = pickle.loads(file.getvalue())
+    saved = content_of(history.pickled_state())
     assert saved == history.state_dict() == {"epoch": [4], "history": {"mine": [2.0]}}
 
 
@@ -138,3 +143,43 @@ def test_lists_that_a_fit_returned_do_not_grow_in_the_next_one(tmp_path):
     assert (len(epochs), len(losses)) == (2, 2)
     assert (len(again.epoch), len(again.history["loss"])) == (3, 3)
     assert again.history["loss"][:2] == losses
+
+
+@pytest.mark.parametrize("name", ["epoch", "history"])
+def test_what_a_program_changes_between_two_saves_is_saved(drive, name):
+    drive(history := History()).fit([0.0, 1.0, 2.0])
+    assert content_of(history.pickled_state()) == history.state_dict()
+    values = history.epoch if name == "epoch" else history.history["val_loss"]
+    values[1] = 7
+    content = content_of(history.pickled_state())
+    assert content == history.state_dict()
+    assert (content["epoch"] if name == "epoch" else content["history"]["val_loss"])[1] == 7
+    history.on_train_begin({})
+    values[0] = 8
+    history.on_epoch_end(3, {"loss": 3.0})
+    content = content_of(history.pickled_state())
+    assert content["epoch"] == history.epoch == [0, 7 if name == "epoch" else 1, 2, 3]
+
+
+def test_lists_that_nobody_has_read_are_not_compared_at_a_save(drive, monkeypatch):
+    """A save does not grow with the number of epochs."""
+    drive(history := History()).fit([1.0])
+    real, seen = GrowingList.pickled, []
+    monkeypatch.setattr(
+        GrowingList,
+        "pickled",
+        lambda self, values, is_changeable: (
+            seen.append(is_changeable) or real(self, values, is_changeable)
+        ),
+    )
+
+    def compared():
+        seen.clear()
+        history.pickled_state()
+        return set(seen)
+
+    assert compared() == {False}
+    assert history.epoch == [0]
+    assert compared() == {True}
+    history.on_train_begin({})
+    assert compared() == {False}

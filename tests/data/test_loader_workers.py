@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,13 @@ needs_senders = pytest.mark.skipif(
     not hasattr(signal, "sigwaitinfo"), reason="this system does not tell who sent a signal"
 )
 pytestmark = needs_senders
+# a worker removes its socket while the program removes the folder of it, in Python's own code: the
+# loser of that race prints a traceback
+LOST_RACE = re.compile(
+    r"Traceback \(most recent call last\):\n"
+    r"  File \".*multiprocessing.util\.py\"(?:.*\n  )+.*\n"
+    r"\w*Error: .*[/\\]pymp-.*\n"
+)
 NEW_START = "fit found no checkpoint to resume from: training begins anew.\n"
 
 
@@ -58,11 +66,7 @@ def kill_group_when_ready(folder, *arguments, number=signal.SIGTERM, times=1, la
     while (left := processes_of(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left == []
-    # the fork server removes its socket while the program removes the folder of it, in Python's
-    # own code: the loser of that race prints a traceback
-    if "in _remove_temp_dir" in err:
-        err = err[: err.index("Traceback (most recent call last)")]
-    return process.returncode, err
+    return process.returncode, LOST_RACE.sub("", err)
 
 
 def finish(folder, *arguments):

@@ -35,21 +35,28 @@ class GrowingList:
     """The pickle of a list of numbers that grows at its end; its beginning is pickled once."""
 
     def __init__(self) -> None:
-        self._numbers: list[float] = []  # those in ``_chunks``
+        self._numbers: list[float] = []  # at the last save
         self._chunks: tuple[bytes, ...] = ()
 
-    def pickled(self, values: list[Any]) -> PickledList | list[Any]:
-        """The present content ``values``; as a list if an item is something else than a number."""
-        if values[: len(self._numbers)] != self._numbers:  # the program has changed it
+    def pickled(self, values: list[Any], is_changeable: bool) -> PickledList | list[Any]:
+        """The present content ``values``; as a list if an item is something else than a number.
+
+        Args:
+            values: the list.
+            is_changeable: whether it may have changed in another way than by growing at its end.
+        """
+        known = len(self._numbers)
+        self._numbers += values[known:]
+        if is_changeable and values != self._numbers:  # compared without a copy
+            self._numbers, self._chunks, known = list(values), (), 0
+        if not all(type(item) in (int, float) and is_unchanged(item) for item in values[known:]):
             self._numbers, self._chunks = [], ()
-        tail = values[len(self._numbers) :]
-        if not all(type(item) in (int, float) and is_unchanged(item) for item in tail):
             return list(values)
-        end = len(tail) - len(tail) % _CHUNK
-        for first in range(0, end, _CHUNK):
-            self._chunks += (_pickle_items(tail[first : first + _CHUNK]),)
-        self._numbers += tail[:end]
-        return PickledList((b"]", *self._chunks, _pickle_items(tail[end:])))
+        begin = _CHUNK * len(self._chunks)
+        end = len(values) - len(values) % _CHUNK
+        for first in range(begin, end, _CHUNK):
+            self._chunks += (_pickle_items(values[first : first + _CHUNK]),)
+        return PickledList((b"]", *self._chunks, _pickle_items(values[end:])))
 
 
 def _pickle_items(numbers: Iterable[float]) -> bytes:

@@ -35,7 +35,7 @@ def test_every_save_holds_what_was_appended_so_far(parts):
     for part in parts:
         values += part
         expected += part
-        pickled = growing.pickled(values)
+        pickled = growing.pickled(values, True)
         values.append(math.nan)
         assert is_same(content_of(pickled), expected), "it does not follow the list"
         values.pop()
@@ -62,25 +62,25 @@ CHANGES = {
 def test_any_other_change_is_saved_too(monkeypatch, change):
     monkeypatch.setattr(growing_list, "_CHUNK", 2)
     growing, values = GrowingList(), list(map(float, range(9)))
-    growing.pickled(values)
+    growing.pickled(values, True)
     CHANGES[change](values)
-    assert content_of(growing.pickled(values)) == values
+    assert content_of(growing.pickled(values, True)) == values
     assert values != list(map(float, range(9)))
 
 
 def test_copies_go_their_own_ways(monkeypatch):
     monkeypatch.setattr(growing_list, "_CHUNK", 2)
     growing, values = GrowingList(), list(map(float, range(5)))
-    growing.pickled(values)
+    growing.pickled(values, True)
     other, others = copy.deepcopy(growing), [9.0, *values[1:]]
     values += [5.0, 6.0]
-    assert content_of(growing.pickled(values)) == list(map(float, range(7)))
-    assert content_of(other.pickled(others)) == [9.0, 1.0, 2.0, 3.0, 4.0]
+    assert content_of(growing.pickled(values, True)) == list(map(float, range(7)))
+    assert content_of(other.pickled(others, True)) == [9.0, 1.0, 2.0, 3.0, 4.0]
 
 
 @pytest.mark.parametrize("item", ["text", None, 2**70, True, [1.0]])
 def test_something_else_than_a_number_makes_it_a_plain_list(item):
-    pickled = GrowingList().pickled([1.0, item])
+    pickled = GrowingList().pickled([1.0, item], False)
     assert type(pickled) is list
     assert pickled == [1.0, item]
 
@@ -89,9 +89,9 @@ def test_only_the_end_is_pickled_again(monkeypatch):
     growing, values, seen = GrowingList(), list(map(float, range(10_500))), []
     real = pickle.dumps
     monkeypatch.setattr(pickle, "dumps", lambda it, *rest: seen.append(len(it)) or real(it, *rest))
-    assert isinstance(growing.pickled(values), PickledList)
+    assert isinstance(growing.pickled(values, True), PickledList)
     assert sum(seen) == 10_500
     seen.clear()
     values.append(1.0)
-    growing.pickled(values)
+    growing.pickled(values, True)
     assert seen == [501]

@@ -27,7 +27,8 @@ def test_pickled_parts_stand_where_the_lists_were():
     lists = [list(range(n)) for n in (0, 1, 2, 999, 1000, 1001, 2500)]
     whole = {n: {"values": one, "other": [n, "text"]} for n, one in enumerate(lists)}
     joined = {
-        n: {**entry, "values": GrowingList().pickled(entry["values"])} for n, entry in whole.items()
+        n: {**entry, "values": GrowingList().pickled(entry["values"], False)}
+        for n, entry in whole.items()
     }
     found = pickle.loads(dump({"before": "text", "in": joined, "after": "text"}))
     assert found == {"before": "text", "in": whole, "after": "text"}
@@ -36,7 +37,7 @@ def test_pickled_parts_stand_where_the_lists_were():
 
 def test_what_is_used_again_stays_one_object_across_parts():
     shared, word = ["shared"], "a rather long word"
-    pickled = GrowingList().pickled([1.0])
+    pickled = GrowingList().pickled([1.0], False)
     content = {"a": shared, word: pickled, "b": {"c": shared, "d": pickled, "e": word}}
     found = pickle.loads(dump(content))
     assert found["a"] is found["b"]["c"]
@@ -44,7 +45,7 @@ def test_what_is_used_again_stays_one_object_across_parts():
 
 
 def test_a_value_in_something_else_than_a_dict_is_an_error_not_a_wrong_file():
-    pickled = GrowingList().pickled([1.0])
+    pickled = GrowingList().pickled([1.0], False)
     for content in ([pickled], OrderedDict(a=pickled)):
         with pytest.raises(TypeError, match="PickledList"):
             dump(content)
