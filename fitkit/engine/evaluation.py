@@ -37,7 +37,6 @@ def evaluate(
         for batch in run.rank_sync.guard(data_pass.batches(state.epoch, state.batch)):
             index = state.batch
             callbacks.fire(Event.TEST_BATCH_BEGIN, index, EMPTY_LOGS)
-            run.context.seed_batch()
             # not inference mode: what a model caches in it could not be used in training
             with torch.set_grad_enabled(run.grad):
                 output, _ = run.forward(batch, data_pass.share_in)

@@ -63,6 +63,7 @@ def run_epoch(run: FitRun) -> None:
     state = run.state
     if state.phase is Phase.BEGIN:
         state.clear_logs()
+        run.context.seed_rank()  # a checkpoint between two epochs has the streams of rank 0 only
         state.enter(Phase.TRAIN)
         run.train.meters.reset()
         run.callbacks.fire(Event.EPOCH_BEGIN, state.epoch, EMPTY_LOGS)
@@ -77,14 +78,12 @@ def train_pass(run: FitRun) -> None:
     """The rest of the epoch's training batches."""
     state, callbacks, step, meters = run.state, run.callbacks, run.step, run.train.meters
     rank_sync, start, num_batches = run.rank_sync, state.batch, None
-    context = run.context
     # an epoch has at least one batch; a stop may have been asked for before a resume
     is_done = state.batch > 0 and _must_stop(run)
     for batch in () if is_done else rank_sync.guard(run.train.batches(state.epoch, start)):
         index = state.batch
         if index == start:  # a source may know its length only once its pass has begun
             num_batches = run.train.num_batches
-        context.seed_batch()
         callbacks.fire(Event.TRAIN_BATCH_BEGIN, index, EMPTY_LOGS)
         state.mid_step = True
         is_last = index + 1 == num_batches

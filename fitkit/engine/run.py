@@ -99,8 +99,8 @@ class EvaluationContext(Protocol):
     def ranks(self) -> Ranks:
         """The ranks whose sums are added."""
 
-    def seed_batch(self) -> None:
-        """Seed the random streams for the next batch, on ranks whose streams are not saved."""
+    def seed_rank(self) -> None:
+        """Give a rank other than 0 random streams of its own from this step on."""
 
 
 class FitLifecycle(Protocol):
@@ -200,7 +200,8 @@ class FitRun(EvaluationRun):
         last_epoch: value of ``state.epoch`` at which this call is complete.
         last_step: value of ``state.global_step`` at which this call is complete, or ``None``.
         lifecycle: what surrounds the loop.
-        other_ranks: ``rank_progress()`` of the other ranks, while a checkpoint is made.
+        other_ranks: ``rank_progress()`` of the other ranks, while a checkpoint is made; ``None`` on
+            those.
     """
 
     step: TrainStep
@@ -211,7 +212,7 @@ class FitRun(EvaluationRun):
     last_epoch: int
     last_step: int | None
     lifecycle: FitLifecycle
-    other_ranks: list[dict[str, Any]] = field(default_factory=list)
+    other_ranks: list[dict[str, Any]] | None = field(default_factory=list)
 
     def progress(self) -> dict[str, Any]:
         """Position in the run, and what was accumulated inside the epoch."""

@@ -42,6 +42,8 @@ class FitSession:
         config: the configuration of the last call, as ``run_config`` returns it.
         sources: the object that the last run read, by the name of the data pass, and the source of
             an iterator. Other sources end with their run, and so do their workers.
+        has_own_streams: whether the random streams that wait are those of this rank; a checkpoint
+            between two epochs, or of another number of ranks, has only those of rank 0.
     """
 
     def __init__(self, world: World, parallel: Parallel) -> None:
@@ -56,6 +58,7 @@ class FitSession:
         self.call_ends: dict[int, dict[str, int]] = {}
         self.config: dict[str, Any] = {}
         self.sources: dict[str, tuple[Any, BatchSource | None]] = {}
+        self.has_own_streams = True
 
     def require_idle(self, verb: str) -> None:
         """Raise ``ConfigurationError`` if ``verb`` is called while a run is in progress."""
@@ -132,13 +135,13 @@ class FitSession:
             return
         with ExitStack() as stack:
             stack.enter_context(self._world.call(f"{verb} in the middle of an epoch"))
-            progress = run.rank_progress()
+            progress = {**run.rank_progress(), "rng": capture_streams(run.forward.precision.device)}
             if is_sharded:  # the window is sharded too: each rank saves its part
                 del progress["window"]
             ranks = self._world.gather(map_tensors(Tensor.cpu, progress))
             if not is_sharded:  # what follows is the work of one rank
                 stack.close()
-            run.other_ranks = [] if ranks is None else ranks[1:]
+            run.other_ranks = None if ranks is None else ranks[1:]
             try:
                 yield
             finally:
@@ -157,9 +160,13 @@ class FitSession:
             if not self.loaded:  # a new call begins other data at the beginning
                 positions = self.pending["loader"]
                 self.pending["loader"] = {name: positions[name] for name in same & set(positions)}
-            is_sharded = self._parallel.is_sharded
-            saved = self.pending["progress"]
-            progress = redistribute_progress(saved, self._world, is_sharded=is_sharded)
+            progress = self.pending["progress"]
+            is_own = progress.get("others", ()) is None  # of a call that ended in this process
+            if not is_own:
+                is_sharded = self._parallel.is_sharded
+                progress = redistribute_progress(progress, self._world, is_sharded=is_sharded)
+            self.has_own_streams = is_own or not self.loaded or "rng" in progress
+            self.pending["rng"] = progress.get("rng", self.pending["rng"])
             run.restore(progress, self.pending["loader"])
             run.forward.precision.load_state_dict(self.pending["scaler_state_dict"])
         for waiting in ("optimizer", "schedule"):

@@ -143,7 +143,7 @@ def build_run(
     return FitRun(
         forward=evaluation_forward(handler, precision),
         modules=parts.trained_modules,
-        context=HandlerContext(handler, seeds_batches=True),
+        context=HandlerContext(handler, seeds_ranks=True),
         callbacks=handler.callbacks,
         state=handler.state,
         rank_sync=rank_sync,

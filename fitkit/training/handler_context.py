@@ -11,15 +11,14 @@ from fitkit.runtime.rng import derive_seed, seed_streams
 class HandlerContext:
     """The ``EvaluationContext`` of a handler.
 
-    With ``seeds_batches`` ranks other than 0 seed their streams for each batch, as a function of
-    the position in the run: their streams then need not be saved.
+    With ``seeds_ranks`` ranks other than 0 have random streams of their own.
     """
 
-    def __init__(self, handler: BaseHandler, *, seeds_batches: bool = False) -> None:
+    def __init__(self, handler: BaseHandler, *, seeds_ranks: bool = False) -> None:
         self._handler = handler
         self.ranks: Ranks = handler.data_world
-        self._seeds_batches = seeds_batches and handler.data_world.rank > 0
-        if seeds_batches and self.ranks is not handler.world and handler.seeds.given is None:
+        self._is_seeded = seeds_ranks and handler.data_world.rank > 0
+        if seeds_ranks and self.ranks is not handler.world and handler.seeds.given is None:
             raise ConfigurationError(
                 "ranks that compute a batch together must draw the same random numbers: pass "
                 "seed= to NNHandler or to fit."
@@ -30,12 +29,9 @@ class HandlerContext:
         """Copy running statistics from rank 0, which are also those that are saved."""
         self._handler.world.copy_from_main(self._handler.parts.trained_modules.buffers())
 
-    def seed_batch(self) -> None:
-        """Seed the random streams for the next batch."""
-        if self._seeds_batches:
-            handler, state = self._handler, self._handler.state
-            position: tuple[int | str, ...] = (state.global_step, state.phase.value, state.batch)
-            if state.evaluation_set:
-                position += (state.evaluation_set,)
-            seed = derive_seed(handler.seeds.data, "rank", handler.data_world.rank, *position)
-            seed_streams(seed, handler.device)
+    def seed_rank(self) -> None:
+        """Seed the random streams, as a function of the rank and the step."""
+        if self._is_seeded:
+            handler = self._handler
+            step, rank = handler.state.global_step, handler.data_world.rank
+            seed_streams(derive_seed(handler.seeds.data, "rank", rank, step), handler.device)

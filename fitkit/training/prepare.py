@@ -83,6 +83,8 @@ def prepare_run(
         _begin(handler, run, specs)
         is_reseeded = options.seed is not None
         streams = _enter_streams(handler, is_resumed=is_resumed, is_reseeded=is_reseeded)
+    if not handler.session.has_own_streams:
+        run.context.seed_rank()
     handler.session.config = config
     _open_call(handler, options, run, resumed)
     handler.weights.optimizer_mode.train()

@@ -382,8 +382,8 @@ KILLED += ["--background", "--delay", "0.01"]
 # Ends early, at an epoch's end: 60 batches are never reached.
 EARLY = ["--epochs", "60", "--patience", "2", "--auto-save"]
 # Interrupted inside an epoch and a window, and saved by hand when ``fit`` has returned.
-WINDOWS = ["--epochs", "2", "--accumulation", "3"]
-INTERRUPTED = [*WINDOWS, "--delay", "0.1", "--strike", "SIGINT", "1", "2", "--save-after"]
+WINDOWS = ["--epochs", "2", "--accumulation", "3", "--dropout"]
+INTERRUPTED = [*WINDOWS, "--delay", "0.1", "--strike", "SIGINT", "1", "2"]
 
 
 @pytest.fixture(scope="session")
@@ -416,7 +416,8 @@ def one(shared_launcher: Launcher, once: Callable[..., Path]) -> Path:
 def two(shared_launcher: Launcher, once: Callable[..., Path]) -> Path:
     """Everything in two processes."""
     cases = {**TRAJECTORIES, **SAVED, "killed": KILLED, "early": EARLY}
-    cases |= {"interrupted": INTERRUPTED, "uninterrupted": WINDOWS}
+    cases |= {"interrupted": [*INTERRUPTED, "--save-after"], "uninterrupted": WINDOWS}
+    cases["continued"] = [*INTERRUPTED, "--resume", "--again"]
     return once("two", lambda out: shared_launcher.run_cases(out, cases, processes=2))
 
 

@@ -129,6 +129,13 @@ def test_saved_by_hand_after_an_interrupt_it_goes_on_exactly(two, again, kit):
     kit.assert_equal(found, expected, but=("drawn", "logs", "steps"))
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_interrupted_fit_goes_on_in_the_same_processes(rank, two, kit):
+    assert (two / "continued" / f"interrupted{rank}").exists()
+    found, expected = kit.result(two / "continued", rank), kit.result(two / "uninterrupted", rank)
+    kit.assert_equal(found, expected)
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_one_process_goes_on_with_the_run_of_two(place, two, as_one, kit):
     found, expected = kit.result(as_one / f"plain_from_{place}"), kit.result(two / "plain")

@@ -16,6 +16,7 @@ from fitkit.core.state import FitState, Phase
 from fitkit.distributed.parallel import Parallel
 from fitkit.distributed.world import World
 from fitkit.handler.fit_session import FitSession
+from fitkit.runtime.precision import Precision
 
 CPU = torch.device("cpu")
 DATA = (torch.ones(4, 2), torch.zeros(4, 1))
@@ -27,6 +28,7 @@ class Two(World):
     size = 2
 
     def gather(self, value):
+        self.gathered = value
         return [value, {"from": "rank 1"}]
 
 
@@ -47,7 +49,10 @@ def run_of(phase, window=None):
     """What ``gathered_from_ranks`` reads of a run."""
     progress = {"window": window or {}, "meters": {}}
     return SimpleNamespace(
-        state=SimpleNamespace(phase=phase), rank_progress=lambda: progress, other_ranks=[]
+        state=SimpleNamespace(phase=phase),
+        rank_progress=lambda: progress,
+        other_ranks=[],
+        forward=SimpleNamespace(precision=Precision(CPU)),
     )
 
 
@@ -145,7 +150,7 @@ def test_undo_puts_back_pending_state(session):
 def test_other_ranks_are_in_the_progress_only_inside(is_sharded):
     parallel = Parallel(World())
     parallel.is_sharded = is_sharded
-    session = FitSession(Two(), parallel)
+    session = FitSession(world := Two(), parallel)
     session.run = run = run_of(Phase.TRAIN, {"gradients": 1})
     with session.gathered_from_ranks():
         assert run.other_ranks == [{"from": "rank 1"}]
@@ -153,7 +158,8 @@ def test_other_ranks_are_in_the_progress_only_inside(is_sharded):
     with pytest.raises(KeyError), session.gathered_from_ranks():
         raise KeyError
     assert run.other_ranks == []
-    assert ("window" in run.rank_progress()) is not is_sharded
+    assert ("window" in world.gathered) is not is_sharded
+    assert torch.equal(world.gathered["rng"]["torch"], torch.get_rng_state())
 
 
 @pytest.mark.parametrize(("world", "phase"), [(Two(), Phase.BEGIN), (World(), Phase.TRAIN)])

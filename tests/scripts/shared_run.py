@@ -21,6 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -433,6 +434,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--contribute", action="store_true", help="log the rank")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--resume-from", type=Path, help="a file")
+    parser.add_argument("--again", action="store_true", help="go on when fit was interrupted")
     parser.add_argument("--save-after", action="store_true", help="save when fit has returned")
     parser.add_argument("--strike", nargs=3, help="what, rank, step")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds per batch")
@@ -471,7 +473,8 @@ def run(options: argparse.Namespace) -> None:
         handler.auto_save(1, out / "auto", "auto", overwrite=True)
     records = Records(out)
     counted = _counted_collectives() if options.count else None
-    history = handler.fit(
+    fit = partial(
+        handler.fit,
         epochs=options.epochs,
         callbacks=make_callbacks(options, records),
         gradient_accumulation_steps=options.accumulation,
@@ -481,6 +484,10 @@ def run(options: argparse.Namespace) -> None:
         resume=(out / "runs" if options.resume else None) or options.resume_from,
         progress_bar=False,
     )
+    history = fit()
+    if options.again and history.interrupted:
+        (out / f"interrupted{rank}").touch()
+        history = fit()
     collectives = None if counted is None else dict(counted)
     if options.save_after:
         handler.save(out / "after.pth")

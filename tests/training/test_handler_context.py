@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fitkit import NNHandler
-from fitkit.core.state import Phase
 from fitkit.distributed.world import World
 from fitkit.training.handler_context import HandlerContext
 
@@ -25,30 +26,25 @@ def rank(number, size=2):
     return world
 
 
-def draws(context):
-    context.seed_batch()
-    return float(torch.rand(()))
+def draws(handler, number, seeds=True):
+    handler.world = rank(number, 3)
+    HandlerContext(handler, seeds_ranks=seeds).seed_rank()
+    return float(torch.rand(())), random.random(), float(np.random.rand())
 
 
-def test_other_ranks_draw_the_same_for_the_same_batch(handler):
-    handler.world = rank(1)
-    context, state = HandlerContext(handler, seeds_batches=True), handler.state
-    first = draws(context)
-    assert draws(context) == first
-    seen = {first}
-    for name, value in (("global_step", 1), ("batch", 1), ("phase", Phase.TEST)):
-        setattr(state, name, value)
-        seen.add(draws(context))
-    handler.world = rank(2, 3)
-    seen.add(draws(context))
-    assert len(seen) == 5
+def test_other_ranks_draw_each_their_own_from_a_step_on(handler):
+    first = draws(handler, 1)
+    assert draws(handler, 1) == first
+    others = [draws(handler, 2)]
+    handler.state.global_step = 1
+    others.append(draws(handler, 1))
+    for drawn in zip(first, *others, strict=True):
+        assert len(set(drawn)) == 3
 
 
 @pytest.mark.parametrize(("number", "seeds"), [(0, True), (1, False)])
-def test_streams_that_are_saved_are_not_seeded(handler, number, seeds):
-    handler.world = rank(number)
-    context = HandlerContext(handler, seeds_batches=seeds)
-    assert draws(context) != draws(context)
+def test_streams_that_are_not_the_ranks_own_go_on(handler, number, seeds):
+    assert draws(handler, number, seeds) != draws(handler, number, seeds)
 
 
 def test_buffers_are_copied_from_rank_0():
