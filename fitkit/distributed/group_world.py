@@ -16,6 +16,7 @@ from fitkit.core.errors import ConfigurationError, RankError
 from fitkit.distributed import failures
 from fitkit.distributed.alone import alone
 from fitkit.distributed.buckets import buckets
+from fitkit.distributed.messages import exchange
 from fitkit.distributed.world import Result, World
 
 _HOST = torch.device("cpu")
@@ -84,15 +85,19 @@ class GroupWorld(World):
         return values
 
     def gather_all(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self.size
-        self._communicate("gather_all", dist.all_gather_object, values, value)
-        return values
+        def gathered(own: Tensor) -> list[Tensor]:
+            parts = [torch.empty_like(own) for _ in range(self.size)]
+            self._communicate("gather_all", dist.all_gather, parts, own)
+            return parts
+
+        return exchange(value, gathered)
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
-        values = [value]
-        source = self._rank_in_torch(source)
-        self._communicate("broadcast", dist.broadcast_object_list, values, source)
-        return values[0]
+        def sent(content: Tensor) -> list[Tensor]:
+            self._communicate("broadcast", dist.broadcast, content, self._rank_in_torch(source))
+            return [content]
+
+        return exchange(value if self.rank == source else None, sent)[0]
 
     def run_on(self, ranks: int | Sequence[int], action: Callable[[], Result]) -> Result | None:
         chosen, result, error = [ranks] if isinstance(ranks, int) else ranks, None, None

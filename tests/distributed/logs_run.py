@@ -255,7 +255,7 @@ def count_collectives() -> dict[str, int]:
 
         return counted
 
-    for name in ("all_reduce", "all_gather_object", "broadcast_object_list"):
+    for name in ("all_reduce", "all_gather", "broadcast"):
         setattr(torch.distributed, name, counting(name, getattr(torch.distributed, name)))
     return counts
 

@@ -108,7 +108,7 @@ def test_built_in_callbacks_cause_no_communication_per_batch(found):
     # names of what is summed; what is logged before the schedule, and after ThroughputMonitor; once
     # a fit, what the ranks were given and the norms of the gradients before and after the first
     # backward pass; those of the weights after the first step and each epoch
-    assert counts["all_gather_object"] <= 1 + 4 * (2 + 2) + 3 + 1 + 4
+    assert counts["all_gather"] <= 1 + 4 * (2 + 2) + 3 + 1 + 4
 
 
 def test_a_callback_on_one_rank_only_hears_what_both_know(found):

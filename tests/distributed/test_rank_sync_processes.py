@@ -74,14 +74,14 @@ def test_collectives_per_epoch_and_per_step(runs, kit):
     assert found["all_reduce"] <= 5 * 3 + 3 + now_and_then, found
     # the order of a best save and its end; the same at start and end. Once a fit, rank 0 tells
     # whether it has locked its files, and what it found beside them.
-    assert found.get("broadcast_object_list", 0) <= 4 * 2 + 2 + 2, found
+    assert found.get("broadcast", 0) <= 4 * 2 + 2 + 2, found
     # before each sum, the names of what is summed; the chunks of an EpochMetric; what callbacks
     # have logged, in each epoch and at the end; once a fit, what the ranks were given and the norms
     # of the gradients before and after the first backward pass; those of the weights after the
     # first step and each epoch
-    assert found.get("all_gather_object", 0) <= 3 * 2 * 4 + 4 + 1 + 3 + 1 + 4, found
+    assert found.get("all_gather", 0) <= 3 * 2 * 4 + 4 + 1 + 3 + 1 + 4, found
     assert found.pop("barrier") == 1  # fit begins on all ranks
-    assert set(found) <= {"all_reduce", "broadcast_object_list", "all_gather_object"}
+    assert set(found) <= {"all_reduce", "broadcast", "all_gather"}
 
 
 def test_on_rank_runs_there_and_fails_everywhere(runs, kit):

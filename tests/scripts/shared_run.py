@@ -542,8 +542,8 @@ def _counted_collectives() -> Counter[str]:
     return counts
 
 
-COLLECTIVES = ("all_reduce", "broadcast", "gather_object", "all_gather_object", "barrier")
-COLLECTIVES += ("broadcast_object_list", "scatter_object_list")
+COLLECTIVES = ("all_reduce", "broadcast", "gather_object", "all_gather", "barrier")
+COLLECTIVES += ("scatter_object_list",)
 COLLECTIVES += ("all_gather_single", "reduce_scatter_single")  # of parameters, of gradients
 EARLIER_NAMES = {  # in torch 2.11
     "all_gather_single": "all_gather_into_tensor",
