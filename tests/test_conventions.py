@@ -166,17 +166,27 @@ def test_importing_brings_nothing_heavy():
     assert not heavy & {name.split(".")[0] for name in loaded}
 
 
-def test_public_names_are_imported_when_the_first_one_is_used():
+def test_what_needs_no_public_name_imports_no_torch():
     looks = "hasattr(fitkit, '__wrapped__'), fitkit.__version__"
     loaded = f"import fitkit.cli.ls, sys; {looks}; print('torch' in sys.modules)"
     assert run_fresh(loaded) == "False\n"
-    for first in ("NNHandler", "callbacks.timer.Timer", "generative.sde.SDE", "__all__"):
-        assert run_fresh(f"import fitkit; fitkit.{first}") == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "first", ["NNHandler", "callbacks.timer.Timer", "generative.sde.SDE", "__all__"]
+)
+def test_public_names_are_imported_when_the_first_one_is_used(first):
+    assert run_fresh(f"import fitkit; fitkit.{first}") == ""
+
+
+def test_an_unknown_name_is_an_attribute_error():
     unknown = "import fitkit, gc\ntry: fitkit.NNHandlr\nexcept AttributeError as e: print(e)\n"
     message = "module 'fitkit' has no attribute 'NNHandlr'"
     assert run_fresh(f"{unknown}print(gc.isenabled())") == f"{message}\nTrue\n"
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 def test_importing_costs_little_more_than_torch(tmp_path):
     """Processor time of all that ``from fitkit import NNHandler`` imports beyond torch."""

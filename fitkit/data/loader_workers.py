@@ -28,10 +28,12 @@ def start_iterator(batches: Iterable[Any]) -> Iterator[Any]:
     While ``fit`` watches signals, the workers that a DataLoader starts live on when a signal is
     sent to the whole process group, until ``fit`` has finished its batch and saved.
     """
-    signals = watched_signals()
-    if not signals or not isinstance(batches, DataLoader) or not batches.num_workers:
+    if not isinstance(batches, DataLoader) or not batches.num_workers:
         iterator = iter(batches)
         return _WithoutLabel(iterator) if type(iterator) is _OF_ONE_PROCESS else iterator
+    signals = watched_signals()
+    if not signals:
+        return iter(batches)
     context: Any = batches.multiprocessing_context or multiprocessing
     # a fork server that starts now would hold them back in all its later processes
     is_served = context.get_start_method() == "forkserver"

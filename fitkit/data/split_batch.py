@@ -37,6 +37,8 @@ def split_supervised(batch: Any) -> tuple[Any, Any]:
     as a whole. The inputs of a mapping are under one of ``INPUT_KEYS``; without such a key all
     other entries are inputs, passed by name.
     """
+    if type(batch) in (tuple, list) and len(batch) == 2:  # most batches
+        return batch[0], batch[1]
     if is_sequence(batch):
         names: tuple[str, ...] = getattr(batch, "_fields", ())
         target_keys = [name for name in names if name in TARGET_KEYS]

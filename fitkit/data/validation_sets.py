@@ -14,6 +14,8 @@ from fitkit.data.seeded_fetch import is_map_style
 from fitkit.data.spec import DataSpec
 from fitkit.data.split_batch import INPUT_KEYS, TARGET_KEYS
 
+_MOST_SETS = 20  # a longer list can only have batches, too many to look at each of them
+
 
 def as_validation_sets(data: Any) -> dict[str, Any]:
     """The validation sets in ``data`` by their names; the name of a single one is empty.
@@ -25,7 +27,7 @@ def as_validation_sets(data: Any) -> dict[str, Any]:
     Raises:
         ConfigurationError: several sets have no names, or a mapping mixes arrays and datasets.
     """
-    if isinstance(data, (list, tuple)) and any(map(_is_set, data)):
+    if isinstance(data, (list, tuple)) and any(map(_is_set, data[:_MOST_SETS])):
         kinds = ", ".join(describe(one) for one in data)
         raise ConfigurationError(
             f"several validation sets must be a dict with a name for each, such as "

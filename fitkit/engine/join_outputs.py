@@ -44,8 +44,8 @@ def parts_of(output: Any) -> dict[Any, Any] | None:
 
 def needs_count(output: Any) -> bool:
     """Whether the number of samples says how to join: of lists, and of unequal first dimensions."""
-    sizes = () if isinstance(output, Tensor) else {part.shape[:1] for part in _tensors(output)}
-    return _has_list(output) or len(sizes) > 1
+    is_single = isinstance(output, Tensor)
+    return not is_single and (_has_list(output) or len({t.shape[:1] for t in _tensors(output)}) > 1)
 
 
 def _has_list(output: Any) -> bool:
@@ -85,7 +85,8 @@ def _host_copy(tensor: Tensor) -> Tensor:
     elif dtype is torch.complex32:
         dtype = torch.complex64
     # a model may return its parameters, or memory that it fills again in the next batch
-    return tensor.detach().to("cpu", dtype, copy=True)
+    own, is_as_wanted = tensor.detach(), tensor.is_cpu and dtype is tensor.dtype
+    return own.clone() if is_as_wanted else own.to("cpu", dtype, copy=True)
 
 
 def select_tensors(batch: BatchOutputs) -> BatchOutputs:
@@ -161,11 +162,10 @@ def join(batches: list[BatchOutputs]) -> Any:
 
 
 def _join(outputs: list[Any], sizes: list[int | None], name: str) -> Any:
-    first = outputs[0]
     if all(isinstance(output, list) for output in outputs) and _are_samples(outputs, sizes, name):
         return [sample for output in outputs for sample in output]
     _require_same_form(outputs, name)
-    if isinstance(first, Tensor):
+    if isinstance(first := outputs[0], Tensor):
         _require_samples_first(outputs, sizes, name)
         return torch.cat(outputs)
     parts = [parts_of(output) or {} for output in outputs]

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fitkit.core.component_spec import unwrap_partial
 from fitkit.core.errors import DataError
-from fitkit.engine.loss_weight import ELEMENT_FUNCTIONS, ELEMENT_LOSSES
+from fitkit.engine.loss_weight import ELEMENT_FUNCTIONS, ELEMENT_LOSSES, is_of_torch
 
 # Losses that compare each output with the target at the same place. They broadcast, some of them
 # with a warning.
@@ -38,11 +38,18 @@ class ShapeCheck:
         is_module = isinstance(function, nn.Module)
         is_function = isinstance(function, Hashable) and function in _FUNCTIONS
         self._is_elementwise = type(function).forward in _FORWARDS if is_module else is_function
+        self._never_broadcasts = not self._is_elementwise and is_of_torch(
+            type(function).forward if is_module else function
+        )
         self._passed: set[tuple[int, int]] = set()
 
     def is_due(self, outputs: Any, targets: Any) -> bool:
         """Whether no outputs and targets of as many dimensions were checked yet."""
-        if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        if (
+            self._never_broadcasts
+            or not isinstance(outputs, Tensor)
+            or not isinstance(targets, Tensor)
+        ):
             return False
         return (outputs.ndim, targets.ndim) not in self._passed
 

@@ -105,12 +105,13 @@ def _is_one_of(loss: Any, losses: tuple[type[nn.Module], ...], functions: tuple[
 
 def _options(loss: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     """The arguments of a loss of torch; empty for another."""
-    if isinstance(loss, nn.Module) and _is_of_torch(type(loss).forward):
+    if isinstance(loss, nn.Module) and is_of_torch(type(loss).forward):
         return {**vars(loss), "weight": getattr(loss, "weight", None)}
-    return kwargs if inspect.isfunction(loss) and _is_of_torch(loss) else {}
+    return kwargs if inspect.isfunction(loss) and is_of_torch(loss) else {}
 
 
-def _is_of_torch(function: Any) -> bool:
+def is_of_torch(function: Any) -> bool:
+    """Whether ``function`` is a loss of torch, or the ``forward`` of one."""
     return getattr(function, "__module__", None) in (nn.modules.loss.__name__, functional.__name__)
 
 

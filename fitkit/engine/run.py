@@ -200,8 +200,7 @@ class FitRun(EvaluationRun):
         last_epoch: value of ``state.epoch`` at which this call is complete.
         last_step: value of ``state.global_step`` at which this call is complete, or ``None``.
         lifecycle: what surrounds the loop.
-        other_ranks: ``rank_progress()`` of the other ranks, while a checkpoint is made; ``None`` on
-            those.
+        other_ranks: ``rank_progress()`` of the others, ``None`` on those, while a file is made.
     """
 
     step: TrainStep

@@ -48,6 +48,7 @@ def test_a_run_that_appends_and_is_killed_again_and_again(tmp_path, whole, epoch
     assert not hidden(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_log_that_is_moved_away_and_a_kill(tmp_path, whole):
     killed = start(tmp_path, "--move-at", "2", "--kill-after", "2")
     assert killed.returncode == -signal.SIGKILL

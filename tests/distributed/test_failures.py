@@ -17,14 +17,11 @@ from fitkit.distributed import failures
 # 1 to 3.5 s on an idle machine; with ten busy processes per core several times as much
 SECONDS_TO_RAISE = 10.0
 # what rank 1 raises; the others hear of it
-CASES = {
-    "interrupt_in_hook": ("KeyboardInterrupt", ""),
-    "evaluate_data": ("OSError", "bad sample"),
+CASES = {"interrupt_in_hook": ("KeyboardInterrupt", ""), "evaluate_data": ("OSError", "bad sample")}
+SLOW = {
     "predict_batches": ("OSError", "bad sample"),
     "setter": ("ValueError", "Invalid learning rate: -1.0"),
     "caught_in_hook": ("RankError", "rank 1 failed, and with it the run: OSError: bad sample"),
-}
-SLOW = {
     "train_step": ("ValueError", "bad step"),
     "train_data": ("OSError", "bad sample"),
     "train_worker": ("OSError", "Caught OSError in DataLoader worker process 0"),
@@ -57,13 +54,13 @@ ENDED = {
 
 @pytest.fixture(scope="module")
 def fast(failing_ranks):
-    return failing_ranks([*CASES, "all_raise", "all_raise_in_fit", "all_interrupt", "copies"])
+    return failing_ranks([*CASES, "all_raise_in_fit"])
 
 
 @pytest.fixture(scope="module")
 def slow(failing_ranks):
     late = ["all_raise_in_backward", "all_interrupt_in_turn", "slow_to_hear"]
-    return failing_ranks([*SLOW, *ENDED, *late])
+    return failing_ranks([*SLOW, *ENDED, *late, "all_raise", "all_interrupt", "copies"])
 
 
 def assert_all_failed(ranks, kind, text):
@@ -126,11 +123,12 @@ def test_a_call_after_a_failure_raises_at_once_on_all_ranks(fast):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.no_cover
-def test_after_an_error_that_all_ranks_raised_they_can_go_on(fast):
+def test_after_an_error_that_all_ranks_raised_they_can_go_on(slow):
     """As in a notebook: a wrong argument, and once more with the right one."""
-    first, second = (fast["all_raise"][rank]["returned"] for rank in (0, 1))
+    first, second = (slow["all_raise"][rank]["returned"] for rank in (0, 1))
     kinds = ["ConfigurationError", "ValueError", "ValueError", "ConfigurationError"]
     assert first[0] == second[0] == [*kinds, "CheckpointNotFoundError"]
     assert first[1:] == second[1:]
@@ -166,11 +164,12 @@ def test_a_hook_may_take_long_after_an_error_of_all_ranks(slow):
     assert len(first) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.no_cover
-def test_an_interrupt_that_all_ranks_raise_ends_fit_as_ctrl_c_does(fast):
+def test_an_interrupt_that_all_ranks_raise_ends_fit_as_ctrl_c_does(slow):
     for rank in (0, 1):
-        assert fast["all_interrupt"][rank]["returned"] == [[True] * 3, 2]
+        assert slow["all_interrupt"][rank]["returned"] == [[True] * 3, 2]
 
 
 @pytest.mark.ddp
@@ -181,10 +180,11 @@ def test_whoever_raises_an_interrupt_has_an_interrupt(slow):
     assert kinds == ["KeyboardInterrupt"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.no_cover
-def test_a_deep_copy_shares_the_ranks_and_a_pickle_is_refused(fast):
-    first, second = (fast["copies"][rank]["returned"] for rank in (0, 1))
+def test_a_deep_copy_shares_the_ranks_and_a_pickle_is_refused(slow):
+    first, second = (slow["copies"][rank]["returned"] for rank in (0, 1))
     assert first == second
     losses, again, is_shared, told = first
     assert (losses, is_shared) == (again, True)

@@ -8,7 +8,7 @@ import pytest
 
 from fitkit import Event
 
-pytestmark = [pytest.mark.ddp, pytest.mark.no_cover]
+pytestmark = [pytest.mark.ddp, pytest.mark.slow, pytest.mark.no_cover]
 
 SCRIPT = Path(__file__).with_name("logs_run.py")
 RUNS = ("everything", "custom step", "predict")

@@ -110,11 +110,14 @@ NAMES = (
 )
 
 
+@pytest.mark.ddp
+@pytest.mark.slow
 def test_every_case_is_compared(results):
     assert set(results["one"]) == set(NAMES)
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_follow_one(results, name):
     one = results["one"][name]

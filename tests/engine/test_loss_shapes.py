@@ -100,18 +100,34 @@ def test_one_sample_is_compared_with_itself_however_it_is_shaped():
 
 
 def test_a_pair_of_dimensions_is_checked_once():
-    check, logits = ShapeCheck(nn.CrossEntropyLoss()), torch.randn(4, 3)
+    check, logits = ShapeCheck(nn.MSELoss()), torch.randn(4, 1)
     check.require_same(logits, logits)
     assert check.is_due(logits, torch.zeros(4))
+    check = ShapeCheck(lambda outputs, targets: outputs.mean())
     check.require_same(logits, torch.zeros(4))
     assert not check.is_due(logits[:2], torch.zeros(2))
     assert not check.is_due((logits,), torch.zeros(4))
     assert not check.is_due(logits, None)
 
 
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), functional.cross_entropy])
+def test_losses_of_torch_that_never_broadcast_are_not_checked(loss):
+    assert not ShapeCheck(loss).is_due(torch.randn(4, 3), torch.zeros(4))
+
+
+def test_a_loss_with_a_forward_of_its_own_is_checked():
+    class Broadcasts(nn.CrossEntropyLoss):
+        def forward(self, outputs, targets):
+            return functional.mse_loss(outputs, targets)
+
+    assert ShapeCheck(Broadcasts()).is_due(COLUMN, FLAT)
+    with pytest.raises(DataError, match="would be broadcast"):
+        compute(Broadcasts(), COLUMN, FLAT)
+
+
 def test_a_check_costs_nothing_noticeable():
-    check, targets = ShapeCheck(nn.CrossEntropyLoss()), torch.zeros(4)
-    logits = torch.randn(4, 3)
+    check, targets = ShapeCheck(nn.MSELoss()), torch.zeros(4)
+    logits = torch.randn(4)
     check.require_same(logits, targets)
     begin = time.perf_counter()
     for _ in range(1000):

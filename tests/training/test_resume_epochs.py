@@ -124,6 +124,7 @@ def test_the_run_tries_what_it_should(script, uninterrupted):
     assert missing - loggers_of_others == {"Callback", "PredictionWriter"}  # no event of fit
 
 
+@pytest.mark.slow
 def test_a_new_process_seeded_differently_ends_the_same_from_every_epoch(script, uninterrupted):
     root, handler = uninterrupted
     (root / "ends").mkdir()

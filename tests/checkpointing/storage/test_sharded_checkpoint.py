@@ -254,6 +254,7 @@ def in_a_process():
     multiprocessing.resource_tracker._resource_tracker._stop()
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_old_or_the_new_one_is_whole(tmp_path, in_a_process):
     chance = random.Random(1)
     write(0, tmp_path / "a.pth", tmp_path / "sub" / "b.pth", rows=2000)
