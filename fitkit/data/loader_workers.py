@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from torch.utils.data import dataloader as torch_dataloader
 
+from fitkit.data.quick_collate import quicker
 from fitkit.runtime.optimizer_step import is_profiled
 from fitkit.runtime.signals import leave_to_parent, signals_blocked, watched_signals
 
@@ -50,6 +51,8 @@ class _WithoutLabel:
 
     def __init__(self, iterator: Any) -> None:
         self._iterator = iterator
+        fetcher = iterator._dataset_fetcher  # noqa: SLF001
+        fetcher.collate_fn = quicker(fetcher.collate_fn)
 
     def __iter__(self) -> Iterator[Any]:
         return self

@@ -19,6 +19,7 @@ from torch.utils.data import (
 
 from fitkit.core.errors import DataError
 from fitkit.data.in_memory import rows
+from fitkit.data.quick_collate import quicker
 from fitkit.data.sample_streams import Begin, SampleStreams
 
 
@@ -47,7 +48,7 @@ class SeededFetch(Dataset[Any]):
 
     def __init__(self, dataset: Any, collate: Callable[[Any], Any], *, batched: bool) -> None:
         self.dataset = dataset
-        self._collate = collate
+        self._collate = quicker(collate)
         self._batched = batched
         self._fetches_at_once = not batched or _fetches_batches(dataset)
         self._may_index_tensors = batched and collate is default_collate
