@@ -13,6 +13,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 TensorMap = Callable[[Tensor], Tensor]
 
+# whether such a type is a Mapping takes Python a millisecond the first time
+ATOMS = (type(None), bool, int, float, complex, str, bytes)
+
 
 def is_sequence(value: Any) -> TypeGuard[tuple[Any, ...] | list[Any]]:
     """Whether ``value`` is a tuple or list of parts; a ``PackedSequence`` is one value."""
@@ -30,7 +33,7 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
     A ``PackedSequence`` is a leaf, because its lengths must stay on the CPU. A dataclass is copied
     if a field changes.
     """
-    if isinstance(tree, (Tensor, PackedSequence)):
+    if isinstance(tree, (Tensor, PackedSequence)) or type(tree) in ATOMS:
         return function(tree)
     if isinstance(tree, Mapping):
         mapped = {key: map_leaves(function, value) for key, value in tree.items()}
@@ -79,7 +82,7 @@ def rebuild_mapping(tree: Mapping[Any, Any], mapped: dict[Any, Any]) -> Any:
 
 def iterate_leaves(tree: Any) -> Iterator[Any]:
     """Every leaf of a nesting, in order; a dataclass is a leaf."""
-    if isinstance(tree, (Tensor, PackedSequence)):
+    if isinstance(tree, (Tensor, PackedSequence)) or type(tree) in ATOMS:
         yield tree
     elif isinstance(tree, Mapping):
         for value in tree.values():

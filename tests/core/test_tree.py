@@ -130,3 +130,11 @@ def test_a_packed_sequence_is_no_sequence_of_parts():
     assert is_sequence([])
     assert not is_sequence(pack_sequence([torch.ones(2)]))
     assert not is_sequence("ab")
+
+
+@pytest.mark.parametrize("leaf", [None, True, 1, 1.0, 1j, "text", b"bytes"])
+def test_plain_leaves_are_not_compared_with_abstract_classes(leaf, monkeypatch):
+    """For each new type Python looks through all mappings there are, which takes milliseconds."""
+    monkeypatch.setattr("fitkit.core.tree.Mapping", None)  # isinstance(leaf, None) raises
+    assert map_leaves(lambda value: [value], leaf) == [leaf]
+    assert list(iterate_leaves(leaf)) == [leaf]

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from fitkit.checkpointing.format import exact_types
 from fitkit.checkpointing.format.growing_list import PickledList
 from fitkit.checkpointing.format.plain_values import (
-    ATOMS,
     MOST_BITS,
     is_unchanged,
     plain_tensor,
@@ -29,7 +28,7 @@ from fitkit.checkpointing.format.plain_values import (
 from fitkit.checkpointing.format.tags import TAG
 from fitkit.core.errors import CheckpointError, as_checkpoint_error
 from fitkit.core.limits import MAX_DEPTH
-from fitkit.core.tree import TensorMap
+from fitkit.core.tree import ATOMS, TensorMap
 from fitkit.distributed.dtensor import is_dtensor
 
 _KEPT = frozenset(  # tagged as they are

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fitkit.core.tree import ATOMS
 from fitkit.distributed.dtensor import is_dtensor
 
-ATOMS = (type(None), bool, int, float, complex, str, bytes)
 MOST_BITS = 2039  # torch reads integers of up to 255 bytes
 _MOST_KEY_PARTS = 100  # reading refuses keys that take long to hash
 _UNCHANGED = frozenset(ATOMS) - {bytes, int}
