@@ -47,6 +47,7 @@ def outcome(folder: Path, *options: str, **environment: str) -> tuple[int, str]:
     return ended.returncode, ended.stdout
 
 
+@pytest.mark.slow
 def test_what_was_skipped_runs_again_and_a_skip_is_then_an_error(tmp_path):
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_some.py").write_text(TESTS)

@@ -203,7 +203,7 @@ def test_every_example_is_run_by_a_test():
 
 
 # These start several processes, or compute for a while.
-LONG = {"char_transformer.py", "resume_after_kill.py", "two_processes.py"}
+LONG = {"char_transformer.py", "custom_callback.py", "resume_after_kill.py", "two_processes.py"}
 
 
 @pytest.mark.parametrize(

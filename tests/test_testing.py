@@ -155,6 +155,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_a_signal_that_was_asked_for_saves_and_ends_and_the_next_start_goes_on(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(PREEMPTED))

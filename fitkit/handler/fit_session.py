@@ -166,7 +166,8 @@ class FitSession:
                 is_sharded = self._parallel.is_sharded
                 progress = redistribute_progress(progress, self._world, is_sharded=is_sharded)
             self.has_own_streams = is_own or not self.loaded or "rng" in progress
-            self.pending["rng"] = progress.get("rng", self.pending["rng"])
+            if "rng" in progress:
+                self.pending["rng"] = progress["rng"]
             run.restore(progress, self.pending["loader"])
             run.forward.precision.load_state_dict(self.pending["scaler_state_dict"])
         for waiting in ("optimizer", "schedule"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-pytestmark = [pytest.mark.ddp, pytest.mark.no_cover]
+pytestmark = [pytest.mark.ddp, pytest.mark.slow, pytest.mark.no_cover]
 
 SCRIPT = Path(__file__).with_name("compare_ranks_run.py")
 SECONDS = 5.0  # until every rank is over

@@ -210,6 +210,7 @@ def test_a_handler_says_at_once_that_there_is_no_such_strategy():
         NNHandler(nn.Linear(2, 1), device="cpu", strategy="zero")
 
 
+@pytest.mark.slow
 def test_who_does_not_shard_does_not_pay_for_it():
     code = """
 import sys, torch, fitkit
