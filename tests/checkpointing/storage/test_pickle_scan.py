@@ -210,7 +210,8 @@ def test_what_would_take_too_much_is_refused_at_once(one_tensor, tmp_path, kind)
     with pytest.raises(DamagedCheckpointError, match="cannot be used"):
         safe_load.read_without_tensors(path)
     took = time.process_time() - began
-    assert took < 0.3 + 10e-6 * path.stat().st_size, "more than its size is worth"
+    # 6e-6 of a slow machine with nothing beside it; what is not refused takes years
+    assert took < 0.3 + 25e-6 * path.stat().st_size, "more than its size is worth"
 
 
 @pytest.mark.no_cover
