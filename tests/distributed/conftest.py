@@ -293,7 +293,7 @@ def failing_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[st
         command = [sys.executable, str(script), str(out), *names]
         with subprocess.Popen(command, env=environment, start_new_session=True) as process:
             try:
-                process.wait(150)
+                process.wait(30 + 10 * len(names))
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
