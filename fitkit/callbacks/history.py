@@ -63,20 +63,20 @@ class History(BuiltinCallback):
         self._columns, self._is_shared = columns, True
 
     def __repr__(self) -> str:
-        last = {name: values[-1] for name, values in self.history.items()}
+        last = {name: values[-1] for name, values in self._columns.items()}
         ended = ", interrupted" if self.interrupted else ""
         values = f": {format_logs(last)}" if last else ""
-        epochs = f"{len(self.epoch)} epoch{'' if len(self.epoch) == 1 else 's'}"
+        epochs = f"{len(self._epochs)} epoch{'' if len(self._epochs) == 1 else 's'}"
         return f"<History of {epochs}{ended}{values}>"
 
     def _repr_html_(self) -> str:
         """A table for a notebook: one row per value, with its curve."""
         rows = []
-        for name in dict.fromkeys(name.removeprefix("val_") for name in self.history):
-            keys = [key for key in (name, f"val_{name}") if key in self.history]
-            drawn = curve({key: self.history[key] for key in keys})
+        for name in dict.fromkeys(name.removeprefix("val_") for name in self._columns):
+            keys = [key for key in (name, f"val_{name}") if key in self._columns]
+            drawn = curve({key: self._columns[key] for key in keys})
             for key in keys:
-                rows.append([key, drawn, *_summary(self.history[key])])
+                rows.append([key, drawn, *_summary(self._columns[key])])
                 drawn = Html("")
         title = f"<div>{escape(repr(self).partition(':')[0].strip('<>'))}</div>"
         if not rows:
@@ -132,7 +132,7 @@ class History(BuiltinCallback):
     @property
     def train_losses(self) -> list[float]:
         """The training loss of each epoch."""
-        return list(self.history.get("loss", ()))
+        return list(self._columns.get("loss", ()))
 
     @property
     def val_losses(self) -> list[float]:
@@ -148,7 +148,7 @@ class History(BuiltinCallback):
         """Every other training value by name, one per epoch; ``loss`` and ``lr`` are left out."""
         return {
             name: list(values)
-            for name, values in self.history.items()
+            for name, values in self._columns.items()
             if name not in ("loss", "lr") and not name.startswith("val_")
         }
 
@@ -157,13 +157,13 @@ class History(BuiltinCallback):
         """Every other validation value by its name without ``val_``, as ``val_losses``."""
         return {
             name.removeprefix("val_"): self._validated(name)
-            for name in self.history
+            for name in self._columns
             if name.startswith("val_") and name != "val_loss"
         }
 
     def _validated(self, name: str) -> list[float]:
-        columns = [values for key, values in self.history.items() if key.startswith("val_")]
-        rows = zip(self.history.get(name, ()), *columns, strict=False)
+        columns = [values for key, values in self._columns.items() if key.startswith("val_")]
+        rows = zip(self._columns.get(name, ()), *columns, strict=False)
         return [value for value, *row in rows if not all(map(math.isnan, row))]
 
     def plot(self, path: str | Path | None = None) -> Figure:
@@ -179,7 +179,7 @@ class History(BuiltinCallback):
         Raises:
             ConfigurationError: no epoch is done, or matplotlib is not installed.
         """
-        return plot_history(self.history, self.epoch, path)
+        return plot_history(self._columns, self._epochs, path)
 
 
 def _summary(values: list[float]) -> list[str]:

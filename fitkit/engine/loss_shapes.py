@@ -38,9 +38,7 @@ class ShapeCheck:
         is_module = isinstance(function, nn.Module)
         is_function = isinstance(function, Hashable) and function in _FUNCTIONS
         self._is_elementwise = type(function).forward in _FORWARDS if is_module else is_function
-        self._never_broadcasts = not self._is_elementwise and is_of_torch(
-            type(function).forward if is_module else function
-        )
+        self._never_broadcasts = not self._is_elementwise and is_of_torch(function)
         self._passed: set[tuple[int, int]] = set()
 
     def is_due(self, outputs: Any, targets: Any) -> bool:

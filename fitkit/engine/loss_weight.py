@@ -105,14 +105,18 @@ def _is_one_of(loss: Any, losses: tuple[type[nn.Module], ...], functions: tuple[
 
 def _options(loss: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     """The arguments of a loss of torch; empty for another."""
-    if isinstance(loss, nn.Module) and is_of_torch(type(loss).forward):
-        return {**vars(loss), "weight": getattr(loss, "weight", None)}
-    return kwargs if inspect.isfunction(loss) and is_of_torch(loss) else {}
+    if not is_of_torch(loss):
+        return {}
+    is_module = isinstance(loss, nn.Module)
+    return {**vars(loss), "weight": getattr(loss, "weight", None)} if is_module else kwargs
 
 
-def is_of_torch(function: Any) -> bool:
-    """Whether ``function`` is a loss of torch, or the ``forward`` of one."""
-    return getattr(function, "__module__", None) in (nn.modules.loss.__name__, functional.__name__)
+def is_of_torch(loss: Any) -> bool:
+    """Whether a loss is a function of torch, or a module whose ``forward`` is that of torch's."""
+    function = type(loss).forward if isinstance(loss, nn.Module) else loss
+    if not inspect.isfunction(function):
+        return False
+    return function.__module__ in (nn.modules.loss.__name__, functional.__name__)
 
 
 def _name(loss: Any) -> str:

@@ -180,7 +180,6 @@ def test_an_exact_resume_of_parts_of_other_lengths(ranks, kind):
     assert all(weights == first[0] for weights in first)
 
 
-@pytest.mark.slow
 def test_another_number_of_ranks_is_refused_inside_an_epoch(folder, shared_launcher):
     command = [sys.executable, str(SCRIPT), str(folder), "resumed arrays/2.pth"]
     ended = shared_launcher.run_command(folder / "alone", command)
