@@ -38,6 +38,7 @@ class DistributedWorld(GroupWorld):
         timeout: of later groups; ``None``: torch's default.
         watch: detects failures of other ranks while this one waits for them.
         detector: knows where the ranks are, for errors.
+        is_side: it is the side group of another.
 
     Attributes:
         failure: that of the rank that failed first; ``None``: all may go on.
@@ -52,11 +53,13 @@ class DistributedWorld(GroupWorld):
         timeout: timedelta | None = None,
         watch: FailureWatch | None = None,
         detector: HangDetector | None = None,
+        *,
+        is_side: bool = False,
     ) -> None:
         self.rank, self.size, self.local_rank = info.rank, info.size, info.local_rank
         self.group = group
         self._info, self._store, self._sockets = info, store, sockets
-        self._detector = detector
+        self._detector, self._is_side = detector, is_side
         self._activity = Activity() if detector is None else detector.activity
         self._timeout, self._watch = timeout, watch
         self._side_group: DistributedWorld | None = None
@@ -82,32 +85,26 @@ class DistributedWorld(GroupWorld):
         return dist.group.WORLD is self._default_group
 
     def set_timeout(self, timeout: timedelta) -> None:
-        process_group.set_timeout(timeout)
-        if self.group is not None:
-            process_group.set_timeout(timeout, self.group)
+        for group in (None, self.group, *self._subgroups):
+            process_group.set_timeout(timeout, group)
         if self._side_group is not None:
             self._side_group.set_timeout(timeout)
-        for group in self._subgroups:
-            process_group.set_timeout(timeout, group)
         self._timeout = timeout
 
     def subgroup(self, ranks: list[list[int]]) -> Any:
-        before = group_sockets.open_sockets()
-        groups = [process_group.new_host_group(self._timeout, row) for row in ranks]
-        self._sockets.update(group_sockets.sockets_opened_since(before))
+        groups = [process_group.new_host_group(self._timeout, self._sockets, it) for it in ranks]
         (own,) = (group for group, row in zip(groups, ranks, strict=True) if self.rank in row)
         self._subgroups.append(own)
         return own
 
     def side_group(self) -> DistributedWorld:
         if self._side_group is None:
-            before = group_sockets.open_sockets()
-            group = process_group.new_host_group(self._timeout)
-            opened = group_sockets.sockets_opened_since(before)
+            sockets: dict[int, str] = {}
+            group = process_group.new_host_group(self._timeout, sockets)
             self._side_group = DistributedWorld(
-                self._store, self._info, opened, group, self._timeout, self._watch
+                self._store, self._info, sockets, group, self._timeout, self._watch, is_side=True
             )
-            self._sockets.update(opened)
+            self._sockets.update(sockets)
         return self._side_group
 
     @contextmanager
@@ -161,17 +158,15 @@ class DistributedWorld(GroupWorld):
         if not failures.all_ranks_raised(self._store, where, self.size, _SECONDS_TO_RAISE):
             return False
         self._num_agreed += 1
-        # shows that the group is whole
-        self._communicate("barrier", dist.barrier)
+        self._communicate("barrier", dist.barrier)  # shows that the group is whole
         return True
 
     def locate(self, position: Callable[[], str]) -> None:
         self._activity.position = position
 
     def listening(self, signals: Iterable[int]) -> AbstractContextManager[None]:
-        return (
-            nullcontext() if self._detector is None else self._detector.signals.listening(signals)
-        )
+        detector = self._detector
+        return nullcontext() if detector is None else detector.signals.listening(signals)
 
     def in_step(self) -> AbstractContextManager[None]:
         self.group_for(_HOST)  # raises after a failure
@@ -186,18 +181,14 @@ class DistributedWorld(GroupWorld):
             return error
         self.is_broken = True
         first = error if isinstance(error, RankError) else self._cause_of(error)
-        if self._watch is not None:
-            self._watch.stop()
         if first is None:
             first = failures.publish(self._store, self.rank, error)
         elif first is error:
             failures.publish_found(self._store, self.rank, first)
         # before another thread of this rank wakes and asks for it
         self.failure = first or RankError(self.rank, failures.describe(error))
-        group_sockets.shut_down(self._sockets)  # later: whoever that wakes looks for the failure
         failures.acknowledge(self._store, self.rank)
-        if self._watch is not None:
-            self._watch.abort()  # else a later copy from the device would wait for the others
+        self._disconnect(self.failure)  # later: whoever that wakes looks for the failure
         if isinstance(error, Exception):  # Ctrl-C and sys.exit here follow from no other failure
             error = first or error
         failures.write_error_file(error)
@@ -205,6 +196,18 @@ class DistributedWorld(GroupWorld):
         if signaled is not None:
             add_note(signaled, str(first))
         return signaled or error
+
+    def _disconnect(self, failure: RankError) -> None:
+        """Close the connections; a thread in the side group leaves others to the one that trains.
+
+        It may be in a collective that the others have almost finished.
+        """
+        if self._watch is not None and self._is_side:
+            self._watch.report(failure)
+        elif self._watch is not None:
+            self._watch.stop()
+            self._watch.abort()  # else a later copy from the device would wait for the others
+        group_sockets.shut_down(self._sockets)
 
     def _cause_of(self, error: BaseException) -> RankError | None:
         """The failure of another rank that ended a collective of this one, if so."""

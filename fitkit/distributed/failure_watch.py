@@ -28,6 +28,10 @@ class FailureWatch:
     """
 
     PATIENCE = 3.0
+    PATIENCE_AT_WORK = 30.0  # if this rank itself has failed, in another thread
+    # So long the main thread may take to notice by itself: gloo can lose the wake-up of a transfer
+    # that is under way when its connection is closed (signalException in gloo's tcp/pair.cc).
+    GRACE = 0.5
 
     def __init__(
         self,
@@ -39,6 +43,7 @@ class FailureWatch:
         self.failure: RankError | None = None
         self._find_failure, self._abort, self._seconds = find_failure, abort, seconds
         self._give_up = give_up
+        self._is_own = False
         self._stopped = threading.Event()
         self._abort_lock = threading.Lock()
         self._is_aborted = False
@@ -48,16 +53,27 @@ class FailureWatch:
     def _run(self) -> None:
         while not self._stopped.wait(self._seconds):
             try:
-                self.failure = self._find_failure()
+                found = self._find_failure()
             except RuntimeError:
                 # The process that served the store has ended, perhaps normally. Aborting while the
                 # main thread destroys its groups could block both threads.
                 return
+            self.failure = self.failure or found
             if self.failure is not None:
-                self.abort()
-                if self._give_up is not None and not self._stopped.wait(self.PATIENCE):
-                    self._give_up(self.failure)
+                self._end(self.failure)
                 return
+
+    def _end(self, failure: RankError) -> None:
+        if self._stopped.wait(self.GRACE):
+            return
+        self.abort()
+        patience = self.PATIENCE_AT_WORK if self._is_own else self.PATIENCE
+        if self._give_up is not None and not self._stopped.wait(patience):
+            self._give_up(failure)
+
+    def report(self, failure: RankError) -> None:
+        """Let the main thread learn that another thread of this rank has failed."""
+        self._is_own, self.failure = True, failure
 
     def abort(self) -> None:
         """Abort once; two concurrent aborts would wait for each other inside torch."""

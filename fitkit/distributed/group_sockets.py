@@ -27,6 +27,12 @@ def sockets_opened_since(before: Mapping[int, str]) -> dict[int, str]:
     return {fd: inode for fd, inode in open_sockets().items() if before.get(fd) != inode}
 
 
+def are_open(sockets: Mapping[int, str]) -> bool:
+    """Whether all of ``sockets`` are still open: gloo closes a connection that is broken."""
+    current = open_sockets()
+    return all(current.get(fd) == inode for fd, inode in sockets.items())
+
+
 def shut_down(sockets: Mapping[int, str]) -> None:
     """Shut down the connections that are still open; torch keeps them until the process ends."""
     current = open_sockets()

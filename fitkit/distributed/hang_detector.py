@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fitkit.core.errors import DeadlockError, Preempted, RankError
@@ -25,6 +26,8 @@ _SECONDS_BETWEEN_READS = 0.05
 _SECONDS_AFTER_SIGNAL = 2.0
 # ... and one that may itself be at work outside of a training step while no other answers.
 _SECONDS_AFTER_SIGNAL_ALONE = 20.0
+# gloo does not end each transfer whose connection breaks, as when the other process is killed.
+_SECONDS_WITHOUT_CONNECTION = 4.0
 
 
 class HangDetector:
@@ -39,6 +42,7 @@ class HangDetector:
         activity: what this rank does.
         signals: signals that this process has received.
         is_served_by_main: the store is in the process of rank 0, not in that of the launcher.
+        is_connected: whether all connections to the other ranks are open.
     """
 
     def __init__(
@@ -50,10 +54,12 @@ class HangDetector:
         signals: SignalBytes,
         *,
         is_served_by_main: bool = True,
+        is_connected: Callable[[], bool] = lambda: True,
     ) -> None:
         self._store, self._rank, self._size = store, rank, size
         self.activity, self.signals = activity, signals
-        self._is_served_by_main = is_served_by_main
+        self._is_served_by_main, self._is_connected = is_served_by_main, is_connected
+        self._has_store = True
         self._statuses = RankStatuses(store, rank, size, activity)
         self.progress, self._since = -1, 0.0
 
@@ -63,6 +69,10 @@ class HangDetector:
         if activity.progress != self.progress:
             self.progress, self._since = activity.progress, now
         seconds, signaled = now - self._since, self.signals.read()
+        if activity.verbs and seconds >= _SECONDS_WITHOUT_CONNECTION and not self._is_connected():
+            return self.explain(is_timeout=False)
+        if not self._has_store:
+            return None
         others: dict[int, dict[str, Any]] = {}
         try:
             failure = self._look(seconds)
@@ -74,6 +84,9 @@ class HangDetector:
         except StoreSilentError:  # then no other rank answers
             if signaled is None or not activity.verbs:
                 return None
+        except RuntimeError:  # the process that served the store has ended, perhaps normally
+            self._has_store = False
+            return None
         if not self._must_end_for(*signaled, seconds, others):
             return None
         silent = [r for r in range(self._size) if r not in others and r != self._rank]
@@ -106,7 +119,7 @@ class HangDetector:
         """Publish which rank ended a collective of this rank, or did not come to it in time.
 
         A rank that fails publishes that before its connections close; one that does not answer has
-        ended without that. The watch answers meanwhile for this rank.
+        ended without that.
         """
         rank, size, place = self._rank, self._size, self.activity.place()
         try:
@@ -133,6 +146,7 @@ class HangDetector:
                 if not has_asked:
                     self._statuses.ask()
                     has_asked = True
+                self._statuses.tell(0.0)  # another rank may ask at the same time
                 others = self._statuses.answers()
                 if is_over or len(others) == self._size - 1:
                     return others

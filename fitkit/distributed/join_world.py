@@ -102,17 +102,17 @@ def _join(info: RankInfo, timeout: timedelta | None) -> DistributedWorld:
     prefix = rendezvous_store.agree_on_prefix(store, info.rank, info.size)
     store, group = rendezvous_store.with_prefix(store, prefix), None
     limited_store = LimitedStore(rendezvous_store.with_prefix(watched_store, prefix))
-    before = group_sockets.open_sockets()
+    sockets: dict[int, str] = {}
     if is_ours:
-        rank, size = info.rank, info.size
+        before, rank, size = group_sockets.open_sockets(), info.rank, info.size
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        sockets.update(group_sockets.sockets_opened_since(before))
     else:
         if timeout is not None:
             process_group.set_timeout(timeout)
         # The program's group may only have NCCL, which takes no host tensors. Even if it has gloo:
         # only connections that fitkit opened may be closed when a rank fails.
-        group = process_group.new_host_group(timeout)
-    opened = group_sockets.sockets_opened_since(before)
+        group = process_group.new_host_group(timeout, sockets)
     detector = HangDetector(
         limited_store,
         info.rank,
@@ -120,9 +120,10 @@ def _join(info: RankInfo, timeout: timedelta | None) -> DistributedWorld:
         Activity(process_group.counter(group)),
         SignalBytes(),
         is_served_by_main=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+        is_connected=partial(group_sockets.are_open, sockets),
     )
-    watch = _watch(detector, opened)
-    world = DistributedWorld(limited_store, info, opened, group, timeout, watch, detector)
+    watch = _watch(detector, sockets)
+    world = DistributedWorld(limited_store, info, sockets, group, timeout, watch, detector)
     atexit.register(_leave, world, is_ours=is_ours)
     return world
 

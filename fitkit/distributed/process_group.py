@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from fitkit.core.errors import ConfigurationError, listed
+from fitkit.distributed import group_sockets
 
 # Their collectives run on the host, not as kernels of a device.
 _HOST_BACKENDS = ("gloo", "mpi")
@@ -41,9 +42,20 @@ def default_store() -> Any:
     return store
 
 
-def new_host_group(timeout: timedelta | None, ranks: list[int] | None = None) -> Any:
-    """A new group for host tensors and objects, of all ranks or some; every rank must call it."""
-    return dist.new_group(ranks, backend="gloo", timeout=timeout)
+def new_host_group(
+    timeout: timedelta | None, sockets: dict[int, str], ranks: list[int] | None = None
+) -> Any:
+    """A new group for host tensors and objects, of all ranks or some; every rank must call it.
+
+    Args:
+        timeout: of its collectives; ``None``: torch's default.
+        sockets: gets the sockets that it opens.
+        ranks: its ranks; ``None``: all.
+    """
+    before = group_sockets.open_sockets()
+    group = dist.new_group(ranks, backend="gloo", timeout=timeout)
+    sockets.update(group_sockets.sockets_opened_since(before))
+    return group
 
 
 def sequence_numbers(group: Any = None) -> tuple[int, ...]:

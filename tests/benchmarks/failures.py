@@ -79,6 +79,16 @@ def torch_end(action: Callable[[], Any], rank: int = FAILING) -> Callable[[Path]
     return lambda out: train_with_torch(out, at_batch_3(end_process(out, action, rank)))
 
 
+def torch_kill_in_copy(rank: int) -> Callable[[Path], Any]:
+    """The end of a process while a large tensor is under way."""
+
+    def copy(out: Path) -> None:
+        dist.init_process_group("gloo")
+        kit.copy_and_kill(out, rank, lambda tensor: dist.broadcast(tensor, 0))
+
+    return copy
+
+
 def torch_raise_before(out: Path) -> None:
     """An exception before training."""
     dist.init_process_group("gloo")
@@ -137,6 +147,12 @@ ROWS: list[tuple[str, str, Callable[[Path], Any]]] = [
     ("hard_exit", "`os._exit(7)` on one rank", torch_end(lambda: os._exit(7))),
     ("killed", "SIGKILL of rank 1", torch_end(kill)),
     ("killed_main", "SIGKILL of rank 0, which serves the store", torch_end(kill, 0)),
+    (
+        "killed_as_receiver",
+        "SIGKILL of rank 1 while it receives large weights from rank 0",
+        torch_kill_in_copy(1),
+    ),
+    ("killed_as_sender", "the same, of rank 0", torch_kill_in_copy(0)),
     ("constructor", "the model cannot be built on one rank", torch_raise_before),
     ("setter", "a setter raises on one rank, the other trains", torch_raise_before),
     ("evaluate_data", "`evaluate`: a sample cannot be read", torch_raise(OSError("bad sample"))),

@@ -94,6 +94,31 @@ def test_who_aborts_first_spares_the_thread(wait, watching):
     assert wait.times == 1
 
 
+def test_the_main_thread_may_notice_by_itself_before_connections_close(wait, watching):
+    """A transfer that is under way would not hear that its connection is closed."""
+    watch = watching(lambda: RankError(1, "boom"), wait.abort, SHORT)
+    while watch.failure is None:
+        time.sleep(SHORT)
+    watch.stop()
+    assert wait.times == 0
+
+
+@pytest.mark.parametrize("seconds_at_work", [2 * SHORT, 60.0])
+def test_a_failure_in_a_thread_beside_training_ends_what_does_not_notice(
+    seconds_at_work, wait, watching, monkeypatch
+):
+    monkeypatch.setattr(FailureWatch, "PATIENCE_AT_WORK", seconds_at_work)
+    monkeypatch.setattr(FailureWatch, "PATIENCE", SHORT)
+    gave_up = []
+    watch = watching(lambda: None, wait.abort, SHORT, gave_up.append)
+    failure = RankError(0, "bad disk")
+    watch.report(failure)
+    assert watch.failure is failure  # at once, for the next collective of the main thread
+    wait()
+    watch._thread.join(0.5)
+    assert gave_up == ([failure] if seconds_at_work < 1 else [])
+
+
 def test_a_failure_of_its_own_rank_is_not_heard(wait, watching):
     store = dist.HashStore()
     watching(partial(failure_of_another, store, 0), wait.abort, SHORT)

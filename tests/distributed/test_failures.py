@@ -60,6 +60,7 @@ def fast(failing_ranks):
 @pytest.fixture(scope="module")
 def slow(failing_ranks):
     late = ["all_raise_in_backward", "all_interrupt_in_turn", "slow_to_hear"]
+    late += ["killed_as_receiver", "killed_as_sender"]
     return failing_ranks([*SLOW, *ENDED, *late, "all_raise", "all_interrupt", "copies"])
 
 
@@ -102,6 +103,21 @@ def test_a_rank_whose_process_ends_ends_the_other(name, slow):
     )
     assert f"rank {1 - rank} waited for it in " in other["text"]
     assert other["ended"] < SECONDS_TO_RAISE
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+@pytest.mark.no_cover
+@pytest.mark.parametrize(("name", "killed"), [("killed_as_receiver", 1), ("killed_as_sender", 0)])
+def test_a_rank_that_is_killed_in_a_transfer_ends_the_other(name, killed, slow):
+    """gloo does not wake who waits for such a transfer before the timeout of half an hour."""
+    other = slow[name][1 - killed]
+    assert slow[name][killed]["code"] == -9
+    told = f"RankError: rank {killed} failed, and with it the run: its process has ended"
+    assert other["error file"]["message"]["message"].startswith(told)
+    # it has raised the error, or has ended where it was
+    assert (other["type"], other["code"]) in [("RankError", 0), ("nothing", 1)]
+    assert other["ended"] < 20
 
 
 @pytest.mark.ddp

@@ -271,7 +271,7 @@ def test_copies_for_a_checkpoint_are_pieces_on_the_host(on_device):
 def test_pieces_on_the_host_have_a_group_that_takes_them(group):
     """Where the default group is NCCL's alone, their collectives go through gloo."""
     group("cuda:gloo")
-    world = DistributedWorld(None, RankInfo(0, 1, 0, "env://"), {}, new_host_group(None))
+    world = DistributedWorld(None, RankInfo(0, 1, 0, "env://"), {}, new_host_group(None, {}))
     piece = FSDPParallel(world, CPU).empty_dtensor((3, 2), torch.float32)
     local_tensor(piece).fill_(1.0)
     assert piece.device_mesh.get_group() is world.group

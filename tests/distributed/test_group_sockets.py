@@ -36,6 +36,17 @@ def test_those_that_were_opened_since(pair):
         assert list(group_sockets.sockets_opened_since(before)) == [one.fileno()]
 
 
+def test_a_connection_that_gloo_has_closed_is_found():
+    one, other = socket.socketpair()
+    opened = {one.fileno(): group_sockets.open_sockets()[one.fileno()]}
+    with other:
+        assert group_sockets.are_open(opened)
+        one.close()
+        assert not group_sockets.are_open(opened)
+        with socket.socket():  # most likely with the same number
+            assert not group_sockets.are_open(opened)
+
+
 def test_whoever_waits_at_the_other_end_hears_of_it(pair):
     one, other = pair
     group_sockets.shut_down({one.fileno(): group_sockets.open_sockets()[one.fileno()]})

@@ -237,6 +237,85 @@ def test_a_store_that_does_not_answer_is_that_of_rank_0(error, rank, is_served_b
         assert found is None
 
 
+# ---- broken connections -------------------------------------------------------------------------
+
+
+def ranks_without_connection(size=2):
+    ranks = Ranks(size)
+    for one in ranks.all:
+        one._is_connected = lambda: False
+    return ranks
+
+
+def test_a_rank_that_a_broken_connection_did_not_wake_finds_who_has_ended():
+    """As gloo leaves it that was receiving from a process that is killed."""
+    ranks = ranks_without_connection()
+    waiting, found, began = ranks.all[0], None, ranks.clock.now
+    waiting.activity.inside("copy")
+    while found is None:
+        found = waiting.find_failure()
+        ranks.clock.now += POLLING_SECONDS
+    assert found.rank == 1
+    assert found.told.startswith("its process has ended without an error")
+    assert 4.0 <= ranks.clock.now - began < 8.0
+    assert failure_of_another(waiting._store, 1).told == found.told
+
+
+def test_ranks_that_lose_a_third_do_not_take_each_other_for_it():
+    """Both ask at the same time, each in the thread in which it answers."""
+    ranks = ranks_without_connection(3)
+    asking, other, _ = ranks.all
+    asking.activity.inside("copy")
+    tell = asking._statuses.tell
+
+    def both_tell(seconds):
+        tell(seconds)
+        other._statuses.tell(seconds)
+
+    asking._statuses.tell = both_tell
+    ranks.clock.now += 5.0
+    asking.progress, asking._since = asking.activity.progress, 100.0
+    assert asking.find_failure().rank == 2
+
+
+@pytest.mark.parametrize("other", ["connected", "no verb", "it goes on"])
+def test_a_broken_connection_alone_ends_no_run(other):
+    ranks = ranks_without_connection()
+    waiting = ranks.all[0]
+    if other == "connected":
+        waiting._is_connected = lambda: True
+    if other == "no verb":
+        waiting.activity.verbs.clear()
+    for _ in range(60):
+        if other == "it goes on":
+            waiting.activity.progress += 1
+        assert waiting.find_failure() is None
+        ranks.clock.now += POLLING_SECONDS
+
+
+def test_the_end_of_the_store_does_not_end_the_search():
+    """Rank 0, which served it, is killed while it sends."""
+    store, times = dist.HashStore(), []
+
+    def fail(*arguments):
+        times.append(arguments)
+        raise dist.DistNetworkError("gone")
+
+    waiting = HangDetector(store, 1, 2, Activity(), Signals(), is_connected=lambda: not times)
+    waiting.activity.verbs.append("fit")
+    waiting.activity.inside("copy")
+    assert waiting.find_failure() is None
+    waiting._store = waiting._statuses._store = SimpleNamespace(
+        check=fail, add=fail, set=fail, compare_set=fail
+    )
+    Ranks.clock.now += 1.0
+    assert waiting.find_failure() is None
+    assert waiting.find_failure() is None
+    assert len(times) == 1  # each attempt prints a warning of torch
+    Ranks.clock.now += 4.0
+    assert waiting.find_failure().rank == 0
+
+
 # ---- signals ------------------------------------------------------------------------------------
 
 

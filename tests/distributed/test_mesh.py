@@ -65,7 +65,7 @@ def test_a_mesh_on_another_device_is_refused(mesh):
 
 def test_groups_of_some_ranks_end_with_the_others(group):
     group("gloo")
-    world = DistributedWorld(None, RankInfo(0, 1, 0, "env://"), {}, new_host_group(None))
+    world = DistributedWorld(None, RankInfo(0, 1, 0, "env://"), {}, new_host_group(None, {}))
     own = world.subgroup([[0]])
     assert torch.distributed.get_process_group_ranks(own) == [0]
     world.set_timeout(timedelta(seconds=5))

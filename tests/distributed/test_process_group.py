@@ -38,7 +38,7 @@ def test_host_tensors_travel_beside_a_group_that_takes_none(group):
     tensor = torch.ones(2)
     with pytest.raises(RuntimeError, match="No backend type associated with device type cpu"):
         dist.all_reduce(tensor)
-    side = process_group.new_host_group(None)
+    side = process_group.new_host_group(None, {})
     dist.all_reduce(tensor, group=side)
     process_group.destroy(side)
     process_group.destroy(side)  # as when the program has destroyed everything
@@ -54,7 +54,7 @@ def test_the_time_out_of_groups(group):
     process_group.set_timeout(timedelta(seconds=7))
     assert options_of(default, "cpu")._timeout == timedelta(seconds=7)
     assert options_of(default, "cuda")._timeout == timedelta(seconds=7)
-    side = process_group.new_host_group(timedelta(seconds=3))
+    side = process_group.new_host_group(timedelta(seconds=3), {})
     assert options_of(side, "cpu")._timeout == timedelta(seconds=3)
     process_group.set_timeout(timedelta(seconds=5), side)
     assert options_of(side, "cpu")._timeout == timedelta(seconds=5)

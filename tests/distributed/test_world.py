@@ -67,6 +67,9 @@ class Watch:
     def abort(self):
         self.done.append("abort")
 
+    def report(self, failure):
+        self.failure = failure
+
 
 @pytest.fixture
 def default_group(group):
@@ -80,7 +83,7 @@ def processes(default_group):
 
     def make(size=1, watch=None, rank=0, store=None):
         info = RankInfo(rank, size, rank, "env://")
-        group = new_host_group(None)
+        group = new_host_group(None, {})
         return DistributedWorld(store or dist.HashStore(), info, {}, group, watch=watch)
 
     return make
@@ -168,6 +171,17 @@ def test_the_first_failure_is_that_of_all(processes):
     assert (reported.rank, reported.told) == (0, "ValueError: boom")
     assert second.fail(reported) is reported
     assert watch.done == ["stop", "abort"] * 2
+
+
+def test_a_failure_in_the_side_group_is_left_to_the_thread_that_trains(processes):
+    """Its collective may be almost finished on the other ranks."""
+    watch, error = Watch(), OSError("bad disk")
+    world = processes(watch=watch)
+    assert world.side_group().fail(error) is error
+    assert watch.done == []
+    assert not world.is_broken
+    with pytest.raises(RankError, match="bad disk"):
+        world.in_step()
 
 
 def test_without_the_store_a_failure_is_its_own(processes):

@@ -16,6 +16,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -359,6 +360,38 @@ def killed_before_load(out: Path) -> Any:
     handler.save(out / "whole.pth")
     end_process(out, kill)()
     NNHandler.load(out / "whole.pth", "cpu", model_class=Model(out))
+
+
+def copy_and_kill(out: Path, rank: int, copy: Callable[[torch.Tensor], Any]) -> None:
+    """SIGKILL of ``rank`` while a large tensor is under way."""
+    tensor = torch.ones(50_000_000)
+
+    def end() -> None:
+        time.sleep(0.1)
+        end_process(out, kill, rank=rank)()
+
+    threading.Thread(target=end, daemon=True).start()
+    for _ in range(20):
+        copy(tensor)
+
+
+def killed_in_copy(out: Path, rank: int) -> None:
+    """As when the ranks get the weights of rank 0."""
+    world = make(out).world
+    with world.call("copy"):
+        copy_and_kill(out, rank, lambda tensor: world.copy_from_main([tensor]))
+
+
+@case
+def killed_as_receiver(out: Path) -> Any:
+    """Rank 0 sends."""
+    killed_in_copy(out, 1)
+
+
+@case
+def killed_as_sender(out: Path) -> Any:
+    """Rank 1 receives, and the store ends with rank 0."""
+    killed_in_copy(out, 0)
 
 
 @case
@@ -777,7 +810,7 @@ def wait_for(pairs: dict[Path, list[int]]) -> None:
                 if done == pid:
                     code = os.waitstatus_to_exitcode(status)
                     ended[folder][rank] = {"at": time.time(), "code": code}
-                elif ended[folder] and time.time() - _first(ended[folder]) > 10:
+                elif ended[folder] and time.time() - _first(ended[folder]) > 20:
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
     for folder, ranks in ended.items():
