@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from fitkit.core.errors import RankError
@@ -20,8 +21,8 @@ class FailureWatch:
         find_failure: returns the failure of another rank, if any; called in the thread.
         abort: aborts collectives that the main thread may wait for; called once.
         seconds: polling interval.
-        give_up: called if ``stop`` was not called ``PATIENCE`` seconds after ``abort``: what the
-            main thread is in does not end.
+        give_up: called if ``stop`` was not called ``PATIENCE`` seconds after the watch began to
+            look for this failure: what the main thread is in does not end.
 
     Attributes:
         failure: the failure that was found.
@@ -52,6 +53,7 @@ class FailureWatch:
 
     def _run(self) -> None:
         while not self._stopped.wait(self._seconds):
+            began = time.monotonic()
             try:
                 found = self._find_failure()
             except RuntimeError:
@@ -60,15 +62,16 @@ class FailureWatch:
                 return
             self.failure = self.failure or found
             if self.failure is not None:
-                self._end(self.failure)
+                self._end(self.failure, began)
                 return
 
-    def _end(self, failure: RankError) -> None:
+    def _end(self, failure: RankError, began: float) -> None:
         if self._stopped.wait(self.GRACE):
             return
         self.abort()
         patience = self.PATIENCE_AT_WORK if self._is_own else self.PATIENCE
-        if self._give_up is not None and not self._stopped.wait(patience):
+        left = began + self.GRACE + patience - time.monotonic()
+        if self._give_up is not None and not self._stopped.wait(max(left, patience / 3)):
             self._give_up(failure)
 
     def report(self, failure: RankError) -> None:

@@ -27,7 +27,7 @@ _SECONDS_AFTER_SIGNAL = 2.0
 # ... and one that may itself be at work outside of a training step while no other answers.
 _SECONDS_AFTER_SIGNAL_ALONE = 20.0
 # gloo does not end each transfer whose connection breaks, as when the other process is killed.
-_SECONDS_WITHOUT_CONNECTION = 4.0
+_SECONDS_WITHOUT_CONNECTION = 0.5
 
 
 class HangDetector:
@@ -69,7 +69,8 @@ class HangDetector:
         if activity.progress != self.progress:
             self.progress, self._since = activity.progress, now
         seconds, signaled = now - self._since, self.signals.read()
-        if activity.verbs and seconds >= _SECONDS_WITHOUT_CONNECTION and not self._is_connected():
+        waits = bool(activity.verbs) and (activity.operation is not None or activity.in_step)
+        if waits and seconds >= _SECONDS_WITHOUT_CONNECTION and not self._is_connected():
             return self.explain(is_timeout=False)
         if not self._has_store:
             return None
@@ -101,8 +102,8 @@ class HangDetector:
             failures.acknowledge(self._store, self._rank)
             return failure
         self._statuses.tell(seconds)
-        is_waiting = self.activity.verbs and self.activity.operation is not None
-        deadlock = self._find_deadlock() if is_waiting and seconds >= _SECONDS_TO_LOOK else None
+        waits = self.activity.verbs and self.activity.operation is not None
+        deadlock = self._find_deadlock() if waits and seconds >= _SECONDS_TO_LOOK else None
         if deadlock is None:
             return None
         return failures.publish_found(self._store, self._rank, DeadlockError(deadlock))
@@ -112,8 +113,7 @@ class HangDetector:
         signaled = self.signals.read()
         if signaled is None:
             return None
-        is_interrupt = signaled[0] == signal.SIGINT
-        return KeyboardInterrupt() if is_interrupt else Preempted(signaled[0])
+        return KeyboardInterrupt() if signaled[0] == signal.SIGINT else Preempted(signaled[0])
 
     def explain(self, *, is_timeout: bool) -> RankError | None:
         """Publish which rank ended a collective of this rank, or did not come to it in time.

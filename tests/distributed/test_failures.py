@@ -117,7 +117,7 @@ def test_a_rank_that_is_killed_in_a_transfer_ends_the_other(name, killed, slow):
     assert other["error file"]["message"]["message"].startswith(told)
     # it has raised the error, or has ended where it was
     assert (other["type"], other["code"]) in [("RankError", 0), ("nothing", 1)]
-    assert other["ended"] < 20
+    assert other["ended"] < 10
 
 
 @pytest.mark.ddp

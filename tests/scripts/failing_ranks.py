@@ -810,7 +810,7 @@ def wait_for(pairs: dict[Path, list[int]]) -> None:
                 if done == pid:
                     code = os.waitstatus_to_exitcode(status)
                     ended[folder][rank] = {"at": time.time(), "code": code}
-                elif ended[folder] and time.time() - _first(ended[folder]) > 20:
+                elif ended[folder] and time.time() - _first(ended[folder]) > 10:
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
     for folder, ranks in ended.items():
