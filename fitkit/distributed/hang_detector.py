@@ -251,9 +251,8 @@ def end_process(detector: HangDetector, failure: RankError) -> None:
     activity = detector.activity
     if not activity.verbs or activity.progress != detector.progress:
         return  # it is not in a call, or has noticed
-    sys.stderr.write(
-        f"{failure}. This rank did not notice and ends; it was at\n{stack_of_main_thread()}"
-    )
+    told, stack = str(failure).rstrip("."), stack_of_main_thread()
+    sys.stderr.write(f"{told}. This rank did not notice and ends; it was at\n{stack}")
     sys.stderr.flush()
     failures.write_error_file(failure)
     signaled = detector.end_after_signal()
