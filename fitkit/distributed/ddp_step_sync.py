@@ -81,12 +81,10 @@ class DDPStepSync(StepSync):
         counts: Counts | None = None if ddp is None else ddp.module.counts
         if counts is None:
             return super().begin_sum_counts(samples, weight)
-        counts.values = torch.tensor([samples, weight], dtype=counts.values.dtype)
+        counts.set(samples, weight)
         return lambda: self._of_batches(*counts.sums(self._world.size))
 
-    def backward(
-        self, loss: Tensor | None, run: Callable[[Tensor], None], *, is_full: bool
-    ) -> None:
+    def backward(self, loss: Tensor | None, run: Callable[..., None], *, is_full: bool) -> None:
         """See ``StepSync``; only the last batch of a window communicates."""
         # torch counts the hooks of a static graph also in passes without communication
         ddp = self._update() if is_full or self._options.get("static_graph") else None
@@ -97,7 +95,11 @@ class DDPStepSync(StepSync):
         if loss is None:
             return
         with self._world.in_step():
-            run(loss if ddp is None else ddp(loss))
+            if ddp is None:
+                run(loss)
+            else:
+                loss, *views = ddp(loss)
+                run(loss, *ddp.module.others(views))
         if ddp is not None:
             self._require_finished(ddp)
 
@@ -157,7 +159,9 @@ def _arrange_buckets(ddp: DistributedDataParallel, trained: Sequence[Tensor]) ->
         loss = trained[0].new_zeros(())
         for parameter, nothing in zip(trained, ddp.module.without_values(trained), strict=True):
             loss = with_gradients(loss, [nothing], [parameter])
-        ddp(loss).backward()
+        loss, *views = ddp(loss)
+        tensors, given = zip((loss, None), *ddp.module.others(views), strict=True)
+        torch.autograd.backward(tensors, given)
         ddp.reducer._rebuild_buckets()  # noqa: SLF001  the first thing of each forward pass
     finally:
         for of, before in zip(hooks, kept, strict=True):

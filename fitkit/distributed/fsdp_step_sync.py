@@ -74,9 +74,7 @@ class FSDPStepSync(StepSync):
         """The batch's own loss without gradients, as all ranks must call the model's blocks."""
         return None if loss is None else loss.nan_to_num() * 0.0
 
-    def backward(
-        self, loss: Tensor | None, run: Callable[[Tensor], None], *, is_full: bool
-    ) -> None:
+    def backward(self, loss: Tensor | None, run: Callable[..., None], *, is_full: bool) -> None:
         """See ``StepSync``; averages after each pass, as FSDP does, so the mean so far is equal."""
         if loss is not None:  # steps of sharded models may not skip batches
             self._model.prepare_backward(loss)

@@ -37,13 +37,17 @@ class LossGate(nn.Module):
         if self.counts is not None:
             self.register_parameter("num_samples_and_weight", self.counts.parameter)
 
-    def forward(self, loss: Tensor) -> Tensor:
-        """The loss."""
-        counts = self.counts
-        if counts is None:
-            return loss
-        counts.parameter.grad = None
-        return with_gradients(loss, [counts.values], [counts.parameter])
+    def forward(self, loss: Tensor) -> tuple[Tensor, ...]:
+        """The loss, and a view of the parameter of ``counts``, which gets them as its gradient."""
+        if self.counts is None:
+            return (loss,)
+        parameter = self.counts.parameter
+        parameter.grad = None
+        return loss, parameter.view_as(parameter)
+
+    def others(self, views: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """What the backward pass starts from besides the loss: ``views`` with their gradients."""
+        return [(view, self.counts.values) for view in views if self.counts is not None]
 
     @staticmethod
     def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +76,12 @@ class Counts:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.values = torch.zeros(2, dtype=dtype)
-        self.parameter = nn.Parameter(self.values)
+        self._numbers = self.values.numpy()  # the same memory, into which numbers are written fast
+        self.parameter = nn.Parameter(torch.zeros(2, dtype=dtype))
+
+    def set(self, samples: float, weight: float) -> None:
+        """Set the values; the last backward pass may have used their memory for its gradient."""
+        self._numbers[:] = samples, weight
 
     def sums(self, size: int) -> list[float]:
         """The sums of the values over the ranks, of which DDP has taken the mean."""

@@ -121,14 +121,12 @@ class StepSync:
         copies = self._world.size // self.size
         return round(samples / copies), weight / copies
 
-    def backward(
-        self, loss: Tensor | None, run: Callable[[Tensor], None], *, is_full: bool
-    ) -> None:
+    def backward(self, loss: Tensor | None, run: Callable[..., None], *, is_full: bool) -> None:
         """A backward pass, at the end of which a full window has the mean gradients of all ranks.
 
         Args:
             loss: of this rank; ``None``: its batch has no weight.
-            run: the backward pass of one rank.
+            run: the backward pass of one rank, ``(loss, *others)`` as ``run_backward``.
             is_full: whether the batch is the last of its accumulation window.
 
         Raises:

@@ -34,9 +34,9 @@ class Precision:
         """The context for the model and the loss."""
         return _NO_AUTOCAST
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradients of ``loss``."""
-        run_backward(loss)
+    def backward(self, loss: Tensor, *others: tuple[Tensor, Tensor]) -> None:
+        """Accumulate the gradients of ``loss``, and those of ``others``, which are given."""
+        run_backward(loss, *others)
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Undo the scaling of the gradients."""
@@ -77,9 +77,9 @@ class Float16(BFloat16):
         self.scaler = torch.amp.GradScaler(device.type)
         self._has_scaled = False
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradients of the scaled loss."""
-        run_backward(self._scale(loss))
+    def backward(self, loss: Tensor, *others: tuple[Tensor, Tensor]) -> None:
+        """Accumulate the gradients of the scaled loss, and those of ``others``."""
+        run_backward(self._scale(loss), *others)
 
     def _scale(self, loss: Tensor) -> Tensor:
         self._has_scaled = True

@@ -15,6 +15,7 @@ from fitkit.distributed import ddp_step_sync
 from fitkit.distributed.ddp_step_sync import DDPStepSync
 from fitkit.distributed.loss_gate import LossGate
 from fitkit.distributed.world import World
+from fitkit.runtime.backward import run_backward
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "steps_run.py"
 
@@ -84,7 +85,8 @@ def test_buckets_are_arranged_before_the_first_step_and_nothing_hears_of_it(grou
     assert model[0].bias.grad is None
     assert not ddp.reducer._rebuild_buckets(), "they are not arranged again"
     indices = torch.tensor([1])
-    ddp(model[0](torch.ones(1, 2)).sum() + model[1](indices).sum()).backward()
+    loss, *views = ddp(model[0](torch.ones(1, 2)).sum() + model[1](indices).sum())
+    run_backward(loss, *ddp.module.others(views))
     assert len(called) == 2 * 3
     assert not ddp.reducer._rebuild_buckets()
     assert torch.equal(model[0].weight.grad, torch.full((3, 2), 2.0))
@@ -119,12 +121,13 @@ def test_a_tensor_that_only_the_optimizer_has_is_wrapped_as_it_is(built):
 def test_a_batch_inside_a_window_is_not_communicated_and_one_without_weight_not_computed(built):
     model = nn.Linear(1, 1)
     sync, losses = make_sync(model), []
-    sync.backward(None, losses.append, is_full=False)
+    append = lambda loss, *others: losses.append(loss)  # noqa: E731
+    sync.backward(None, append, is_full=False)
     assert losses == []
     loss = model(torch.ones(1, 1)).sum()
-    sync.backward(loss, losses.append, is_full=False)
+    sync.backward(loss, append, is_full=False)
     assert losses == [loss]
-    sync.backward(None, losses.append, is_full=True)
+    sync.backward(None, append, is_full=True)
     losses[1].backward()
     assert model.weight.grad is None
 
@@ -134,7 +137,7 @@ def test_ddp_is_built_again_when_something_else_is_trained(built):
     sync = make_sync(model)
     for is_trained in (True, False, False, True):
         model.bias.requires_grad_(is_trained)
-        sync.backward(model(torch.ones(1, 1)).sum(), torch.Tensor.backward, is_full=True)
+        sync.backward(model(torch.ones(1, 1)).sum(), run_backward, is_full=True)
     assert len(built) == 3
     assert built[-1][1] == {"init_sync": False}  # which would change weights that autograd needs
 

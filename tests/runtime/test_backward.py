@@ -76,6 +76,19 @@ def test_gradients_add_up(model):
         assert torch.equal(parameter.grad, expected)
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_pass_may_start_from_further_tensors(model, is_known, monkeypatch):
+    expected = gradients_by(Tensor.backward, model, LOSSES["class"])
+    if not is_known:
+        monkeypatch.setattr(backward, "_ENGINE", None)
+    parameter, gradient = torch.zeros(2, requires_grad=True), torch.tensor([3.0, 4.0])
+    run = lambda loss: run_backward(loss, (parameter.view_as(parameter), gradient))  # noqa: E731
+    found = gradients_by(run, model, LOSSES["class"])
+    assert all(map(torch.equal, found, expected))
+    assert torch.equal(parameter.grad, gradient)
+    assert parameter.grad is not gradient
+
+
 def test_a_loss_that_is_a_leaf_has_a_gradient_of_its_own():
     first, second = (torch.tensor(2.0, requires_grad=True) for _ in range(2))
     run_backward(first), run_backward(second)
