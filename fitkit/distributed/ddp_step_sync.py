@@ -95,11 +95,7 @@ class DDPStepSync(StepSync):
         if loss is None:
             return
         with self._world.in_step():
-            if ddp is None:
-                run(loss)
-            else:
-                loss, *views = ddp(loss)
-                run(loss, *ddp.module.others(views))
+            run(*([loss] if ddp is None else pass_gate(ddp, loss)))
         if ddp is not None:
             self._require_finished(ddp)
 
@@ -135,6 +131,12 @@ class DDPStepSync(StepSync):
         return names_of([trained[int(index)] for index in found[1].split()])
 
 
+def pass_gate(ddp: DistributedDataParallel, loss: Tensor) -> list[Any]:
+    """What ``run_backward`` takes: the loss behind DDP's ``LossGate``, then what goes with it."""
+    passed, *views = ddp(loss)
+    return [passed, *((view, ddp.module.counts.values) for view in views)]
+
+
 def _keeps_buckets(options: Mapping[str, Any]) -> bool:
     """Whether DDP never arranges its buckets anew, or must see a whole step before."""
     return bool(options.get("find_unused_parameters") or options.get("static_graph"))
@@ -159,8 +161,8 @@ def _arrange_buckets(ddp: DistributedDataParallel, trained: Sequence[Tensor]) ->
         loss = trained[0].new_zeros(())
         for parameter, nothing in zip(trained, ddp.module.without_values(trained), strict=True):
             loss = with_gradients(loss, [nothing], [parameter])
-        loss, *views = ddp(loss)
-        tensors, given = zip((loss, None), *ddp.module.others(views), strict=True)
+        passed, *others = pass_gate(ddp, loss)
+        tensors, given = zip((passed, None), *others, strict=True)
         torch.autograd.backward(tensors, given)
         ddp.reducer._rebuild_buckets()  # noqa: SLF001  the first thing of each forward pass
     finally:

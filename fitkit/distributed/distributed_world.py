@@ -203,7 +203,7 @@ class DistributedWorld(GroupWorld):
         It may be in a collective that the others have almost finished.
         """
         if self._watch is not None and self._is_side:
-            self._watch.report(failure)
+            self._watch.report(failure, is_own=failure.rank == self.rank)
         elif self._watch is not None:
             self._watch.stop()
             self._watch.abort()  # else a later copy from the device would wait for the others

@@ -74,9 +74,12 @@ class FailureWatch:
         if self._give_up is not None and not self._stopped.wait(max(left, patience / 3)):
             self._give_up(failure)
 
-    def report(self, failure: RankError) -> None:
-        """Let the main thread learn that another thread of this rank has failed."""
-        self._is_own, self.failure = True, failure
+    def report(self, failure: RankError, *, is_own: bool) -> None:
+        """Let the main thread learn of a failure that another thread of this rank has met.
+
+        ``is_own``: this rank has failed itself, so the main thread may be at work and not waiting.
+        """
+        self._is_own, self.failure = is_own, failure
 
     def abort(self) -> None:
         """Abort once; two concurrent aborts would wait for each other inside torch."""

@@ -45,10 +45,6 @@ class LossGate(nn.Module):
         parameter.grad = None
         return loss, parameter.view_as(parameter)
 
-    def others(self, views: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """What the backward pass starts from besides the loss: ``views`` with their gradients."""
-        return [(view, self.counts.values) for view in views if self.counts is not None]
-
     @staticmethod
     def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
         """DDP's options, with the names of parameters as they are below this module."""
@@ -76,12 +72,11 @@ class Counts:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.values = torch.zeros(2, dtype=dtype)
-        self._numbers = self.values.numpy()  # the same memory, into which numbers are written fast
         self.parameter = nn.Parameter(torch.zeros(2, dtype=dtype))
 
     def set(self, samples: float, weight: float) -> None:
         """Set the values; the last backward pass may have used their memory for its gradient."""
-        self._numbers[:] = samples, weight
+        self.values.numpy()[:] = samples, weight  # a new tensor takes several times as long
 
     def sums(self, size: int) -> list[float]:
         """The sums of the values over the ranks, of which DDP has taken the mean."""

@@ -85,8 +85,8 @@ def test_buckets_are_arranged_before_the_first_step_and_nothing_hears_of_it(grou
     assert model[0].bias.grad is None
     assert not ddp.reducer._rebuild_buckets(), "they are not arranged again"
     indices = torch.tensor([1])
-    loss, *views = ddp(model[0](torch.ones(1, 2)).sum() + model[1](indices).sum())
-    run_backward(loss, *ddp.module.others(views))
+    loss = model[0](torch.ones(1, 2)).sum() + model[1](indices).sum()
+    run_backward(*ddp_step_sync.pass_gate(ddp, loss))
     assert len(called) == 2 * 3
     assert not ddp.reducer._rebuild_buckets()
     assert torch.equal(model[0].weight.grad, torch.full((3, 2), 2.0))

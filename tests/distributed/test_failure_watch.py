@@ -103,20 +103,22 @@ def test_the_main_thread_may_notice_by_itself_before_connections_close(wait, wat
     assert wait.times == 0
 
 
-@pytest.mark.parametrize("seconds_at_work", [2 * SHORT, 60.0])
+@pytest.mark.parametrize(
+    ("seconds_at_work", "is_own"), [(2 * SHORT, True), (60, True), (60, False)]
+)
 def test_a_failure_in_a_thread_beside_training_ends_what_does_not_notice(
-    seconds_at_work, wait, watching, monkeypatch
+    seconds_at_work, is_own, wait, watching, monkeypatch
 ):
     monkeypatch.setattr(FailureWatch, "PATIENCE_AT_WORK", seconds_at_work)
     monkeypatch.setattr(FailureWatch, "PATIENCE", SHORT)
     gave_up = []
     watch = watching(lambda: None, wait.abort, SHORT, gave_up.append)
     failure = RankError(0, "bad disk")
-    watch.report(failure)
+    watch.report(failure, is_own=is_own)
     assert watch.failure is failure  # at once, for the next collective of the main thread
     wait()
     watch._thread.join(0.5)
-    assert gave_up == ([failure] if seconds_at_work < 1 else [])
+    assert gave_up == ([failure] if seconds_at_work < 1 or not is_own else [])
 
 
 def test_a_failure_of_its_own_rank_is_not_heard(wait, watching):

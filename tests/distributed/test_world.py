@@ -67,8 +67,8 @@ class Watch:
     def abort(self):
         self.done.append("abort")
 
-    def report(self, failure):
-        self.failure = failure
+    def report(self, failure, *, is_own):
+        self.failure, self.is_own = failure, is_own
 
 
 @pytest.fixture
@@ -179,9 +179,18 @@ def test_a_failure_in_the_side_group_is_left_to_the_thread_that_trains(processes
     world = processes(watch=watch)
     assert world.side_group().fail(error) is error
     assert watch.done == []
+    assert watch.is_own
     assert not world.is_broken
     with pytest.raises(RankError, match="bad disk"):
         world.in_step()
+
+
+def test_the_side_group_tells_apart_whose_failure_it_has_met(processes):
+    store, watch = dist.HashStore(), Watch()
+    processes(2, rank=1, store=store).fail(ValueError("boom"))
+    side = processes(watch=watch, store=store).side_group()
+    assert side.fail(RuntimeError("Connection closed by peer")).rank == 1
+    assert (watch.failure.rank, watch.is_own) == (1, False)
 
 
 def test_without_the_store_a_failure_is_its_own(processes):
